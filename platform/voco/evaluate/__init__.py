@@ -1,0 +1,1 @@
+"""Answers by the cached path, and what they are worth."""

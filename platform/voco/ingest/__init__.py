@@ -1,0 +1,1 @@
+"""Source files of every dataset to `samples/` and `rejects/`. Never imports torch."""

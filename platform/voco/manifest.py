@@ -1,0 +1,156 @@
+"""What a job leaves beside its output: `run.json` first, so that an output names its run, and `manifest.json` last.
+
+An output without a manifest is unfinished; sent again, its job continues. Parents are held by the hash of their manifests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import time
+from typing import Any
+
+from pydantic import BaseModel
+
+from voco import spec, storage
+from voco.errors import Refused
+from voco.spec import Job
+
+SCHEMA_VERSION = 1
+
+
+class Manifest(BaseModel):
+    """The record of a finished output. `tables` holds {path, rows, bytes, sha256} of every file, by table."""
+
+    schema_version: int = SCHEMA_VERSION
+    kind: str
+    name: str
+    run_id: str
+    spec_sha256: str
+    counts: dict[str, Any] = {}  # read, written, rejected {reason: n}
+    tables: dict[str, list[dict[str, Any]]] = {}
+    parents: list[dict[str, str]] = []  # uri, manifest_sha256
+    source: list[dict[str, Any]] = []  # uri, size, etag or sha256
+    statistics: dict[str, Any] = {}
+    versions: dict[str, str] = {}
+    seconds: float = 0.0
+
+
+def versions() -> dict[str, str]:
+    """Versions of what shapes the bytes of an output; packages that are absent are left out."""
+    found = {}
+    for package in ("voco", "ray", "torch", "transformers", "deepspeed", "pyarrow"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def read(output: str) -> Manifest | None:
+    """The manifest of a finished output, or None."""
+    uri = storage.join(output, "manifest.json")
+    return Manifest.model_validate(storage.read_json(uri)) if storage.exists(uri) else None
+
+
+def sha256(output: str) -> str | None:
+    uri = storage.join(output, "manifest.json")
+    return hashlib.sha256(storage.read_bytes(uri)).hexdigest() if storage.exists(uri) else None
+
+
+def input_states(job: Job) -> dict[str, str]:
+    """Each outside input URI of a job, with what identifies its state: manifest hash, or size and hash of a file.
+
+    Media folders are not fingerprinted. Raises Refused for an input that is missing or unfinished.
+    """
+    stages = job.flow.stages if job.flow is not None else [job]
+    states: dict[str, str] = {}
+    for index, stage in enumerate(stages):
+        prefix = f"flow.stages[{index}]." if job.flow is not None else ""
+        for key, uri in stage.inputs.uris().items():
+            if not uri.startswith("@"):
+                states[uri] = _state(f"{prefix}{key}", uri)
+    return states
+
+
+def _state(key: str, uri: str) -> str:
+    if storage.is_placeholder(uri):
+        raise Refused(f"{key}: {uri} is a placeholder; put your own location there")
+    place = storage.resolve(uri)
+    if not storage.exists(place):
+        raise Refused(f"{key}: {uri} does not exist")
+    if key.endswith("inputs.annotations"):
+        mark = storage.fingerprint(place)
+        return f"{mark['size']}:{mark.get('sha256') or mark.get('etag')}"
+    if key.endswith("inputs.media"):
+        return "media"
+    state = sha256(place)
+    if state is None:
+        raise Refused(f"{key}: {uri} has no manifest.json: it is not a finished output of a job")
+    return state
+
+
+def begin(job: Job, run_id: str, replace: bool = False) -> Manifest | None:
+    """Claim an output for a run. Returns its manifest when this run already finished it.
+
+    Raises Refused when the output holds another run (and `replace` is off), holds files of no run, cannot be written,
+    or has a parent that changed since.
+    """
+    output = storage.resolve(job.output)
+    held = storage.join(output, "run.json")
+    if storage.exists(held):
+        other = storage.read_json(held)["run_id"]
+        if other != run_id and not replace:
+            raise Refused(f"output: {job.output} holds run {other}, this job is {run_id}; use another output, or --replace")
+        if other != run_id:
+            storage.delete(output)
+    elif storage.names(output):
+        raise Refused(f"output: {job.output} holds files that no job wrote; use another output")
+    finished = read(output)
+    if finished is not None:
+        check_parents(finished)
+        return finished
+    storage.check_writable(output)
+    storage.write_json(held, {"run_id": run_id, "job": job.model_dump(exclude_none=True)})
+    return None
+
+
+def check_parents(manifest: Manifest) -> None:
+    """A direct parent that is there with another manifest is an error; one that is gone is no reason to stop."""
+    for parent in manifest.parents:
+        now = sha256(parent["uri"])
+        if now is not None and now != parent["manifest_sha256"]:
+            raise Refused(
+                f"{manifest.name}: its parent {parent['uri']} has manifest {now[:12]}, "
+                f"but it was made from {parent['manifest_sha256'][:12]}; use --replace to make it again"
+            )
+
+
+def finish(job: Job, run_id: str, started: float, **fields: Any) -> Manifest:
+    """Write the manifest, which makes the output finished. `started` is `time.time()` of the start."""
+    parents, source = [], []
+    for key, uri in job.inputs.uris().items():
+        place = storage.resolve(uri)
+        if key == "inputs.annotations":
+            source.append(storage.fingerprint(place))
+        elif key != "inputs.media":
+            parents.append({"uri": place, "manifest_sha256": str(sha256(place))})
+    text = job.model_dump_json(exclude_none=True)
+    manifest = Manifest(
+        kind=job.kind,
+        name=job.name,
+        run_id=run_id,
+        spec_sha256=hashlib.sha256(text.encode()).hexdigest(),
+        parents=parents,
+        source=source,
+        versions=versions(),
+        seconds=round(time.time() - started, 3),
+        **fields,
+    )
+    storage.write_json(storage.join(storage.resolve(job.output), "manifest.json"), manifest.model_dump())
+    return manifest
+
+
+def job_run_id(job: Job) -> str:
+    """The run id of a job whose inputs are there."""
+    return spec.run_id(job, input_states(job))

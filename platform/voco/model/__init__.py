@@ -1,0 +1,1 @@
+"""The method: masks, positions, the model, its caches. Torch and transformers only, never Ray or DeepSpeed."""

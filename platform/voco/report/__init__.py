@@ -1,0 +1,1 @@
+"""One HTML file from any outputs: tables, plots, answers side by side."""

@@ -1,0 +1,191 @@
+"""Every byte that outlives a process goes through here: local paths and `s3://`, by fsspec and s3fs.
+
+s3fs reads credentials and `AWS_ENDPOINT_URL` from the environment; nothing here takes a secret as an argument.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import IO, Any
+
+import fsspec
+import pyarrow.fs as pafs
+from fsspec.implementations.local import LocalFileSystem
+
+from voco.errors import Refused
+
+PLACEHOLDER = "YOUR-"  # s3://YOUR-BUCKET/...: a job file that is to be filled in
+
+
+def is_placeholder(uri: str) -> bool:
+    """True for a URI that still has to be filled in; `plan` passes over it, `run` and `submit` refuse it."""
+    return PLACEHOLDER in uri
+
+
+def resolve(uri: str, root: str | None = None) -> str:
+    """Make a local path absolute against `root` (default: the working directory); leave `s3://` as it is.
+
+    Ray Train workers change directory, so every path is resolved once, in the driver.
+    """
+    if "://" in uri:
+        if not uri.startswith("s3://"):
+            raise Refused(f"{uri}: expected a local path or s3://, got {uri.split('://')[0]}://")
+        return uri.rstrip("/")
+    return os.path.abspath(os.path.join(root or os.getcwd(), os.path.expanduser(uri)))
+
+
+def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The fsspec file system of a resolved URI and the path inside it."""
+    if uri.startswith("s3://"):
+        return fsspec.filesystem("s3"), uri.removeprefix("s3://")
+    return LocalFileSystem(), uri
+
+
+def arrow_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
+    """The same for pyarrow and Ray Train. S3 goes through s3fs: pyarrow's own client fails on some servers."""
+    fs, path = filesystem(uri)
+    if isinstance(fs, LocalFileSystem):
+        return pafs.LocalFileSystem(), path
+    return pafs.PyFileSystem(pafs.FSSpecHandler(fs)), path
+
+
+def join(uri: str, *parts: str) -> str:
+    return "/".join([uri.rstrip("/"), *parts])
+
+
+def fresh(uri: str) -> None:
+    """Forget cached listings: another process may have written since."""
+    fs, _ = filesystem(uri)
+    fs.invalidate_cache()
+
+
+def exists(uri: str) -> bool:
+    fresh(uri)
+    fs, path = filesystem(uri)
+    return bool(fs.exists(path))
+
+
+def names(uri: str) -> list[str]:
+    """Names directly under a directory, sorted; empty when there is none."""
+    fresh(uri)
+    fs, path = filesystem(uri)
+    if not fs.isdir(path):
+        return []
+    return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in fs.ls(path, detail=False))
+
+
+def read_bytes(uri: str) -> bytes:
+    fs, path = filesystem(uri)
+    return bytes(fs.cat_file(path))
+
+
+def open_read(uri: str) -> IO[bytes]:
+    fs, path = filesystem(uri)
+    handle: IO[bytes] = fs.open(path, "rb")
+    return handle
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Write whole or not at all: a temporary name and a rename on disk, a single put on S3."""
+    fs, path = filesystem(uri)
+    if isinstance(fs, LocalFileSystem):
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
+        partial.write_bytes(data)
+        os.replace(partial, target)
+    else:
+        fs.pipe_file(path, data)
+
+
+def put_file(local: Path, uri: str) -> None:
+    """Move a finished local file to `uri`, whole or not at all. The local file is gone afterwards."""
+    fs, path = filesystem(uri)
+    if isinstance(fs, LocalFileSystem):
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
+        shutil.move(local, partial)
+        os.replace(partial, target)
+    else:
+        fs.put_file(str(local), path)
+        local.unlink()
+
+
+def put_directory(local: Path, uri: str) -> None:
+    """Copy every file under `local` to `uri`."""
+    for file in sorted(path for path in local.rglob("*") if path.is_file()):
+        write_bytes(join(uri, file.relative_to(local).as_posix()), file.read_bytes())
+
+
+def get_directory(uri: str, local: Path) -> Path:
+    """A local directory with the files of `uri`: the directory itself when it is local, else a copy in `local`."""
+    fs, path = filesystem(uri)
+    if isinstance(fs, LocalFileSystem):
+        return Path(path)
+    local.mkdir(parents=True, exist_ok=True)
+    for entry in fs.find(path):
+        target = local / entry.removeprefix(path).lstrip("/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        fs.get_file(entry, str(target))
+    return local
+
+
+def read_json(uri: str) -> Any:
+    return json.loads(read_bytes(uri))
+
+
+def write_json(uri: str, value: Any) -> None:
+    write_bytes(uri, (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
+
+
+def delete(uri: str) -> None:
+    """Remove a file or a whole directory; nothing happens when it is not there."""
+    fresh(uri)
+    fs, path = filesystem(uri)
+    if fs.exists(path):
+        fs.rm(path, recursive=True)
+
+
+def sha256(uri: str) -> str:
+    digest = hashlib.sha256()
+    with open_read(uri) as handle:
+        while block := handle.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def fingerprint(uri: str) -> dict[str, Any]:
+    """What identifies a source file: uri, size in bytes, and the content's sha256 (local) or the ETag (S3)."""
+    fresh(uri)
+    fs, path = filesystem(uri)
+    info = fs.info(path)
+    if isinstance(fs, LocalFileSystem):
+        return {"uri": uri, "size": int(info["size"]), "sha256": sha256(uri)}
+    return {"uri": uri, "size": int(info["size"]), "etag": str(info.get("ETag", "")).strip('"')}
+
+
+def free_bytes(uri: str) -> int | None:
+    """Free bytes where `uri` will be written; None on S3, where there is no such limit."""
+    fs, path = filesystem(uri)
+    if not isinstance(fs, LocalFileSystem):
+        return None
+    place = Path(path)
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
+def check_writable(uri: str) -> None:
+    """Refuse an output that cannot be written, before any work is done."""
+    probe = join(uri, f".write-probe-{uuid.uuid4().hex[:8]}")
+    try:
+        write_bytes(probe, b"")
+        delete(probe)
+    except (OSError, PermissionError) as error:
+        raise Refused(f"output: {uri}: cannot be written: {error}") from error

@@ -1,0 +1,1 @@
+"""Ray Train workers with DeepSpeed: order, batches, one step, checkpoints."""

@@ -1,0 +1,122 @@
+"""Work in units: a list without bytes, cut into units, each written once (design section 4).
+
+`work/list.parquet` holds the list; its row group k is unit k. Unit k writes its parts and last `units/k.json`, so
+resuming means the units without that file, and the output is the same bytes after any kill.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from voco import rows, storage
+from voco.spec import Resources
+
+
+class Worker(Protocol):
+    """What a unit is done by: built once in each process, called for each unit."""
+
+    def __call__(self, unit: int, work: pa.Table) -> dict[str, Any]:
+        """Write the unit's files; return its record: {"tables": {name: [entries]}, "counts": {...}, ...}."""
+
+
+def list_uri(output: str) -> str:
+    return storage.join(output, "work", "list.parquet")
+
+
+def part(output: str, table: str, unit: int) -> str:
+    return storage.join(output, table, f"part-{unit:05d}.parquet")
+
+
+def write_list(output: str, units: Iterator[pa.Table], schema: pa.Schema) -> int:
+    """Write the work list, one table a unit, and return the number of units. A list that is there is kept."""
+    if not storage.exists(list_uri(output)):
+        rows.write_table(list_uri(output), units, schema)
+    with rows.open_parquet(list_uri(output)) as file:
+        return int(file.num_row_groups)
+
+
+def record_uri(output: str, unit: int) -> str:
+    return storage.join(output, "units", f"{unit:05d}.json")
+
+
+def records(output: str) -> list[dict[str, Any]]:
+    """The records of all finished units, in order."""
+    return [storage.read_json(storage.join(output, "units", name)) for name in storage.names(storage.join(output, "units"))]
+
+
+def pending(output: str, total: int) -> list[int]:
+    done = set(storage.names(storage.join(output, "units")))
+    return [unit for unit in range(total) if f"{unit:05d}.json" not in done]
+
+
+class _UnitCall:
+    """One unit in whatever process: read its slice of the list, work, then say that it is done."""
+
+    def __init__(self, output: str, worker: type[Worker], arguments: dict[str, Any]) -> None:
+        self.output = output
+        self.worker = worker(**arguments)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        unit = int(batch["unit"][0])
+        with rows.open_parquet(list_uri(self.output)) as file:
+            work = file.read_row_group(unit)
+        record = self.worker(unit, work)
+        storage.write_json(record_uri(self.output, unit), {"unit": unit, **record})
+        return {"unit": [unit], "rows": [work.num_rows]}
+
+
+def run(
+    output: str, total: int, worker: type[Worker], arguments: dict[str, Any], resources: Resources, in_process: bool, label: str
+) -> list[dict[str, Any]]:
+    """Do every unit that is not done and return all records in order.
+
+    `worker(**arguments)` is built once a process: here when `in_process`, else in an actor pool of Ray Data.
+    """
+    todo = pending(output, total)
+    if len(todo) < total:
+        print(f"{label}: {total - len(todo)} of {total} units are done already", flush=True)
+    started = time.monotonic()
+    done = 0
+    for finished in _calls(output, todo, worker, arguments, resources, in_process):
+        done += finished
+        spent = time.monotonic() - started
+        left = spent / done * (len(todo) - done)
+        print(f"{label}: unit {total - len(todo) + done}/{total}, {spent:.0f} s, {left:.0f} s left", flush=True)
+    return records(output)
+
+
+def _calls(
+    output: str, todo: list[int], worker: type[Worker], arguments: dict[str, Any], resources: Resources, in_process: bool
+) -> Iterator[int]:
+    if not todo:
+        return
+    if in_process:
+        call = _UnitCall(output, worker, arguments)
+        for unit in todo:
+            call({"unit": [unit]})
+            yield 1
+        return
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.execution_options.verbose_progress = False
+    pool = min(resources.workers, len(todo))
+    dataset = ray.data.from_items([{"unit": unit} for unit in todo], override_num_blocks=len(todo)).map_batches(
+        _UnitCall,
+        fn_constructor_args=(output, worker, arguments),
+        batch_size=1,
+        batch_format="numpy",
+        compute=ray.data.ActorPoolStrategy(size=pool),
+        num_cpus=resources.cpus_per_worker,
+        num_gpus=resources.gpus_per_worker,
+        accelerator_type=resources.accelerator,
+        max_restarts=-1,
+        max_task_retries=3,
+    )
+    for batch in dataset.iter_batches(batch_size=1, prefetch_batches=0):
+        yield len(batch["unit"])
