@@ -1,0 +1,121 @@
+"""From answers to scores: the rule that marks an answer, and the rows of the scores table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from voco import rows
+from voco.errors import Refused
+from voco.evaluate.retention import Resampled, bootstrap, retention, share_of_upper
+
+ALL = "all"  # the category that holds every question
+MEASURED = ("checkpoint", "cache_bytes", "full_cache_bytes", "prefill_flops", "latency_s", "seconds")
+
+
+def exact_match(prediction: str, references: Sequence[str]) -> float:
+    """1.0 when the prediction equals one of the references, else 0.0.
+
+    The rule of LLaVA's GQA converter (scripts/convert_gqa_for_eval.py): lower case, trailing full stops off, and
+    blanks around it; no articles, synonyms or number words are forgiven.
+    """
+    return float(_plain(prediction) in {_plain(reference) for reference in references})
+
+
+def _plain(text: str) -> str:
+    return text.strip().rstrip(".").strip().lower()
+
+
+def join_correct(tables: dict[str, pa.Table]) -> tuple[NDArray[np.str_], NDArray[np.str_], dict[str, NDArray[np.float64]]]:
+    """The answers of several methods to the same questions, joined by (sample_id, conversation_index), never by order.
+
+    Returns sample_id (Q,), category (Q,) of the first table, and `correct` (Q,) of each, ordered by the key.
+    Raises Refused when a table has a question twice or the sets of questions differ.
+    """
+    sorted_tables = {name: table.sort_by(_BY_KEY) for name, table in tables.items()}
+    keys = {name: _keys(table) for name, table in sorted_tables.items()}
+    first, *others = keys
+    for name, held in keys.items():
+        if len(set(held)) != len(held):
+            raise Refused(f"answers of {name}: {len(held) - len(set(held))} questions are answered more than once")
+    for name in others:
+        if keys[name] != keys[first]:
+            only_first, only_other = len(set(keys[first]) - set(keys[name])), len(set(keys[name]) - set(keys[first]))
+            raise Refused(
+                f"answers of {name} and {first} are not to the same questions: {only_other} only in {name}, "
+                f"{only_first} only in {first}; evaluate both on the same samples"
+            )
+    table = sorted_tables[first]
+    return (
+        np.asarray(table["sample_id"].to_pylist(), dtype=np.str_),
+        np.asarray(table["category"].to_pylist(), dtype=np.str_),
+        {name: held["correct"].to_numpy().astype(np.float64) for name, held in sorted_tables.items()},
+    )
+
+
+_BY_KEY = [("sample_id", "ascending"), ("conversation_index", "ascending")]
+
+
+def _keys(table: pa.Table) -> list[tuple[str, int]]:
+    return list(zip(table["sample_id"].to_pylist(), table["conversation_index"].to_pylist(), strict=True))
+
+
+def score_rows(
+    answers: pa.Table, upper: pa.Table | None, lower: pa.Table | None, resamples: int, seed: int, **measures: Any
+) -> list[dict[str, Any]]:
+    """Rows of the scores table for one checkpoint: category "all" first, then each category by name.
+
+    answers, upper, lower: tables of rows.ANSWERS about the same questions; without both bounds there is no retention.
+    measures: what only the caller knows, by column name (`MEASURED`); the same in every row, None when left out.
+    Raises Refused for questions that differ, and for answers of more than one checkpoint, benchmark, method or n.
+    """
+    unknown = sorted(set(measures) - set(MEASURED))
+    if unknown:
+        raise ValueError(f"expected measures among {', '.join(MEASURED)}, got {', '.join(unknown)}")
+    identity = {column: _single(answers, column) for column in ("checkpoint", "benchmark", "method", "n")}
+    bounds = {} if upper is None or lower is None else {"upper": upper, "lower": lower}
+    samples, categories, correct = join_correct({"method": answers, **bounds})
+    found = []
+    for category in [ALL, *sorted(set(categories.tolist()) - {ALL})]:  # data that is all in one category says it once
+        chosen = np.ones(len(samples), dtype=bool) if category == ALL else categories == category
+        held = {name: values[chosen] for name, values in correct.items()}
+        drawn = bootstrap(held, samples[chosen], resamples, seed)
+        counts = {"questions": int(chosen.sum()), "samples": len(np.unique(samples[chosen]))}
+        row = {**identity, "category": category, "seed": seed, **_figures(drawn), **counts, **measures}
+        found.append({column: row.get(column) for column in rows.SCORES.names})
+    return found
+
+
+def _single(answers: pa.Table, column: str) -> Any:
+    if answers.num_rows == 0:
+        raise Refused("answers: expected at least one answered question, got none")
+    values = answers[column].unique().to_pylist()
+    if len(values) != 1:
+        raise Refused(f"answers: expected one {column}, got {len(values)}: {', '.join(map(str, values[:4]))}")
+    return values[0]
+
+
+def _figures(drawn: Resampled) -> dict[str, float | None]:
+    """Score, bounds and both retentions, each with its interval; None without bounds."""
+    score = drawn.scores["method"]
+    figures: dict[str, float | None] = {"score": score}
+    figures["score_low"], figures["score_high"] = drawn.score("method")
+    if "upper" not in drawn.scores:
+        return figures
+    upper, lower = drawn.scores["upper"], drawn.scores["lower"]
+    kept = drawn.retention("method", "lower", "upper") or (None, None)
+    share = drawn.share_of_upper("method", "upper") or (None, None)
+    return figures | {
+        "lower_bound": lower,
+        "upper_bound": upper,
+        "retention": retention(score, lower, upper),
+        "retention_low": kept[0],
+        "retention_high": kept[1],
+        "share_of_upper": share_of_upper(score, upper),
+        "share_of_upper_low": share[0],
+        "share_of_upper_high": share[1],
+    }
