@@ -163,9 +163,9 @@ def write_table(
             for group in groups:
                 writer.write_table(group.cast(schema), row_group_size=max(1, group.num_rows))
                 rows += group.num_rows
-        entry = {"path": uri.rsplit("/", 1)[-1], "rows": rows, "bytes": local.stat().st_size, "sha256": storage.sha256(str(local))}
+        size, digest = local.stat().st_size, storage.sha256(str(local))
         storage.put_file(local, uri)
-    return entry
+    return {"path": uri.rsplit("/", 1)[-1], "rows": rows, "bytes": size, "sha256": digest}
 
 
 def slices_by_bytes(sizes: list[int], limit: int = ROW_GROUP_BYTES) -> list[tuple[int, int]]:

@@ -160,7 +160,7 @@ class ImageSft(Strict):
     share_vision: bool = True  # a row whole: its vision prefix once, each conversation a text segment of its own
     attention: Literal["sdpa", "eager"] = "sdpa"
     max_tokens: int = Field(default=2048, ge=8)  # of a sample; text is shortened from its last turns, never the prefix
-    text: Text = Text()
+    text: Text | None = None  # default: the checkpoint's, or Text() for a new model
 
 
 class Evaluate(Strict):
@@ -266,7 +266,8 @@ def _check_model(job: Job) -> None:
     assert block is not None
     if block.global_batch % (job.resources.workers * block.micro_batch):
         step = job.resources.workers * block.micro_batch
-        raise ValueError(f"image_sft.global_batch: expected a multiple of workers x micro_batch = {step}, got {block.global_batch}")
+        got = f"got {block.global_batch}"
+        raise ValueError(f"image_sft.global_batch: expected a multiple of workers x micro_batch = {step}, {got}")
 
 
 def load(path: str, text: str | None = None) -> Job:

@@ -189,3 +189,8 @@ def check_writable(uri: str) -> None:
         delete(probe)
     except (OSError, PermissionError) as error:
         raise Refused(f"output: {uri}: cannot be written: {error}") from error
+
+
+def size(uri: str) -> int:
+    fs, path = filesystem(uri)
+    return int(fs.info(path)["size"])

@@ -1,0 +1,28 @@
+"""Reads samples/ tables; writes features/, one row for each unique image."""
+
+from __future__ import annotations
+
+import time
+
+from voco import features, manifest, storage, work
+from voco.manifest import Manifest
+from voco.spec import Job
+
+
+def run(job: Job, run_id: str) -> Manifest:
+    """Features of every unique image of `inputs.samples`, in work units on Ray Data."""
+    started = time.time()
+    block = job.features
+    assert block is not None
+    output = storage.resolve(job.output)
+    units = features.write_list(output, [storage.resolve(item.uri) for item in job.inputs.samples], block.unit_images)
+    arguments = {"output": output, "tower": block.tower.model_dump(exclude_none=True), "batch": block.batch}
+    done = work.run(output, units, features.FeatureWorker, arguments, job.resources, in_process=False, label=job.name)
+    written = sum(record["counts"]["written"] for record in done)
+    return manifest.finish(
+        job,
+        run_id,
+        started,
+        counts={"read": written, "written": written, "rejected": {}},
+        tables={"features": [entry for record in done for entry in record["tables"]["features"]]},
+    )

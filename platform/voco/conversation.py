@@ -1,0 +1,113 @@
+"""Turns to a prompt: strings only, no tokenizer, no torch. What is trained on is marked here, nowhere else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypedDict
+
+VICUNA_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+
+
+class Turn(TypedDict):
+    """One turn of a conversation; `role` is user or assistant."""
+
+    role: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of a prompt. `text` is the string, or the name of a control token that is inserted by id."""
+
+    text: str
+    control: bool = False
+    trained: bool = False
+
+
+@dataclass(frozen=True)
+class Template:
+    """How turns are joined. Strings in angle brackets of `before`/`after` fields are never parsed out of user text."""
+
+    start: tuple[Part, ...]  # before the first turn
+    after_image: str  # stands first when the sample has views: the newline after the <voco> tokens
+    user: tuple[Part, Part]  # around a user turn
+    assistant: tuple[Part, Part]  # around an assistant turn; the second part ends it and is trained
+    answer_space: str  # between the assistant's role and its text; belongs to the trained text
+    drops_questions: bool = False
+
+
+EOS = Part("eos", control=True, trained=True)
+
+TEMPLATES: dict[str, Template] = {
+    # LLaVA-1.5: system USER: q ASSISTANT: a</s>USER: ...
+    "vicuna_v1": Template(
+        start=(Part(VICUNA_SYSTEM + " "),),
+        after_image="\n",
+        user=(Part("USER: "), Part(" ")),
+        assistant=(Part("ASSISTANT:"), EOS),
+        answer_space=" ",
+    ),
+    # LLaVA's alignment stage: the image, the caption, a newline; the question is dropped
+    "plain": Template(
+        start=(),
+        after_image="",
+        user=(Part(""), Part("")),
+        assistant=(Part(""), Part("\n", trained=True)),
+        answer_space="",
+        drops_questions=True,
+    ),
+    # OpenAI's chat markup, as SmolLM2 and Qwen use it
+    "chatml": Template(
+        start=(),
+        after_image="",
+        user=(Part("<|im_start|>", control=True), Part("<|im_end|>", control=True)),
+        assistant=(Part("<|im_start|>", control=True), Part("<|im_end|>", control=True, trained=True)),
+        answer_space="",
+    ),
+    # the shortest there is, for small models
+    "question_answer": Template(
+        start=(),
+        after_image="",
+        user=(Part("Q: "), Part("\n")),
+        assistant=(Part("A:"), EOS),
+        answer_space=" ",
+    ),
+}
+
+
+def _clean(text: str, newlines: str) -> str:
+    return text.replace("\n", "") if newlines == "strip" else text
+
+
+def render(turns: list[Turn], template: str, newlines: str, has_views: bool) -> list[Part]:
+    """The parts of a prompt, in order. Turns that end on a user turn get the assistant's role last, ready for an answer.
+
+    `newlines` is keep or strip; the released code strips every newline of a sample with an image, and so does strip.
+    """
+    form = TEMPLATES[template]
+    newlines = newlines if has_views else "keep"
+    parts = [Part(form.after_image)] if has_views else []
+    parts += form.start
+    for turn in turns:
+        text = _clean(turn["text"], newlines)
+        if turn["role"] == "user":
+            if form.drops_questions:
+                continue
+            parts += [form.user[0], *_role("user", template), Part(text), form.user[1]]
+            if template == "chatml":
+                parts.append(Part("\n"))
+        else:
+            parts += [form.assistant[0], *_role("assistant", template)]
+            parts += [Part(form.answer_space + text, trained=True), form.assistant[1]]
+            if template == "chatml":
+                parts.append(Part("\n"))
+    if not turns or turns[-1]["role"] == "user":
+        parts += [form.assistant[0], *_role("assistant", template)]
+    return [part for part in parts if part.text]
+
+
+def _role(role: str, template: str) -> list[Part]:
+    return [Part(f"{role}\n")] if template == "chatml" else []

@@ -1,0 +1,131 @@
+"""Vision features of every unique image, once: the frozen tower runs here and never again.
+
+Table `features/`: sha256 of the encoded image and (V, C) fp16, row-major. File metadata names tower and preprocessing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from voco import rows, storage, work
+from voco.errors import Refused
+from voco.model import vision_tower
+from voco.work import part
+
+LIST = pa.schema(
+    [("sha256", pa.string()), ("part", pa.string()), ("group", pa.int32()), ("row", pa.int32()), ("medium", pa.int32())]
+)
+
+
+def unique_images(samples: list[str]) -> Iterator[dict[str, Any]]:
+    """Every image of the `samples/` tables once, where it first stands: rows of `LIST`."""
+    seen: set[str] = set()
+    for uri in samples:
+        folder = storage.join(uri, "samples")
+        for name in storage.names(folder):
+            place = storage.join(folder, name)
+            with rows.open_parquet(place) as file:
+                for group in range(file.num_row_groups):
+                    column = file.read_row_group(group, columns=["media.list.element.sha256"])["media"].to_pylist()
+                    for row, media in enumerate(column):
+                        for medium, one in enumerate(media or []):
+                            if one["sha256"] not in seen:
+                                seen.add(one["sha256"])
+                                yield {"sha256": one["sha256"], "part": place, "group": group, "row": row, "medium": medium}
+
+
+class FeatureWorker:
+    """Computes the features of one unit's images."""
+
+    def __init__(self, output: str, tower: dict[str, Any], batch: int) -> None:
+        self.output, self.batch = output, batch
+        self.tower = vision_tower.pretrained(tower)
+        if torch.cuda.is_available():
+            self.tower.cuda()
+        vision_slots, width = self.tower.shape
+        facts = {"dtype": "float16", "shape": [vision_slots, width], "tower": self.tower.identity, "config": tower}
+        self.metadata = {"voco.features": json.dumps(facts, sort_keys=True)}
+        self.bytes_each = vision_slots * width * 2
+
+    def __call__(self, unit: int, listed: pa.Table) -> dict[str, Any]:
+        images = listed.to_pylist()
+        made: list[bytes] = []
+        for start in range(0, len(images), self.batch):
+            encoded = read_images(images[start : start + self.batch])
+            pixels = torch.stack([self.tower.preprocess(data) for data in encoded])
+            made += [one.tobytes() for one in self.tower(pixels).cpu().numpy()]
+        table = pa.table({"sha256": listed["sha256"], "features": pa.array(made, pa.large_binary())}, schema=rows.FEATURES)
+        groups = (table.slice(a, b - a) for a, b in rows.slices_by_bytes([self.bytes_each] * len(made)))
+        entry = rows.write_table(part(self.output, "features", unit), groups, rows.FEATURES, self.metadata)
+        return {"tables": {"features": [entry]}, "counts": {"read": len(images), "written": len(made)}}
+
+
+def read_images(wanted: list[dict[str, Any]]) -> list[bytes]:
+    """Encoded bytes of images, given as rows of `LIST`; each row group is read once."""
+    held: dict[tuple[str, int], list[Any]] = {}
+    for one in wanted:
+        where = (one["part"], one["group"])
+        if where not in held:
+            with rows.open_parquet(one["part"]) as file:
+                held[where] = file.read_row_group(one["group"], columns=["media.list.element.bytes"])["media"].to_pylist()
+    return [held[(one["part"], one["group"])][one["row"]][one["medium"]]["bytes"] for one in wanted]
+
+
+def write_list(output: str, samples: list[str], unit_images: int) -> int:
+    """The work list of a features job; returns the number of units."""
+
+    def units() -> Iterator[pa.Table]:
+        held: list[dict[str, Any]] = []
+        for image in unique_images(samples):
+            held.append(image)
+            if len(held) == unit_images:
+                yield pa.Table.from_pylist(held, schema=LIST)
+                held = []
+        if held:
+            yield pa.Table.from_pylist(held, schema=LIST)
+
+    return work.write_list(output, units(), LIST)
+
+
+class FeatureStore:
+    """Reads features by image hash; the latest row groups stay in memory up to `limit` bytes."""
+
+    def __init__(self, uri: str, limit: int = 1 << 30) -> None:
+        folder = storage.join(uri, "features")
+        self.files = [rows.open_parquet(storage.join(folder, name)) for name in storage.names(folder)]
+        if not self.files:
+            raise Refused(f"inputs.features: {uri} holds no features")
+        facts = json.loads(self.files[0].schema_arrow.metadata[b"voco.features"])
+        self.shape: tuple[int, int] = (facts["shape"][0], facts["shape"][1])
+        self.tower: str = facts["tower"]
+        self.index: dict[str, tuple[int, int, int]] = {}
+        for number, file in enumerate(self.files):
+            for group in range(file.num_row_groups):
+                for row, sha256 in enumerate(file.read_row_group(group, columns=["sha256"])["sha256"].to_pylist()):
+                    self.index[sha256] = (number, group, row)
+        self.limit = limit
+        self.held: OrderedDict[tuple[int, int], Any] = OrderedDict()
+        self.held_bytes = 0
+
+    def __call__(self, sha256: str) -> Tensor:
+        """(V, C) fp16 of one image. Raises KeyError for an image that the table does not hold."""
+        if sha256 not in self.index:
+            raise KeyError(f"no features for image {sha256}; the features job must read the same samples")
+        number, group, row = self.index[sha256]
+        if (number, group) not in self.held:
+            column = self.files[number].read_row_group(group, columns=["features"])["features"].combine_chunks()
+            self.held[(number, group)] = column
+            self.held_bytes += column.nbytes
+            while self.held_bytes > self.limit and len(self.held) > 1:
+                self.held_bytes -= self.held.popitem(last=False)[1].nbytes
+        self.held.move_to_end((number, group))
+        data = np.frombuffer(self.held[(number, group)][row].as_buffer(), dtype=np.float16).reshape(self.shape)
+        return torch.from_numpy(data.copy())

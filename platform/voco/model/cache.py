@@ -1,0 +1,61 @@
+"""The reusable part: keys and values of an image's <voco> tokens, before rotation, joined and placed at any slot.
+
+For other methods the same holds the whole prefix (full-KV caching). Legend: D layers, H key-value heads, M kept tokens,
+E head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class CacheKey:
+    """What must match before a cache is read: a cache under anything else is another model's."""
+
+    compressor: str  # hash of the weights that made it
+    method: str
+    prefix_ids: tuple[int, ...]  # BOS and separators, in order
+    preprocessing: str  # hash of the tower and of what is done to pixels
+
+
+@dataclass(frozen=True)
+class VocoCache:
+    """Keys and values of the kept tokens of one or more views, in view order."""
+
+    keys: Tensor  # (D, H, M, E), after any key norm, before RoPE
+    values: Tensor  # (D, H, M, E)
+    tokens: tuple[int, ...]  # kept tokens of each view; sums to M
+    key: CacheKey
+
+    @property
+    def bytes(self) -> int:
+        return 2 * self.keys.numel() * self.keys.element_size()
+
+    def take(self, n: int) -> VocoCache:
+        """The first `n` tokens of each view: what the same model makes with n <voco> tokens. Raises ValueError for more."""
+        if self.key.method != "voco" or n > min(self.tokens, default=0):
+            raise ValueError(f"cannot read {n} tokens of views that hold {self.tokens} under {self.key.method}")
+        starts = [sum(self.tokens[:index]) for index in range(len(self.tokens))]
+        rows = torch.tensor([start + at for start in starts for at in range(n)])
+        return replace(self, keys=self.keys[:, :, rows], values=self.values[:, :, rows], tokens=(n,) * len(self.tokens))
+
+
+def join(caches: Sequence[VocoCache]) -> VocoCache:
+    """One cache of all views, in order. Raises ValueError when they were made under different keys, or cannot be joined."""
+    first = caches[0]
+    for other in caches[1:]:
+        if other.key != first.key:
+            raise ValueError(f"caches of different makers cannot be joined: {first.key} and {other.key}")
+    if len(caches) > 1 and first.key.method != "voco":
+        raise ValueError(f"under {first.key.method} views see each other, so their caches cannot be joined")
+    return VocoCache(
+        keys=torch.cat([cache.keys for cache in caches], dim=2),
+        values=torch.cat([cache.values for cache in caches], dim=2),
+        tokens=tuple(count for cache in caches for count in cache.tokens),
+        key=first.key,
+    )

@@ -1,0 +1,56 @@
+"""Rotary position embedding with angles in fp64 (Su et al., arXiv 2104.09864), and the types of it that caches allow.
+
+transformers multiplies position and frequency in fp32, whose rounding grows with the position: a key rotated to its slot
+later would differ from one rotated at once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+STATIC = {"default", "linear", "llama3", "yarn"}  # frequencies do not change with the sequence's length
+
+
+def check_rope(config: Any) -> None:
+    """Refuse what a cache cannot honour: frequencies that depend on the length, and a sliding window."""
+    kind = config.rope_parameters["rope_type"]
+    if kind not in STATIC:
+        raise ValueError(
+            f"rope type {kind!r} changes with the sequence's length, so cached keys would be wrong; use one of {sorted(STATIC)}"
+        )
+    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
+        raise ValueError("a model with a sliding window cannot keep the VoCo tokens in sight of all text")
+
+
+class ExactRotary(nn.Module):
+    """Stands in for transformers' rotary module: same frequencies, fp64 angles, result in the input's dtype."""
+
+    inv_freq: Tensor
+
+    def __init__(self, original: nn.Module) -> None:
+        super().__init__()
+        # a copy: buffers of the original may be meta tensors or shared
+        self.register_buffer("inv_freq", original.inv_freq.detach().clone().double(), persistent=False)  # type: ignore[operator]
+        self.attention_scaling = float(original.attention_scaling)  # type: ignore[arg-type]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> ExactRotary:
+        # `.to(bfloat16)` must move the frequencies to the device and leave their precision alone
+        self.inv_freq = self.inv_freq.to(device=fn(torch.empty(0, device=self.inv_freq.device)).device)
+        return self
+
+    @torch.no_grad()
+    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin (B, L, head_dim) in x's dtype for positions (B, L) int64."""
+        angles = position_ids[..., None].double() * self.inv_freq
+        angles = torch.cat((angles, angles), dim=-1)
+        return (angles.cos() * self.attention_scaling).to(x.dtype), (angles.sin() * self.attention_scaling).to(x.dtype)
+
+
+def rotate(keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate keys (..., L, head_dim) by cos and sin of the same shape or broadcastable."""
+    half = keys.shape[-1] // 2
+    turned = torch.cat((-keys[..., half:], keys[..., :half]), dim=-1)
+    return keys * cos + turned * sin

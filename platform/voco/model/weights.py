@@ -1,0 +1,100 @@
+"""One directory holds a model whole: `model.safetensors`, tokenizer, `preprocessor_config.json`, `config.json`."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from voco import storage
+from voco.model import vision_tower
+from voco.model.fingerprint import hash_tensors
+from voco.model.voco_llama import VocoLlama
+from voco.tokens import Layout
+
+FORMAT = 1
+
+
+def compressor_hash(state: dict[str, Tensor]) -> str:
+    """The hash of the weights that make caches: all but the output head, which no cache passes through."""
+    return hash_tensors((name, tensor) for name, tensor in state.items() if not name.startswith("language_model.lm_head."))
+
+
+def own_state(model: VocoLlama) -> dict[str, Tensor]:
+    """Weights by name, each tensor once: a tied output head is the embedding table."""
+    state = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith("inv_freq")}
+    if model.language_model.config.tie_word_embeddings:
+        state.pop("language_model.lm_head.weight", None)
+    return state
+
+
+def save(model: VocoLlama, state: dict[str, Tensor], folder: Path) -> str:
+    """Write `state` (names as in `own_state`) with the model's configuration, and return the compressor's hash.
+
+    The state is apart from the model because training gathers it from shards.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    compressor = compressor_hash(tensors)
+    tower = model.tower
+    config = {
+        "format": FORMAT,
+        "compressor": compressor,
+        "layout": model.layout.model_dump(),
+        "feature_width": model.feature_width,
+        "language_model": model.language_model.config.to_dict(),
+        "tower": tower.config if tower is not None else None,
+        "clip": tower.clip_config if tower is not None else None,
+        "preprocessing": model.preprocessing,
+    }
+    save_file(tensors, folder / "model.safetensors")
+    model.tokenizer.save_pretrained(folder)
+    if tower is not None:
+        (folder / "preprocessor_config.json").write_text(json.dumps(tower.preprocessing, indent=1) + "\n")
+    (folder / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
+    return compressor
+
+
+def read_config(checkpoint: str) -> dict[str, Any]:
+    """`model/config.json` of a checkpoint directory, at a local path or `s3://`."""
+    config: dict[str, Any] = storage.read_json(storage.join(storage.resolve(checkpoint), "model", "config.json"))
+    return config
+
+
+def load(
+    checkpoint: str, layout: Layout | None = None, dtype: torch.dtype | None = None, attention: str = "sdpa", device: str = "cpu"
+) -> VocoLlama:
+    """The model of a checkpoint directory. `layout` reads it in another way than it was trained; `dtype` None keeps its own.
+
+    Raises ValueError for weights that do not fit, and for an attention backend that cannot honour the mask.
+    """
+    uri = storage.join(storage.resolve(checkpoint), "model")
+    with tempfile.TemporaryDirectory() as place:
+        folder = storage.get_directory(uri, Path(place) / "model")
+        config = json.loads((folder / "config.json").read_text())
+        state = load_file(folder / "model.safetensors")
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    facts = dict(config["language_model"])
+    lm_config = AutoConfig.for_model(facts.pop("model_type"), **facts)
+    language_model = AutoModelForCausalLM.from_config(lm_config, attn_implementation=attention)
+    tower = vision_tower.empty(config["tower"], config["clip"]) if config["tower"] is not None else None
+    model = VocoLlama(language_model, layout or Layout(**config["layout"]), config["feature_width"], tower, tokenizer)
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    tied = {"language_model.lm_head.weight"} if lm_config.tie_word_embeddings else set()
+    if unexpected or set(missing) - tied:
+        raise ValueError(
+            f"{checkpoint}: weights do not fit: missing {sorted(set(missing) - tied)}, unexpected {sorted(unexpected)}"
+        )
+    trained = next(tensor for name, tensor in state.items() if name.startswith("projector."))
+    model.to(dtype or trained.dtype)
+    if model.tower is not None:
+        model.tower.float()
+    model.compressor = config["compressor"]
+    model.preprocessing = config["preprocessing"]
+    return model.to(device).eval()

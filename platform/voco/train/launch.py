@@ -1,0 +1,129 @@
+"""Driver side of training: the starting model, and Ray Train's trainer for the job's resources."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from voco import running, storage
+from voco.errors import JobFailed, Refused, Stopped
+from voco.spec import Job, Text
+from voco.tokens import Layout
+from voco.train.data import SampleTables
+
+TOKENIZER_ROWS = 200_000  # rows whose text a new tokenizer is trained on, at most
+
+
+def starting_point(job: Job, output: str) -> tuple[str, Layout]:
+    """The directory that holds the model to start from, and the layout that this job trains it under.
+
+    A new model is written to `<output>/initial` once; a function of the job's seed and samples.
+    """
+    from voco.model import new, weights
+
+    block, compression = job.image_sft, job.compression
+    assert block is not None
+    assert compression is not None
+    if job.inputs.checkpoint is not None:
+        config = weights.read_config(job.inputs.checkpoint)
+        layout = Layout(**config["layout"])
+        text = block.text or Text(template=layout.template, newlines=layout.newlines)  # type: ignore[arg-type]
+        changes = {**compression.model_dump(), "template": text.template, "newlines": text.newlines}
+        return storage.resolve(job.inputs.checkpoint), layout.model_copy(update=changes)
+    assert job.model is not None
+    initial = storage.join(output, "initial")
+    if not storage.exists(storage.join(initial, "model", "config.json")):
+        model = new.create(job.model, compression, block.text or Text(), _texts(job), job.seed)
+        with tempfile.TemporaryDirectory() as folder:
+            weights.save(model, weights.own_state(model), Path(folder) / "model")
+            storage.put_directory(Path(folder) / "model", storage.join(initial, "model"))
+    return initial, Layout(**weights.read_config(initial)["layout"])
+
+
+def _texts(job: Job) -> Iterator[str]:
+    tables = SampleTables([storage.resolve(item.uri) for item in job.inputs.samples], [1.0] * len(job.inputs.samples))
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for group in range(len(tables.groups)):
+            yield from tables.read(group, ["conversations"])
+
+    for row in itertools.islice(rows(), TOKENIZER_ROWS):
+        for conversation in row["conversations"]:
+            # as the template joins them: an answer follows a space
+            yield from (f" {turn['text']}" for turn in conversation["turns"])
+
+
+def fit(job: Job, run_id: str, output: str) -> dict[str, Any]:
+    """Train on Ray Train workers and return what rank 0 returned. Continues from the last checkpoint under `output`.
+
+    Raises Stopped after a clean stop, JobFailed when a worker failed.
+    """
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from voco.train.worker_loop import train
+
+    block = job.image_sft
+    assert block is not None
+    model, layout = starting_point(job, output)
+    config = {
+        "name": job.name,
+        "run": running.current(),
+        "seed": job.seed,
+        "block": block.model_dump(),
+        "samples": [{"uri": storage.resolve(item.uri), "weight": item.weight} for item in job.inputs.samples],
+        "features": storage.resolve(job.inputs.features or ""),
+        "model": model,
+        "layout": layout.model_dump(),
+        "output": output,
+    }
+    check_features(config["features"], model)  # type: ignore[arg-type]
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "900")  # nodes may have to boot first
+    resources = job.resources
+    filesystem, path = storage.arrow_filesystem(storage.join(output, "checkpoints"))
+    trainer = TorchTrainer(
+        train,
+        train_loop_config=config,
+        torch_config=TorchConfig(backend="nccl" if resources.gpus_per_worker else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=resources.workers,
+            use_gpu=resources.gpus_per_worker > 0,
+            resources_per_worker={"CPU": resources.cpus_per_worker}
+            | ({"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {}),
+            accelerator_type=resources.accelerator,
+        ),
+        run_config=ray.train.RunConfig(
+            name=run_id,
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=ray.train.FailureConfig(max_failures=3),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise JobFailed(f"{job.name}: training failed: {_last_line(error)}") from error
+    returned: dict[str, Any] = result.return_value
+    if returned["stopped"]:
+        raise Stopped(f"{job.name}: stopped at step {returned['steps']}; sent again, it continues there")
+    return returned
+
+
+def check_features(features: str, model: str) -> None:
+    """Refuse features of another tower or preprocessing than the model's."""
+    from voco.features import FeatureStore
+    from voco.model import weights
+
+    made, wanted = FeatureStore(features).tower, weights.read_config(model)["preprocessing"]
+    if made != wanted:
+        raise Refused(f"inputs.features: {features} was made by tower {made[:12]}, the model wants {wanted[:12]}")
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

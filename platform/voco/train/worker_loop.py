@@ -1,0 +1,208 @@
+"""What each Ray Train worker does: load, resume, step, report, save. The same code on a laptop's CPU and on GPUs."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray.train
+import torch
+import torch.distributed as dist
+
+from voco import rows, running, storage
+from voco.features import FeatureStore
+from voco.model import weights
+from voco.model.batch import Batch, collate
+from voco.model.voco_llama import VocoLlama
+from voco.spec import ImageSft
+from voco.tokens import Layout, TokenSample, build
+from voco.train.data import SampleTables, TrainingSamples
+from voco.train.order import epoch_order, steps_per_epoch
+from voco.train.step import StepResult, learning_rate, train_step
+from voco.train.zero import deepspeed_config
+
+TAG = "state"
+SECONDS_BETWEEN_LINES = 5.0
+
+
+def train(config: dict[str, Any]) -> dict[str, Any]:
+    """Entry of a worker. `config` is what `launch.fit` made: job block, URIs, layout, run id.
+
+    Returns {"stopped": bool, "steps": int, "cut": text tokens left out}.
+    """
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    import deepspeed
+
+    block = ImageSft.model_validate(config["block"])
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    torch.manual_seed(config["seed"])
+    model = weights.load(config["model"], Layout(**config["layout"]), torch.float32, block.attention)
+    model.tower = None  # its features are there already
+    deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    engine, _, _, _ = deepspeed.initialize(model=model, model_parameters=trained, config=deepspeed_config(block, world))
+    tables = SampleTables([item["uri"] for item in config["samples"]], [item["weight"] for item in config["samples"]])
+    samples = TrainingSamples(tables, model.tokenizer, model.layout, block.max_tokens, block.share_vision)
+    loop = TrainLoop(config, block, engine, model, samples, FeatureStore(config["features"]), rank, world)
+    loop.resume()
+    stopped = loop.run()
+    if not stopped:
+        loop.export()
+    return {"stopped": stopped, "steps": loop.step, "cut": samples.cut}
+
+
+class TrainLoop:
+    """The state of one run on one rank: how many steps are done, and what they measured."""
+
+    def __init__(
+        self,
+        config: dict[str, Any],
+        block: ImageSft,
+        engine: Any,
+        model: VocoLlama,
+        samples: TrainingSamples,
+        features: FeatureStore,
+        rank: int,
+        world: int,
+    ) -> None:
+        self.config, self.block, self.engine, self.model = config, block, engine, model
+        self.samples, self.features, self.rank, self.world = samples, features, rank, world
+        tables = samples.tables
+        self.steps_per_epoch = steps_per_epoch(tables.group_rows, tables.group_weight, block.global_batch)
+        self.total = block.epochs * self.steps_per_epoch
+        self.step = 0
+        self.metrics: list[dict[str, Any]] = []
+        self.filler = build("", [], [], None, model.layout)  # takes the place of an epoch's missing rows
+
+    def run(self) -> bool:
+        """Train to the end. Returns True when the run was asked to stop, after a checkpoint."""
+        last_line = 0.0
+        while self.step < self.total:
+            epoch, at = divmod(self.step, self.steps_per_epoch)
+            tables = self.samples.tables
+            order = epoch_order(tables.group_rows, tables.group_weight, self.config["seed"], epoch, self.block.global_batch)
+            for index in range(at, self.steps_per_epoch):
+                result = self._one(epoch, order.of_rank(index, self.rank, self.world), order.rows[index])
+                if time.monotonic() - last_line > SECONDS_BETWEEN_LINES or self.step == self.total:
+                    last_line = time.monotonic()
+                    self._say(result)
+                if result.stop:
+                    self.save()
+                    return True
+                if self.step % self.block.save_every == 0 and self.step < self.total:
+                    self.save()
+        return False
+
+    def _one(self, epoch: int, mine: Any, everyone: Any) -> StepResult:
+        started = time.monotonic()
+        block = self.block
+        rate = learning_rate(self.step, self.total, block.learning_rate, block.warmup_share, block.final_lr_share)
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = rate
+        micro = [self._batch(mine[start : start + block.micro_batch]) for start in range(0, len(mine), block.micro_batch)]
+        asked = self.rank == 0 and running.stop_requested(self.config["run"])
+        result = train_step(self.engine, micro, self.step, asked)
+        self.metrics.append(
+            {
+                "step": self.step,
+                "epoch": epoch,
+                "loss": result.loss,
+                "tokens": result.tokens,
+                "sample_ids_sha256": hashlib.sha256(everyone.tobytes()).hexdigest(),
+                "lr": rate,
+                "grad_norm": result.grad_norm,
+                "seconds": time.monotonic() - started,
+            }
+        )
+        self.step += 1
+        return result
+
+    def _batch(self, wanted: Any) -> Batch:
+        taken: list[TokenSample] = self.samples.take(wanted) or [self.filler]
+        empty = (self.model.layout.vision_slots, self.model.feature_width)
+        return collate(taken, self.features, empty, self.model.layout.pad_id)
+
+    def _say(self, result: StepResult) -> None:
+        if self.rank:
+            return
+        recent = [row["seconds"] for row in self.metrics[-20:]]
+        each = sum(recent) / len(recent)
+        print(
+            f"{self.config['name']}: step {self.step}/{self.total}, loss {result.loss:.4f}, "
+            f"{self.block.global_batch / each:.0f} samples/s, {each * (self.total - self.step):.0f} s left",
+            flush=True,
+        )
+
+    # ---- checkpoints ----------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """A checkpoint of every rank's shards, with the next step and the metrics so far."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.engine.save_checkpoint(folder, tag=TAG, client_state={"step": self.step, "world": self.world})
+            if self.rank == 0:
+                write_metrics(str(Path(folder) / "metrics.parquet"), self.metrics)
+            dist.barrier()
+            ray.train.report(
+                {"step": self.step, "loss": self.metrics[-1]["loss"]},
+                checkpoint=ray.train.Checkpoint.from_directory(folder),
+                checkpoint_dir_name=f"step-{self.step:08d}",
+            )
+
+    def resume(self) -> None:
+        """Continue after the last checkpoint, if there is one. Raises ValueError for another number of workers."""
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            return
+        with checkpoint.as_directory() as folder:
+            _, state = self.engine.load_checkpoint(folder, tag=TAG)
+            if state["world"] != self.world:
+                raise ValueError(f"the checkpoint was written by {state['world']} workers, this run has {self.world}")
+            self.metrics = rows.read_table(str(Path(folder) / "metrics.parquet")).to_pylist()
+        self.step = int(state["step"])
+        if self.rank == 0:
+            print(f"{self.config['name']}: continues at step {self.step}/{self.total}", flush=True)
+
+    def export(self) -> None:
+        """Whole weights to `<output>/model`, the metrics beside it; rank 0 writes, every rank gathers."""
+        state = {}
+        for name, tensor in weights.own_state(self.model).items():
+            with gathered(self._parameter(name), self.block.zero_stage):
+                if self.rank == 0:
+                    current = self.model.state_dict()[name] if self.block.zero_stage == 3 else tensor
+                    state[name] = current.detach().cpu().clone()
+        if self.rank == 0:
+            with tempfile.TemporaryDirectory() as folder:
+                whole = weights.load(self.config["model"], self.model.layout)
+                if whole.tower is not None:
+                    state |= {f"tower.{name}": tensor for name, tensor in whole.tower.state_dict().items()}
+                weights.save(whole, state, Path(folder) / "model")
+                storage.put_directory(Path(folder) / "model", storage.join(self.config["output"], "model"))
+            write_metrics(storage.join(self.config["output"], "metrics.parquet"), self.metrics)
+        dist.barrier()
+
+    def _parameter(self, name: str) -> torch.nn.Parameter | None:
+        return dict(self.model.named_parameters()).get(name)
+
+
+@contextmanager
+def gathered(parameter: torch.nn.Parameter | None, zero_stage: int) -> Iterator[None]:
+    """Under ZeRO-3 a parameter is whole only in here."""
+    if zero_stage < 3 or parameter is None:
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([parameter]):
+        yield
+
+
+def write_metrics(uri: str, metrics: list[dict[str, Any]]) -> None:
+    rows.write_table(uri, [pa.Table.from_pylist(metrics, schema=rows.METRICS)], rows.METRICS)

@@ -1,0 +1,37 @@
+"""The one place that spells DeepSpeed's keys."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from voco.spec import ImageSft
+
+
+def deepspeed_config(block: ImageSft, workers: int) -> dict[str, Any]:
+    """DeepSpeed's configuration for a training block on `workers` ranks."""
+    accumulation = block.global_batch // (workers * block.micro_batch)
+    return {
+        "train_batch_size": block.global_batch,
+        "train_micro_batch_size_per_gpu": block.micro_batch,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": block.clip_grad_norm,
+        "bf16": {"enabled": block.precision == "bf16"},
+        "zero_optimization": {
+            "stage": block.zero_stage,
+            # gather what a small model needs at once instead of parameter by parameter
+            "stage3_param_persistence_threshold": 0,
+            "overlap_comm": False,
+            "contiguous_gradients": True,
+            "reduce_bucket_size": 50_000_000,
+            "stage3_gather_16bit_weights_on_model_save": False,
+        },
+        "optimizer": {
+            "type": "AdamW",
+            # torch's own AdamW: DeepSpeed's CPU one is a C++ extension that has to be built first
+            "params": {"lr": block.learning_rate, "betas": [0.9, 0.999], "weight_decay": block.weight_decay, "torch_adam": True},
+        },
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 1 << 30,
+        "wall_clock_breakdown": False,
+    }
