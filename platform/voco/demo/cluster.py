@@ -1,0 +1,254 @@
+"""The demo's own local Ray cluster: its own ports, token, temporary directory and processes, all under one folder.
+
+It never touches another Ray on the machine: every process of it carries `VOCO_CLUSTER=<mark>` in its environment, and
+`stop` ends those and no others. `cluster.json` in the folder says where it is; a later `start` reuses only that one.
+
+    python -m voco.demo.cluster stop      what `make demo-stop` runs
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+
+from voco.errors import JobFailed
+
+FOLDER = Path(".demo")
+LOGICAL_CPUS = 6  # more than the real ones: a driver that waits must not keep its workers from starting
+OBJECT_STORE_BYTES = 500 << 20
+SOCKET_SUFFIX = 66  # "/session_<date>_<time>_<micros>_<pid>/sockets/plasma_store"; a socket path has at most 107 bytes
+START_S = 90.0
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A running cluster, as `cluster.json` holds it. The token itself is only in the file at `token_path`."""
+
+    gcs: str  # host:port, for ray.init
+    dashboard: str  # http://host:port, for the Jobs API
+    token_path: str
+    temp_dir: str  # holds session_<date>_<pid>/
+    pid: int  # of `ray start --block`
+    mark: str  # value of VOCO_CLUSTER in the environment of every process
+
+
+def start(folder: Path = FOLDER, cpus: int = LOGICAL_CPUS) -> Cluster:
+    """The folder's cluster: the one that runs, or a new one. Prints the dashboard address and the seconds it took.
+
+    Raises JobFailed when Ray does not answer within 90 s.
+    """
+    folder = folder.absolute()
+    running = read(folder)
+    if running is not None and alive(running):
+        print(f"Ray cluster: running already, dashboard {running.dashboard}", flush=True)
+        return running
+    stop(folder)
+    started = time.monotonic()
+    cluster = _launch(folder, cpus)
+    (folder / "cluster.json").write_text(json.dumps(asdict(cluster), indent=1) + "\n")
+    while not answers(cluster):
+        if not psutil.pid_exists(cluster.pid) or time.monotonic() - started > START_S:
+            stop(folder)
+            raise JobFailed(f"Ray did not start in {time.monotonic() - started:.0f} s; see {folder / 'ray.log'}")
+        time.sleep(0.2)
+    print(f"Ray cluster: dashboard {cluster.dashboard} (token in {cluster.token_path}), {time.monotonic() - started:.1f} s")
+    sys.stdout.flush()
+    return cluster
+
+
+def stop(folder: Path = FOLDER) -> int:
+    """End the folder's cluster and everything that it started; returns how many processes that were.
+
+    `ray start --block` is asked first and ends its children itself; what is left after that is killed.
+    """
+    folder = folder.absolute()
+    cluster = read(folder)
+    if cluster is None:
+        return 0
+    known = set(members(cluster.mark))
+    for process in known:
+        if process.pid == cluster.pid:
+            _signal(process, hard=False)
+    psutil.wait_procs(known, timeout=8)
+    left = {process for process in known if _runs(process)} | set(members(cluster.mark))
+    deadline = time.monotonic() + 20
+    while left:
+        if time.monotonic() > deadline:
+            raise JobFailed(f"these processes of the cluster do not end: {', '.join(str(item.pid) for item in left)}")
+        known |= left
+        for process in left:
+            _signal(process, hard=True)
+        psutil.wait_procs(left, timeout=3)
+        left = {process for process in known if _runs(process)} | set(members(cluster.mark))
+    (folder / "cluster.json").unlink(missing_ok=True)
+    return len(known)
+
+
+def read(folder: Path = FOLDER) -> Cluster | None:
+    """What `cluster.json` says, or None."""
+    file = folder / "cluster.json"
+    return Cluster(**json.loads(file.read_text())) if file.exists() else None
+
+
+def alive(cluster: Cluster) -> bool:
+    """True when its process is there (and is no other that got the same number) and the dashboard takes its token."""
+    try:
+        process = psutil.Process(cluster.pid)
+        return process.environ().get("VOCO_CLUSTER") == cluster.mark and answers(cluster)
+    except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+        return False
+
+
+def answers(cluster: Cluster) -> bool:
+    """One request to the dashboard with the cluster's token."""
+    token = Path(cluster.token_path).read_text().strip()
+    request = urllib.request.Request(f"{cluster.dashboard}/api/jobs/", headers={"Authorization": f"Bearer {token}"})
+    try:
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def members(mark: str) -> list[psutil.Process]:
+    """Every process that carries the mark, and all that those started.
+
+    The second half is needed: Ray renames its workers, which overwrites the environment that the system shows.
+    """
+    found: set[psutil.Process] = set()
+    for process in psutil.process_iter():
+        try:
+            if _runs(process) and process.environ().get("VOCO_CLUSTER") == mark:
+                found |= {process, *process.children(recursive=True)}
+        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            continue
+    return [process for process in found if _runs(process)]
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _signal(process: psutil.Process, hard: bool) -> None:
+    try:
+        process.kill() if hard else process.terminate()
+    except psutil.NoSuchProcess:
+        return
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nothing listens on, below the range that the kernel gives to outgoing connections."""
+    held: list[socket.socket] = []
+    ports: list[int] = []
+    while len(ports) < count:
+        port = random.randint(20_000, 32_000)
+        listener = socket.socket()
+        try:
+            listener.bind(("127.0.0.1", port))
+        except OSError:
+            listener.close()
+            continue
+        held.append(listener)
+        ports.append(port)
+    for listener in held:
+        listener.close()
+    return ports
+
+
+def _launch(folder: Path, cpus: int) -> Cluster:
+    folder.mkdir(parents=True, exist_ok=True)
+    token_path = folder / "token"
+    token_path.unlink(missing_ok=True)
+    with open(os.open(token_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as handle:
+        handle.write(secrets.token_hex(32))
+    temp_dir = _temp_dir(folder)
+    mark = secrets.token_hex(8)
+    gcs, dashboard, agent, agent_grpc, runtime_env, metrics, client = free_ports(7)
+    command = [
+        str(Path(sys.executable).with_name("ray")), "start", "--head", "--block",
+        "--node-ip-address=127.0.0.1", f"--port={gcs}",
+        "--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
+        f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={agent_grpc}",
+        f"--runtime-env-agent-port={runtime_env}", f"--metrics-export-port={metrics}", f"--ray-client-server-port={client}",
+        f"--num-cpus={cpus}", f"--object-store-memory={OBJECT_STORE_BYTES}", f"--temp-dir={temp_dir}", "--disable-usage-stats",
+    ]  # fmt: skip
+    with open(folder / "ray.log", "wb") as log:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=_environment(mark, token_path),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    return Cluster(
+        gcs=f"127.0.0.1:{gcs}",
+        dashboard=f"http://127.0.0.1:{dashboard}",
+        token_path=str(token_path),
+        temp_dir=str(temp_dir),
+        pid=process.pid,
+        mark=mark,
+    )
+
+
+def _environment(mark: str, token_path: Path) -> dict[str, str]:
+    """The cluster's environment, and so that of every driver and worker in it."""
+    kept = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN")}
+    return kept | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        "VOCO_CLUSTER": mark,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token_path),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_prestart_worker_first_driver": "0",  # idle workers without the job's environment are of no use to a job
+        "RAY_worker_register_timeout_seconds": "180",
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def _temp_dir(folder: Path) -> Path:
+    """An empty directory for Ray's sessions; a short link to it when its path is too long for a socket."""
+    real = folder / "ray"
+    shutil.rmtree(real, ignore_errors=True)
+    real.mkdir()
+    if len(str(real)) + SOCKET_SUFFIX <= 107:
+        return real
+    link = Path(tempfile.mkdtemp(prefix="voco-")) / "ray"
+    link.symlink_to(real)
+    return link
+
+
+def main(arguments: list[str]) -> int:
+    """`start` or `stop` for the cluster in `.demo/`."""
+    if arguments == ["start"]:
+        start()
+    elif arguments == ["stop"]:
+        ended = stop()
+        print(f"Ray cluster: {ended} processes ended" if ended else "Ray cluster: none of ours is running")
+    else:
+        print("usage: python -m voco.demo.cluster start | stop", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
