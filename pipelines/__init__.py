@@ -13,7 +13,7 @@ from voco.spec import Job
 
 
 def run(job: Job, replace: bool = False) -> Manifest:
-    """Run one job in this driver, or say that it is done."""
+    """Run one job in this driver, or say that it is done. `replace` overwrites an output that holds another run."""
     run_id = manifest.job_run_id(job)
     finished = manifest.begin(job, run_id, replace)
     if finished is not None:

@@ -69,11 +69,12 @@ def input_states(job: Job) -> dict[str, str]:
         prefix = f"flow.stages[{index}]." if job.flow is not None else ""
         for key, uri in stage.inputs.uris().items():
             if not uri.startswith("@"):
-                states[uri] = _state(f"{prefix}{key}", uri)
+                states[uri] = input_state(f"{prefix}{key}", uri)
     return states
 
 
-def _state(key: str, uri: str) -> str:
+def input_state(key: str, uri: str) -> str:
+    """What identifies the state of the input at a key path; Refused when it is a placeholder, missing or unfinished."""
     if storage.is_placeholder(uri):
         raise Refused(f"{key}: {uri} is a placeholder; put your own location there")
     place = storage.resolve(uri)
@@ -90,40 +91,57 @@ def _state(key: str, uri: str) -> str:
     return state
 
 
+def holder(output: str) -> str | None:
+    """The run id that an output holds, finished or not; None for an output that no job has written."""
+    held = storage.join(output, "run.json")
+    return str(storage.read_json(held)["run_id"]) if storage.exists(held) else None
+
+
 def begin(job: Job, run_id: str, replace: bool = False) -> Manifest | None:
     """Claim an output for a run. Returns its manifest when this run already finished it.
 
     Raises Refused when the output holds another run (and `replace` is off), holds files of no run, cannot be written,
-    or has a parent that changed since.
+    or has a parent that changed since. Replacing a flow leaves its stages' outputs: each stage then replaces its own
+    if its run is another one, so what is equal is kept.
     """
     output = storage.resolve(job.output)
-    held = storage.join(output, "run.json")
-    if storage.exists(held):
-        other = storage.read_json(held)["run_id"]
-        if other != run_id and not replace:
-            raise Refused(f"output: {job.output} holds run {other}, this job is {run_id}; use another output, or --replace")
-        if other != run_id:
-            storage.delete(output)
-    elif storage.names(output):
+    other = holder(output)
+    if other is None and storage.names(output):
         raise Refused(f"output: {job.output} holds files that no job wrote; use another output")
-    finished = read(output)
+    if other not in (None, run_id) and not replace:
+        raise Refused(f"output: {job.output} holds run {other}, this job is {run_id}; use another output, or --replace")
+    finished = read(output) if other == run_id else None
     if finished is not None:
-        check_parents(finished)
-        return finished
+        changed = changed_parent(finished)
+        if changed is None:
+            return finished
+        if not replace:
+            raise Refused(changed)
+    if finished is not None or other not in (None, run_id):
+        storage.delete(storage.join(output, "manifest.json") if job.kind == "flow" else output)
     storage.check_writable(output)
-    storage.write_json(held, {"run_id": run_id, "job": job.model_dump(exclude_none=True)})
+    # A flow that was replacing when it was killed goes on replacing when it is sent again.
+    again = job.kind == "flow" and (replace or (other == run_id and replacing(output)))
+    record = {"run_id": run_id, "replace": again, "job": job.model_dump(exclude_none=True)}
+    storage.write_json(storage.join(output, "run.json"), record)
     return None
 
 
-def check_parents(manifest: Manifest) -> None:
-    """A direct parent that is there with another manifest is an error; one that is gone is no reason to stop."""
+def replacing(output: str) -> bool:
+    """True for a flow that was begun with `replace`."""
+    return bool(storage.read_json(storage.join(output, "run.json")).get("replace"))
+
+
+def changed_parent(manifest: Manifest) -> str | None:
+    """What to say of a direct parent that is there with another manifest; one that is gone is no reason to stop."""
     for parent in manifest.parents:
         now = sha256(parent["uri"])
         if now is not None and now != parent["manifest_sha256"]:
-            raise Refused(
+            return (
                 f"{manifest.name}: its parent {parent['uri']} has manifest {now[:12]}, "
                 f"but it was made from {parent['manifest_sha256'][:12]}; use --replace to make it again"
             )
+    return None
 
 
 def finish(job: Job, run_id: str, started: float, **fields: Any) -> Manifest:
@@ -135,6 +153,9 @@ def finish(job: Job, run_id: str, started: float, **fields: Any) -> Manifest:
             source.append(storage.fingerprint(place))
         elif key != "inputs.media":
             parents.append({"uri": place, "manifest_sha256": str(sha256(place))})
+    for stage in job.flow.stages if job.flow is not None else []:
+        place = storage.resolve(stage.output)
+        parents.append({"uri": place, "manifest_sha256": str(sha256(place))})
     text = job.model_dump_json(exclude_none=True)
     manifest = Manifest(
         kind=job.kind,

@@ -106,8 +106,10 @@ def current() -> str | None:
     return _claimed[0] if _claimed else None
 
 
-def stop_requested(run_id: str) -> bool:
+def stop_requested(run_id: str | None) -> bool:
     """In any process of the cluster: was this run asked to stop? About a millisecond; False when nobody holds the run."""
+    if run_id is None:
+        return False
     import ray
 
     try:

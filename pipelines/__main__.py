@@ -1,0 +1,6 @@
+"""`python -m pipelines ...` is the command `voco ...`; a Ray job starts its driver so."""
+
+from pipelines.cli import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())

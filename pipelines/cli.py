@@ -1,0 +1,125 @@
+"""The command `voco`: one job file or one output per command, no options but where and whether to overwrite.
+
+Exit codes: 0 done, 1 failed, 2 refused, 130 stopped; each of the last three says why in one line on stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import sys
+from pathlib import Path
+
+from voco import spec, storage
+from voco.errors import JobFailed, Refused, Stopped
+from voco.spec import Job
+
+COMMANDS = {
+    "plan": ("JOB", "check a job file; print stages, inputs, resources and sizes; run nothing"),
+    "submit": ("JOB", "send it as a Ray job and follow it"),
+    "run": ("JOB", "the driver, inside the cluster"),
+    "status": ("RUN", "how a run is: a run id, a submission id or a job file"),
+    "logs": ("RUN", "follow a run; Ctrl-C leaves it"),
+    "stop": ("RUN", "end a run cleanly; sent again, it continues"),
+    "show": ("OUTPUT", "one sample or row of an output made visible"),
+    "report": ("OUTPUT", "HTML with tables and plots from any output directory"),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    asked = _parser().parse_args(arguments)
+    try:
+        return _do(asked)
+    except Refused as error:
+        print(f"refused: {error}", file=sys.stderr)
+        return 2
+    except JobFailed as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+    except (Stopped, KeyboardInterrupt) as error:
+        print(f"stopped: {error or 'at once'}", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="voco", description="VoCo on Ray: one YAML file is one job")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, (operand, text) in COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("operand", metavar=operand)
+        if name in ("submit", "run"):
+            command.add_argument("--replace", action="store_true", help="overwrite an output that holds another run")
+        if name in ("submit", "status", "logs", "stop"):
+            command.add_argument("--address", help="of the Jobs API, http://HOST:8265")
+    return parser
+
+
+def _do(asked: argparse.Namespace) -> int:
+    if asked.command == "plan":
+        from voco import plan
+
+        print("\n".join(plan.lines(asked.operand, spec.load(asked.operand))))
+        return plan.verdict(asked.operand, spec.load(asked.operand))
+    if asked.command == "run":
+        return run(asked.operand, asked.replace)
+    if asked.command == "show":
+        from voco import show
+
+        show.show(asked.operand)
+        return 0
+    if asked.command == "report":
+        from voco.report import html
+
+        to = storage.join(storage.resolve(asked.operand), "report.html")
+        html.write(outputs=[storage.resolve(asked.operand)], to=to)
+        print(to)
+        return 0
+    from voco import jobs
+
+    where = jobs.target(asked.address)
+    if asked.command == "submit":
+        return jobs.submit(asked.operand, spec.load(asked.operand), where, asked.replace)
+    return int(getattr(jobs, asked.command)(jobs.connect(where), asked.operand))
+
+
+def run(file: str, replace: bool = False) -> int:
+    """The driver: claim the run on this cluster, then do the job."""
+    from voco import manifest, running
+
+    running.listen()  # a signal that comes while Ray starts counts too
+    job = spec.load(file)
+    run_id = manifest.job_run_id(job)
+    _start_ray(job)
+    import pipelines
+
+    running.claim(run_id)
+    pipelines.run(job, replace)
+    return 0
+
+
+def _start_ray(job: Job) -> None:
+    """Join the cluster of the environment, else start a local one that ends with this process."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    inside = "RAY_ADDRESS" in os.environ
+    if "RAY_AUTH_MODE" not in os.environ:
+        # Ray's own default depends on what ran on this machine before, so it is always said.
+        known = (
+            "RAY_AUTH_TOKEN" in os.environ
+            or "RAY_AUTH_TOKEN_PATH" in os.environ
+            or Path("~/.ray/auth_token").expanduser().exists()
+        )
+        os.environ["RAY_AUTH_MODE"] = "token" if known or not inside else "disabled"
+        if not inside and not known:
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    import ray
+
+    if inside:
+        ray.init(address="auto", logging_level="WARNING")
+        return
+    stages = job.flow.stages if job.flow is not None else [job]
+    wanted = max(stage.resources.workers * stage.resources.cpus_per_worker for stage in stages)
+    cpus = max(os.cpu_count() or 1, int(wanted) + 2)
+    print(f"no RAY_ADDRESS: a local Ray with {cpus} logical CPUs, for this run only", flush=True)
+    ray.init(address="local", num_cpus=cpus, include_dashboard=False, logging_level="WARNING")
