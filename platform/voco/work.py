@@ -12,7 +12,8 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from voco import rows, storage
+from voco import rows, running, storage
+from voco.errors import Stopped
 from voco.spec import Resources
 
 
@@ -45,7 +46,9 @@ def record_uri(output: str, unit: int) -> str:
 
 def records(output: str) -> list[dict[str, Any]]:
     """The records of all finished units, in order."""
-    return [storage.read_json(storage.join(output, "units", name)) for name in storage.names(storage.join(output, "units"))]
+    folder = storage.join(output, "units")
+    whole = [name for name in storage.names(folder) if name.endswith(".json")]  # a kill may leave a partial file beside them
+    return [storage.read_json(storage.join(folder, name)) for name in whole]
 
 
 def pending(output: str, total: int) -> list[int]:
@@ -66,7 +69,8 @@ class _UnitCall:
             work = file.read_row_group(unit)
         record = self.worker(unit, work)
         storage.write_json(record_uri(self.output, unit), {"unit": unit, **record})
-        return {"unit": [unit], "rows": [work.num_rows]}
+        written = sum(entry["bytes"] for entries in record["tables"].values() for entry in entries)
+        return {"unit": [unit], "rows": [work.num_rows], "bytes": [written]}
 
 
 def run(
@@ -80,31 +84,38 @@ def run(
     if len(todo) < total:
         print(f"{label}: {total - len(todo)} of {total} units are done already", flush=True)
     started = time.monotonic()
-    done = 0
-    for finished in _calls(output, todo, worker, arguments, resources, in_process):
-        done += finished
+    done = written = size = 0
+    for call in _calls(output, todo, worker, arguments, resources, in_process):
+        done += 1
+        written += int(call["rows"][0])
+        size += int(call["bytes"][0])
         spent = time.monotonic() - started
         left = spent / done * (len(todo) - done)
-        print(f"{label}: unit {total - len(todo) + done}/{total}, {spent:.0f} s, {left:.0f} s left", flush=True)
+        rate = f"{written:,} rows, {written / spent:,.0f} rows/s, {size / 1e6:,.1f} MB"
+        print(f"{label}: unit {total - len(todo) + done}/{total}, {rate}, {spent:.0f} s, {left:.0f} s left", flush=True)
+        if running.stopping() and done < len(todo):
+            raise Stopped(f"{label}: stopped after unit {total - len(todo) + done} of {total}; sent again, it continues there")
     return records(output)
 
 
 def _calls(
     output: str, todo: list[int], worker: type[Worker], arguments: dict[str, Any], resources: Resources, in_process: bool
-) -> Iterator[int]:
+) -> Iterator[dict[str, Any]]:
+    """What `_UnitCall` returned for each unit, as units end."""
     if not todo:
         return
     if in_process:
         call = _UnitCall(output, worker, arguments)
         for unit in todo:
-            call({"unit": [unit]})
-            yield 1
+            yield call({"unit": [unit]})
         return
     import ray.data
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.verbose_progress = False
+    context.execution_no_progress_timeout_s = -1  # a unit may take longer than Ray's half hour
+    context.max_consecutive_actor_init_deaths = 3
     pool = min(resources.workers, len(todo))
     dataset = ray.data.from_items([{"unit": unit} for unit in todo], override_num_blocks=len(todo)).map_batches(
         _UnitCall,
@@ -118,5 +129,4 @@ def _calls(
         max_restarts=-1,
         max_task_retries=3,
     )
-    for batch in dataset.iter_batches(batch_size=1, prefetch_batches=0):
-        yield len(batch["unit"])
+    yield from dataset.iter_batches(batch_size=1, prefetch_batches=0)
