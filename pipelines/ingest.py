@@ -1,0 +1,33 @@
+"""Reads annotations and media, writes `samples/`, `rejects/` and the manifest."""
+
+from __future__ import annotations
+
+import time
+
+from voco import manifest, storage, work
+from voco.ingest.account import balance, check_limits
+from voco.ingest.grouping import list_samples
+from voco.ingest.media import Limits
+from voco.ingest.samples import WriteSamples
+from voco.manifest import Manifest
+from voco.spec import Job
+
+
+def run(job: Job, run_id: str) -> Manifest:
+    """One ingest job. Raises JobFailed when more rows are lost than the job allows."""
+    started = time.time()
+    block = job.ingest
+    assert block is not None and job.inputs.annotations is not None
+    output = storage.resolve(job.output)
+    media = storage.resolve(job.inputs.media) if job.inputs.media is not None else None
+    listing = list_samples(block, storage.resolve(job.inputs.annotations), output)
+    print(f"{job.name}: listed {listing.read:,} rows, {listing.samples:,} samples in {listing.units:,} units", flush=True)
+    arguments = {"output": output, "media": media, "limits": Limits(block.check, block.max_media_bytes, block.max_pixels)}
+    in_process = listing.samples <= block.in_process_rows
+    records = work.run(output, listing.units, WriteSamples, arguments, job.resources, in_process, job.name)
+    account = balance(listing, records)
+    print(f"{job.name}: {account}", flush=True)
+    check_limits(block, account, output)
+    return manifest.finish(
+        job, run_id, started, counts=account.counts, tables=account.tables, statistics=account.statistics
+    )

@@ -1,0 +1,77 @@
+"""Every source row is written or rejected: the sum over the listing and all units, and the two limits on what is lost."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from voco import storage, work
+from voco.errors import JobFailed
+from voco.ingest import spread
+from voco.ingest.grouping import Listing
+from voco.spec import Ingest
+
+MISSING = ("missing_media", "download_failed")  # what `max_missing_share` is about
+
+
+@dataclass(frozen=True)
+class Account:
+    """The whole job in source rows, and its files."""
+
+    read: int
+    written: int
+    samples: int
+    rejected: dict[str, int]
+    tables: dict[str, list[dict[str, Any]]]
+    statistics: dict[str, Any]
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        return {"read": self.read, "written": self.written, "samples": self.samples, "rejected": self.rejected}
+
+    def __str__(self) -> str:
+        lost = ", ".join(f"{reason} {count:,}" for reason, count in self.rejected.items())
+        total = sum(self.rejected.values())
+        reasons = f" ({lost})" if lost else ""
+        return f"read {self.read:,} = written {self.written:,} + rejected {total:,}{reasons}; {self.samples:,} samples"
+
+
+def balance(listing: Listing, records: list[dict[str, Any]]) -> Account:
+    """Add everything up. Raises AssertionError, our own mistake, when a row is lost or doubled."""
+    rejected = Counter(listing.rejected)
+    kinds: Counter[str] = Counter()
+    tables: dict[str, list[dict[str, Any]]] = {"samples": [], "rejects": list(listing.tables)}
+    for record in records:
+        rejected.update(record["rejected"])
+        kinds.update(record["kinds"])
+        for name, entries in record["tables"].items():
+            tables[name].extend(entries)
+    written = sum(record["written"] for record in records)
+    assert listing.read == written + rejected.total(), f"{listing.read} read, {written} written, {rejected.total()} rejected"
+    statistics = {"figures": spread.total(record["spread"] for record in records), "kinds": dict(sorted(kinds.items()))}
+    samples = sum(entry["rows"] for entry in tables["samples"])
+    return Account(listing.read, written, samples, dict(sorted(rejected.items())), tables, statistics)
+
+
+def check_limits(block: Ingest, account: Account, output: str) -> None:
+    """Fail a job that lost too much; its rejects are written already.
+
+    Units with a rejected medium are then to be done again: once the media are put in place, the same job goes on.
+    """
+    missing = sum(account.rejected.get(reason, 0) for reason in MISSING)
+    other = sum(account.rejected.values()) - missing
+    for key, lost, what in (("max_missing_share", missing, "lack their media"), ("max_reject_share", other, "are bad")):
+        limit = getattr(block, key)
+        if account.read and lost / account.read > limit:
+            forget_rejecting_units(output)
+            raise JobFailed(
+                f"ingest.{key}: {lost:,} of {account.read:,} rows ({lost / account.read:.2%}) {what}, more than {limit:.2%}; "
+                f"{output}/rejects says which and why: mend the source and send again, or raise the limit"
+            )
+
+
+def forget_rejecting_units(output: str) -> None:
+    for record in work.records(output):
+        if record["rejected"]:
+            storage.delete(work.record_uri(output, record["unit"]))

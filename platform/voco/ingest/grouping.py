@@ -1,0 +1,186 @@
+"""Source rows to the work list: rows about the same media become one sample, in memory that does not grow with the file.
+
+Rows go to buckets on disk by a hash of their sample id; one bucket at a time is grouped in memory. The number of buckets
+follows from the size of the source file, so the same file gives the same list: buckets in order, in each the samples by
+their first source row, in each sample the conversations by source row.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from voco import rows, storage, work
+from voco.ingest import llava_json
+from voco.ingest.items import Item, Reject, sample_id
+from voco.spec import Ingest
+
+FORMATS: dict[str, Callable[[str, Ingest], Iterator[Item | Reject]]] = {"llava_json": llava_json.read}
+
+BUCKET_BYTES = 16 << 20  # of the source file; as Python objects about six times that
+MAX_BUCKETS = 512  # files open at once
+UNIT_TEXT_BYTES = 256 << 20  # a unit is cut here too: an Arrow string column ends at 2 GiB
+REJECT_ROWS = 10_000  # in one row group
+
+WORK = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("dataset", pa.string()),
+        ("split", pa.string()),
+        ("modality", pa.string()),
+        ("paths", pa.list_(pa.string())),
+        ("sources", pa.list_(pa.string())),  # file and row of each conversation
+        ("conversations", pa.list_(rows.CONVERSATION)),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What came of the source rows before any medium was read. read = listed + the sum of `rejected`."""
+
+    read: int  # source rows
+    listed: int  # conversations in the work list
+    samples: int
+    units: int
+    rejected: dict[str, int]
+    tables: list[dict[str, Any]]  # the part of `rejects/` with them, if any
+
+
+def list_samples(block: Ingest, annotations: str, output: str) -> Listing:
+    """Write the work list, or keep the one that is there. A list cut short by a kill is made again from the start.
+
+    The rejects and the counts are written before the list itself: a list that is there means that they are too.
+    """
+    counts = storage.join(output, "work", "listing.json")
+    if not storage.exists(work.list_uri(output)):
+        with _scratch(output) as folder:
+            work.write_list(output, _units(block, annotations, output, counts, folder), WORK)
+    return Listing(**storage.read_json(counts))
+
+
+def _units(block: Ingest, annotations: str, output: str, counts: str, folder: Path) -> Iterator[pa.Table]:
+    rejects = _RejectSpool(folder / "rejects.jsonl")
+    size = int(storage.filesystem(annotations)[0].size(storage.filesystem(annotations)[1]))
+    buckets = min(MAX_BUCKETS, max(1, -(-size // BUCKET_BYTES)))
+    read = _partition(block, FORMATS[block.format](annotations, block), folder, buckets, rejects)
+    listed = samples = units = 0
+    for table in _cut(block, _samples(block, folder, buckets, rejects)):
+        listed += sum(len(sources) for sources in table["sources"])
+        samples += table.num_rows
+        units += 1
+        yield table
+    tables = rejects.write(block.dataset, storage.join(output, "rejects", "part-listing.parquet"))
+    found = Listing(read, listed, samples, units, dict(sorted(rejects.counts.items())), tables)
+    storage.write_json(counts, asdict(found))
+
+
+def _partition(block: Ingest, items: Iterable[Item | Reject], folder: Path, buckets: int, rejects: _RejectSpool) -> int:
+    """Spread the rows over bucket files, in source order, and return how many rows there were."""
+    read = 0
+    started = shown = time.monotonic()
+    with ExitStack() as stack:
+        files = [stack.enter_context((folder / f"{bucket:03d}.jsonl").open("w")) for bucket in range(buckets)]
+        for item in items:
+            read += 1
+            if isinstance(item, Reject):
+                rejects.add(item)
+            else:
+                key = sample_id(block.dataset, block.split, item)
+                line = [key, item.source, item.modality, item.paths, item.turns, item.conversation]
+                files[int(key[:8], 16) % buckets].write(json.dumps(line) + "\n")
+            if time.monotonic() - shown > 5:
+                shown = time.monotonic()
+                print(f"ingest: listed {read:,} rows, {read / (shown - started):,.0f} rows/s", flush=True)
+    return read
+
+
+def _samples(block: Ingest, folder: Path, buckets: int, rejects: _RejectSpool) -> Iterator[dict[str, Any]]:
+    """The samples of one bucket after the other, without the duplicates."""
+    for bucket in range(buckets):
+        found: dict[str, dict[str, Any]] = {}
+        seen: dict[str, set[str]] = {}
+        with (folder / f"{bucket:03d}.jsonl").open() as lines:
+            for line in lines:
+                key, source, modality, paths, turns, conversation = json.loads(line)
+                equal = seen.setdefault(key, set())
+                spelled = json.dumps(turns)
+                if spelled in equal and block.duplicates == "reject":
+                    rejects.add(Reject(source, "duplicate", f"sample {key} has these turns already"))
+                    continue
+                equal.add(spelled)
+                sample = found.setdefault(key, {"sample_id": key, "dataset": block.dataset, "split": block.split})
+                sample.setdefault("modality", modality)
+                sample.setdefault("paths", paths)
+                sample.setdefault("sources", []).append(source)
+                sample.setdefault("conversations", []).append(conversation)
+        yield from found.values()
+
+
+def _cut(block: Ingest, samples: Iterable[dict[str, Any]]) -> Iterator[pa.Table]:
+    held: list[dict[str, Any]] = []
+    size = 0
+    for sample in samples:
+        held.append(sample)
+        size += sum(len(turn["text"]) for talk in sample["conversations"] for turn in talk["turns"])
+        if len(held) == block.unit_rows or size > UNIT_TEXT_BYTES:
+            yield pa.Table.from_pylist(held, schema=WORK)
+            held, size = [], 0
+    if held:
+        yield pa.Table.from_pylist(held, schema=WORK)
+
+
+class _RejectSpool:
+    """Rejects on disk until the list is whole: all rows may be rejects."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.counts: Counter[str] = Counter()
+        self.file = path.open("w")
+
+    def add(self, reject: Reject) -> None:
+        self.counts[reject.reason] += 1
+        self.file.write(json.dumps([reject.source, reject.reason, reject.detail]) + "\n")
+
+    def write(self, dataset: str, uri: str) -> list[dict[str, Any]]:
+        """The rejects as one Parquet file; its manifest entry, or nothing when there are none."""
+        self.file.close()
+        if not self.counts:
+            return []
+        return [rows.write_table(uri, self._groups(dataset), rows.REJECTS)]
+
+    def _groups(self, dataset: str) -> Iterator[pa.Table]:
+        with self.path.open() as lines:
+            held: list[dict[str, Any]] = []
+            for line in lines:
+                source, reason, detail = json.loads(line)
+                held.append({"dataset": dataset, "source": source, "reason": reason, "detail": detail})
+                if len(held) == REJECT_ROWS:
+                    yield pa.Table.from_pylist(held, schema=rows.REJECTS)
+                    held = []
+            if held:
+                yield pa.Table.from_pylist(held, schema=rows.REJECTS)
+
+
+@contextmanager
+def _scratch(output: str) -> Iterator[Path]:
+    """A local folder for the buckets: beside a local output, where a restart finds and clears it, else a temporary one."""
+    if output.startswith("s3://"):
+        with tempfile.TemporaryDirectory() as temporary:
+            yield Path(temporary)
+        return
+    folder = Path(output) / "work" / ".listing"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    yield folder
+    shutil.rmtree(folder)

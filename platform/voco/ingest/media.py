@@ -1,0 +1,138 @@
+"""One image file: read it without leaving the media folder, know its format by content, prove that it is whole."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import os
+import stat
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fsspec.implementations.local import LocalFileSystem
+from PIL import Image
+
+from voco import storage
+from voco.ingest.items import BadRow
+
+# Formats by Pillow's name, with theirs in the table. MPO is a JPEG with more pictures behind it.
+FORMATS = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png", "GIF": "gif", "WEBP": "webp", "BMP": "bmp", "TIFF": "tiff"}
+DECODERS = [name for name in FORMATS if name != "MPO"]  # the JPEG one opens it; no other is let near a stranger's file
+
+# How these formats begin: a file that begins so and cannot be read is damaged, any other is of an unknown kind.
+MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM", b"II*\0", b"MM\0*")
+
+# What Pillow's decoders raise on damaged files: they parse with struct, zlib and plain indexing.
+DECODER_ERRORS = (
+    OSError, SyntaxError, ValueError, EOFError, TypeError, AttributeError, LookupError, ArithmeticError, struct.error, zlib.error,
+)  # fmt: skip
+
+# A path that leads to no file, as the system says it; any other failure to read is the machine's, and stops the job.
+ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.ENAMETOOLONG, errno.ELOOP}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a medium may be; the keys of the job's `ingest` block."""
+
+    check: str  # header or full
+    max_media_bytes: int
+    max_pixels: int  # Pillow itself refuses more than 357,913,940
+
+
+class MediaRoot:
+    """The folder that media paths are relative to, on disk or in S3."""
+
+    def __init__(self, uri: str) -> None:
+        self.fs, self.root = storage.filesystem(uri)
+        self.real = os.path.realpath(self.root) if isinstance(self.fs, LocalFileSystem) else None
+
+    def read(self, path: str, limit: int) -> bytes:
+        """The bytes at a normalised path (`items.normal_path`).
+
+        Raises BadRow: missing_media, unsafe_path (a link leads out of the root), media_too_large (more than `limit` bytes),
+        download_failed (S3 refuses this object), corrupt_media (the disk cannot read it).
+        """
+        if self.real is not None:
+            return _read_local(Path(self.real), path, limit)
+        key = f"{self.root}/{path}"
+        try:
+            size = int(self.fs.info(key)["size"])
+            _check_size(path, size, limit)
+            return bytes(self.fs.cat_file(key))
+        except (FileNotFoundError, IsADirectoryError) as error:
+            raise BadRow("missing_media", f"{path}: no such object") from error
+        except PermissionError as error:
+            raise BadRow("download_failed", f"{path}: {error}") from error
+
+
+def _read_local(root: Path, path: str, limit: int) -> bytes:
+    try:
+        real = Path(os.path.realpath(root / path, strict=True))
+        if root != real and root not in real.parents:
+            raise BadRow("unsafe_path", f"{path}: a link leads out of the media folder")
+        found = real.stat()
+        if not stat.S_ISREG(found.st_mode):  # a folder, or a pipe that would never end
+            raise BadRow("missing_media", f"{path}: not a regular file")
+        _check_size(path, found.st_size, limit)
+        return real.read_bytes()
+    except OSError as error:
+        if error.errno in ABSENT:
+            raise BadRow("missing_media", f"{path}: {error.strerror}") from error
+        if error.errno == errno.EIO:
+            raise BadRow("corrupt_media", f"{path}: {error.strerror}") from error
+        raise
+
+
+def _check_size(path: str, size: int, limit: int) -> None:
+    if size > limit:
+        raise BadRow("media_too_large", f"{path}: {size} bytes, more than ingest.max_media_bytes {limit}")
+
+
+def read_image(root: MediaRoot | None, path: str, limits: Limits) -> dict[str, Any]:
+    """One image as a `voco.rows.MEDIUM`. Raises BadRow when it is not there, not safe or not whole."""
+    if root is None:
+        raise BadRow("missing_media", f"{path}: the job has no inputs.media")
+    data = root.read(path, limits.max_media_bytes)
+    try:
+        kind, width, height = check_image(data, limits)
+    except BadRow as bad:
+        raise BadRow(bad.reason, f"{path}: {bad.detail}") from bad
+    digest = hashlib.sha256(data).hexdigest()
+    nothing = {"duration_s": None, "fps": None, "num_frames": None}
+    return {"bytes": data, "path": path, "format": kind, "sha256": digest, "width": width, "height": height, **nothing}
+
+
+def check_image(data: bytes, limits: Limits) -> tuple[str, int, int]:
+    """Format by content, width and height in pixels as stored (EXIF orientation ignored).
+
+    `header` decodes no pixels where the file shows cheaply that it is whole: a JPEG with an end marker after its last
+    scan, a PNG whose chunks all have their checksums. Any other file is decoded, as with `full`.
+    Raises BadRow: unsupported_format, corrupt_media, media_too_large (more than `max_pixels`).
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=DECODERS) as image:
+            kind, (width, height) = FORMATS[str(image.format)], image.size
+            if width * height > limits.max_pixels:
+                raise BadRow("media_too_large", f"{width} x {height} pixels, more than ingest.max_pixels {limits.max_pixels}")
+            if limits.check == "header" and kind == "png":
+                image.verify()
+            elif limits.check == "full" or kind != "jpeg" or not _jpeg_ends(data):
+                image.load()
+    except Image.DecompressionBombError as error:
+        raise BadRow("media_too_large", str(error)) from error
+    except DECODER_ERRORS as error:
+        webp = data[:4] == b"RIFF" and data[8:12] == b"WEBP"
+        if data and not webp and not data.startswith(MAGIC):
+            raise BadRow("unsupported_format", f"begins with {data[:12]!r}") from error
+        raise BadRow("corrupt_media", " ".join(f"{type(error).__name__}: {error}".split())[:200]) from error
+    return kind, width, height
+
+
+def _jpeg_ends(data: bytes) -> bool:
+    """True when an end marker follows the last start of scan; inside a scan neither pair of bytes can occur."""
+    return data.find(b"\xff\xd9", data.rfind(b"\xff\xda")) >= 0

@@ -1,0 +1,32 @@
+"""Count, sum, least and greatest of named figures: small enough for a unit's record, exact when units are joined."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+Figures = dict[str, dict[str, float]]
+
+
+def add(figures: Figures, name: str, value: float) -> None:
+    join(figures, {name: {"count": 1, "sum": value, "min": value, "max": value}})
+
+
+def join(figures: Figures, more: Figures) -> None:
+    """Add `more` to `figures`."""
+    for name, new in more.items():
+        old = figures.get(name)
+        if old is None:
+            figures[name] = dict(new)
+            continue
+        old["count"] += new["count"]
+        old["sum"] += new["sum"]
+        old["min"] = min(old["min"], new["min"])
+        old["max"] = max(old["max"], new["max"])
+
+
+def total(parts: Iterable[Figures]) -> Figures:
+    """All parts joined, each with its mean."""
+    figures: Figures = {}
+    for part in parts:
+        join(figures, part)
+    return {name: {**held, "mean": held["sum"] / held["count"]} for name, held in sorted(figures.items())}

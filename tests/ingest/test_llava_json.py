@@ -1,0 +1,139 @@
+"""How one LLaVA row is read."""
+
+import json
+
+import pytest
+from ingest.source import row
+
+from voco.errors import Refused
+from voco.ingest.items import BadRow, Item, Reject, normal_path, sample_id
+from voco.ingest.llava_json import parse, read, take_placeholder
+from voco.spec import Ingest
+
+TRAIN = Ingest(format="llava_json", dataset="mix", max_text_bytes=2000)
+TEST = TRAIN.model_copy(update={"split": "test"})
+
+
+@pytest.mark.parametrize(
+    ("text", "left", "place"),
+    [
+        ("<image>\nWhat?", "What?", "before"),
+        ("<image>\r\nWhat?", "What?", "before"),
+        ("<image>\n\nWhat?\n", "\nWhat?\n", "before"),
+        ("<image>What?", "What?", "before"),
+        ("What?\n<image>", "What?", "after"),
+        ("What?\n\n<image>", "What?\n", "after"),
+        ("Look at <image> now", "Look at  now", "before"),
+        ("<image>\nSpell <image> and <voco>", "Spell <image> and <voco>", "before"),
+        ("Spell <image>\n<image>", "Spell <image>", "after"),
+        ("No mark at all\n", "No mark at all\n", "none"),
+        ("<image>", "", "before"),
+    ],
+)
+def test_placeholder(text: str, left: str, place: str) -> None:
+    assert take_placeholder(text) == (left, place)
+
+
+def test_text_row_keeps_what_spells_a_mark() -> None:
+    item = parse(row(7, None, "<image>\nSay <voco>", "<image>"), "mix.json:0", TRAIN)
+    assert item.modality == "text"
+    assert item.turns == (("user", "<image>\nSay <voco>"), ("assistant", "<image>"))
+    assert item.conversation["placeholder"] == "none"
+    assert item.conversation["source_id"] == "7"
+
+
+def test_later_turns_keep_what_spells_a_mark() -> None:
+    item = parse(row("a", "x.jpg", "<image>\nHi", "<image>", "And <image>?", "<voco>"), "mix.json:0", TRAIN)
+    assert [text for _, text in item.turns] == ["Hi", "<image>", "And <image>?", "<voco>"]
+
+
+def test_leading_answer_is_dropped() -> None:
+    raw = row("a", "x.jpg", "<image>\nHi", "Ho")
+    raw["conversations"].insert(0, {"from": "gpt", "value": "Welcome"})
+    assert parse(raw, "mix.json:0", TRAIN).turns == (("user", "Hi"), ("assistant", "Ho"))
+
+
+def test_evaluation_row_ends_on_the_user() -> None:
+    raw = {**row("a", "x.jpg", "<image>\nHi", "Ho", "Which?", "Red"), "category": "colour", "level": 3, "b": [1]}
+    talk = parse(raw, "mix.json:0", TEST).conversation
+    assert [turn["text"] for turn in talk["turns"]] == ["Hi", "Ho", "Which?"]
+    assert (talk["answers"], talk["category"], talk["extra"]) == (["Red"], "colour", '{"b":[1],"level":3}')
+    unlabelled = parse(row("a", "x.jpg", "<image>\nHi"), "mix.json:0", TEST).conversation
+    assert (len(unlabelled["turns"]), unlabelled["answers"]) == (1, [])
+
+
+BAD = {
+    "a string": ("a", "bad_record"),
+    "a list": ([1], "bad_record"),
+    "null": (None, "bad_record"),
+    "no conversations": ({"id": 1, "image": "x.jpg"}, "bad_record"),
+    "conversations an object": ({"conversations": {}}, "bad_record"),
+    "a turn that is a string": ({"conversations": ["Hi"]}, "bad_record"),
+    "a turn without value": ({"conversations": [{"from": "human"}]}, "bad_record"),
+    "a value that is a number": ({"conversations": [{"from": "human", "value": 3}]}, "bad_record"),
+    "id a list": ({**row(1, None, "a", "b"), "id": [1]}, "bad_record"),
+    "id true": ({**row(1, None, "a", "b"), "id": True}, "bad_record"),
+    "image a list": ({**row(1, None, "a", "b"), "image": ["x.jpg", "y.jpg"]}, "bad_record"),
+    "image empty": (row(1, "", "a", "b"), "bad_record"),
+    "a lone surrogate": (row(1, None, "a\ud800", "b"), "bad_record"),
+    "a video": ({**row(1, None, "a", "b"), "video": "x.mp4"}, "unsupported_format"),
+    "no turns": ({"conversations": []}, "bad_conversation"),
+    "only an answer": ({"conversations": [{"from": "gpt", "value": "a"}]}, "bad_conversation"),
+    "two questions in a row": (
+        {"conversations": [{"from": "human", "value": "a"}, {"from": "human", "value": "b"}]},
+        "bad_conversation",
+    ),
+    "an unknown speaker": (
+        {"conversations": [{"from": "human", "value": "a"}, {"from": "robot", "value": "b"}]},
+        "bad_conversation",
+    ),
+    "no answer": (row(1, None, "a"), "bad_conversation"),
+    "an empty answer": (row(1, "x.jpg", "<image>\na", " \n"), "empty_text"),
+    "an empty question": (row(1, "x.jpg", "", "a"), "empty_text"),
+    "a text row with an empty question": (row(1, None, " ", "a"), "empty_text"),
+    "a long text": (row(1, None, "ü" * 1001, "a"), "text_too_large"),
+    "a long extra": ({**row(1, None, "a", "b"), "note": "x" * 2001}, "text_too_large"),
+    "an absolute path": (row(1, "/etc/x.jpg", "a", "b"), "unsafe_path"),
+    "a path that climbs": (row(1, "a/../../x.jpg", "a", "b"), "unsafe_path"),
+    "a URL": (row(1, "http://host/x.jpg", "a", "b"), "unsafe_path"),
+    "a NUL in the path": (row(1, "x\0.jpg", "a", "b"), "unsafe_path"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_rows(name: str) -> None:
+    raw, reason = BAD[name]
+    with pytest.raises(BadRow) as caught:
+        parse(raw, "mix.json:0", TRAIN)
+    assert caught.value.reason == reason
+    assert caught.value.detail
+
+
+def test_paths_have_one_spelling() -> None:
+    assert normal_path("a/./b//c.jpg") == normal_path("./a/b/c.jpg") == "a/b/c.jpg"
+
+
+def test_sample_id_is_golden() -> None:
+    """The rule is fixed: sha256 over [dataset, split, paths] as compact JSON; ids in old outputs must stay findable."""
+    about_image = parse(row("a", "x/y.jpg", "<image>\nHi", "Ho"), "mix.json:0", TRAIN)
+    other_words = parse(row("b", "x/./y.jpg", "Hm\n<image>", "Ha"), "mix.json:1", TRAIN)
+    assert sample_id("mix", "train", about_image) == sample_id("mix", "train", other_words) == "de481eb2aa594d3635df72eb710f976a"
+    text = parse(row("c", None, "Hi", "Ho"), "mix.json:2", TRAIN)
+    assert sample_id("mix", "train", text) == "551598dea38b239f2fada5c17746acb3"
+    assert sample_id("mix", "test", text) != sample_id("mix", "train", text)
+
+
+def test_read_streams_every_row(tmp_path) -> None:
+    path = tmp_path / "mix.json"
+    path.write_bytes(b"\xef\xbb\xbf \n" + json.dumps([row(1, None, "a", "b"), 3, row("x", "p.jpg", "<image>\nc", "d")]).encode())
+    found = list(read(str(path), TRAIN))
+    assert [type(item) for item in found] == [Item, Reject, Item]
+    assert [item.source for item in found] == ["mix.json:0", "mix.json:1", "mix.json:2"]
+
+
+@pytest.mark.parametrize("text", ['{"a": []}', "", '[{"a": 1}', '[{"a": 1}] x', '[{"a": NaN}]', "not json"])
+def test_a_file_that_is_no_whole_list_is_refused(tmp_path, text: str) -> None:
+    path = tmp_path / "mix.json"
+    path.write_text(text)
+    with pytest.raises(Refused, match=r"inputs.annotations: .*mix.json: "):
+        list(read(str(path), TRAIN))

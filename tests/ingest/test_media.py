@@ -1,0 +1,109 @@
+"""One image file: formats by content, damage, limits, and paths that must not be followed."""
+
+import os
+import zlib
+
+import pytest
+from ingest.source import image
+
+from voco.ingest.items import BadRow
+from voco.ingest.media import Limits, MediaRoot, check_image, read_image
+
+HEADER = Limits("header", 1 << 20, 10_000)
+FULL = Limits("full", 1 << 20, 10_000)
+NAMES = {"JPEG": "jpeg", "PNG": "png", "GIF": "gif", "WEBP": "webp", "BMP": "bmp", "TIFF": "tiff"}
+
+
+@pytest.mark.parametrize("limits", [HEADER, FULL], ids=["header", "full"])
+@pytest.mark.parametrize("kind", NAMES)
+def test_format_is_known_by_content(kind: str, limits: Limits) -> None:
+    assert check_image(image(1, kind), limits) == (NAMES[kind], 48, 32)
+
+
+@pytest.mark.parametrize("limits", [HEADER, FULL], ids=["header", "full"])
+@pytest.mark.parametrize("kind", NAMES)
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.9])
+def test_a_truncated_file_is_corrupt(kind: str, share: float, limits: Limits) -> None:
+    data = image(1, kind, (96, 96))
+    with pytest.raises(BadRow) as caught:
+        check_image(data[: max(16, int(len(data) * share))], limits)
+    assert caught.value.reason == "corrupt_media"
+
+
+def test_a_flipped_bit_in_a_png_is_corrupt() -> None:
+    data = bytearray(image(1, "PNG"))
+    data[len(data) // 2] ^= 1
+    with pytest.raises(BadRow) as caught:
+        check_image(bytes(data), HEADER)
+    assert caught.value.reason == "corrupt_media"
+
+
+@pytest.mark.parametrize("data", [b"hello, not an image", b"%PDF-1.7 ...", b"<svg></svg>", b"RIFF\0\0\0\0WAVEfmt "])
+def test_other_content_is_unsupported(data: bytes) -> None:
+    with pytest.raises(BadRow) as caught:
+        check_image(data, HEADER)
+    assert caught.value.reason == "unsupported_format"
+
+
+def test_an_empty_file_is_corrupt() -> None:
+    with pytest.raises(BadRow) as caught:
+        check_image(b"", HEADER)
+    assert caught.value.reason == "corrupt_media"
+
+
+def test_trailing_bytes_after_a_jpeg_are_no_fault() -> None:
+    assert check_image(image(1) + b"\xff\xda" * 9, HEADER)[0] == "jpeg"
+
+
+def test_too_many_pixels_by_the_header_alone() -> None:
+    data = bytearray(image(1, "PNG"))
+    data[16:24] = (60_000).to_bytes(4, "big") * 2  # a bomb: Pillow itself stops at this size
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    for bomb in (bytes(data), image(1, "JPEG", (101, 100))):
+        with pytest.raises(BadRow) as caught:
+            check_image(bomb, FULL)
+        assert caught.value.reason == "media_too_large"
+
+
+def test_paths_that_must_not_be_read(tmp_path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    (tmp_path / "secret.jpg").write_bytes(image(1))
+    (root / "good.jpg").write_bytes(image(2))
+    (root / "out.jpg").symlink_to(tmp_path / "secret.jpg")
+    (root / "up").symlink_to(tmp_path)
+    (root / "in.jpg").symlink_to(root / "good.jpg")
+    (root / "loop.jpg").symlink_to(root / "loop.jpg")
+    (root / "folder").mkdir()
+    os.mkfifo(root / "pipe.jpg")  # reading it would never end
+    source = MediaRoot(str(root))
+    assert read_image(source, "in.jpg", HEADER)["bytes"] == image(2)
+    expected = {
+        "out.jpg": "unsafe_path",
+        "up/secret.jpg": "unsafe_path",
+        "loop.jpg": "missing_media",
+        "gone.jpg": "missing_media",
+        "good.jpg/x.jpg": "missing_media",
+        "folder": "missing_media",
+        "pipe.jpg": "missing_media",
+        "n" * 300 + ".jpg": "missing_media",
+    }
+    for path, reason in expected.items():
+        with pytest.raises(BadRow) as caught:
+            read_image(source, path, HEADER)
+        assert caught.value.reason == reason, path
+
+
+def test_a_root_that_is_a_link_is_a_root(tmp_path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "a.jpg").write_bytes(image(1))
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    assert read_image(MediaRoot(str(tmp_path / "link")), "a.jpg", HEADER)["width"] == 48
+
+
+def test_size_is_checked_before_reading(tmp_path) -> None:
+    with (tmp_path / "huge.jpg").open("wb") as file:
+        file.truncate(1 << 40)  # a sparse terabyte
+    with pytest.raises(BadRow) as caught:
+        read_image(MediaRoot(str(tmp_path)), "huge.jpg", HEADER)
+    assert caught.value.reason == "media_too_large"

@@ -1,0 +1,60 @@
+"""Units through an actor pool of Ray Data: the bytes of the in-process path, also when a worker process dies."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from ingest.source import good, job, part_hashes, row, write
+
+import pipelines
+from voco import work
+from voco.ingest.media import Limits
+from voco.ingest.samples import WriteSamples
+from voco.spec import Resources
+
+pytestmark = pytest.mark.ray
+LAX = {"max_missing_share": 1.0, "max_reject_share": 1.0}
+
+
+@pytest.fixture
+def source(tmp_path) -> Path:
+    listed, images = good(400, 60)
+    listed += [row(1, "gone.jpg", "<image>\nHi", "Ho"), 3, row(2, "text.jpg", "<image>\nHi", "Ho")]
+    write(tmp_path, listed, {**images, "text.jpg": b"no image"})
+    pipelines.run(job(tmp_path, tmp_path / "here", unit_rows=10, **LAX))
+    return tmp_path
+
+
+def test_actor_pool_writes_the_same_bytes(ray_local, source, capsys) -> None:
+    asked = job(source, source / "out", workers=2, unit_rows=10, in_process_rows=0, **LAX)
+    done = pipelines.run(asked)
+    assert part_hashes(source / "out") == part_hashes(source / "here")
+    assert done.counts["read"] == 403
+    shown = capsys.readouterr().out
+    assert "unit 11/11" in shown
+    assert "rows/s" in shown
+
+
+def test_a_killed_worker_process_costs_nothing(ray_local, source) -> None:
+    output = source / "out"
+    marker = source / "killed"
+
+    class Dying(WriteSamples):
+        """Kills its own process at unit 3, the first time, after the unit's samples part is written."""
+
+        def _write(self, table, unit, groups, schema):
+            written = super()._write(table, unit, groups, schema)
+            if unit == 3 and not marker.exists():
+                marker.write_text(str(os.getpid()))
+                os.kill(os.getpid(), signal.SIGKILL)
+            return written
+
+    (output / "work").mkdir(parents=True)
+    (output / "work" / "list.parquet").write_bytes((source / "here" / "work" / "list.parquet").read_bytes())
+    arguments = {"output": str(output), "media": str(source / "images"), "limits": Limits("header", 1 << 28, 10**8)}
+    records = work.run(str(output), 11, Dying, arguments, Resources(workers=2), False, "test")
+    assert int(marker.read_text()) != os.getpid()
+    assert [record["unit"] for record in records] == list(range(11))
+    unbroken = {name: sha for name, sha in part_hashes(source / "here").items() if "listing" not in name}
+    assert part_hashes(output) == unbroken

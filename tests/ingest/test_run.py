@@ -1,0 +1,261 @@
+"""The whole stage in this process: accounting, tables, limits, and what a kill leaves behind."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from ingest.source import good, image, job, part_hashes, row, table, write
+
+import pipelines
+from voco import manifest, rows, work
+from voco.errors import JobFailed, Refused
+from voco.ingest import grouping
+
+LAX = {"max_missing_share": 1.0, "max_reject_share": 1.0}
+
+
+def test_golden_sample_row(tmp_path) -> None:
+    listed = [
+        {**row(1, "a/one.gif", "<image>\nWhat is it?\nOne word.", "A cat"), "category": "animals", "level": 2},
+        row("t", None, "Hi", "Ho"),
+        row(1, "a//one.gif", "And its colour?\n<image>", "Grey", "Sure?", "Yes"),
+    ]
+    data = image(5, "PNG")
+    write(tmp_path, listed, {"a/one.gif": data})
+    done = pipelines.run(job(tmp_path, tmp_path / "out"))
+    first, second = table(tmp_path / "out", "samples")
+    assert first == {
+        "sample_id": hashlib.sha256(b'["mix","train",["a/one.gif"]]').hexdigest()[:32],
+        "dataset": "mix",
+        "split": "train",
+        "modality": "image",
+        "media": [
+            {
+                "bytes": data, "path": "a/one.gif", "format": "png", "sha256": hashlib.sha256(data).hexdigest(),
+                "width": 48, "height": 32, "duration_s": None, "fps": None, "num_frames": None,
+            }
+        ],
+        "conversations": [
+            {
+                "source_id": "1",
+                "turns": [{"role": "user", "text": "What is it?\nOne word."}, {"role": "assistant", "text": "A cat"}],
+                "placeholder": "before", "answers": [], "choices": [], "category": "animals", "extra": '{"level":2}',
+            },
+            {
+                "source_id": "1",
+                "turns": [
+                    {"role": "user", "text": "And its colour?"}, {"role": "assistant", "text": "Grey"},
+                    {"role": "user", "text": "Sure?"}, {"role": "assistant", "text": "Yes"},
+                ],
+                "placeholder": "after", "answers": [], "choices": [], "category": "", "extra": "{}",
+            },
+        ],
+    }  # fmt: skip
+    assert (second["modality"], second["media"]) == ("text", [])
+    assert done.counts == {"read": 3, "written": 3, "samples": 2, "rejected": {}}
+    assert done.statistics["figures"]["conversations"]["max"] == 2
+    assert done.statistics["kinds"] == {"format.png": 1, "modality.image": 1, "modality.text": 1}
+    file = pq.ParquetFile(tmp_path / "out" / "samples" / "part-00000.parquet")
+    assert file.schema_arrow.remove_metadata().equals(rows.SAMPLES)
+    assert file.schema_arrow.metadata[b"voco.schema_version"] == b"1"
+
+
+def test_every_reason_is_counted(tmp_path) -> None:
+    """Rows that fail in the listing and rows that fail by their medium, among good ones; every number adds up."""
+    listed, images = good(40, 8)
+    big = image(3, "JPEG", (300, 300))
+    images |= {
+        "cut.jpg": image(1, "JPEG", (96, 96))[:900], "text.jpg": b"not an image", "wide.png": image(2, "PNG", (400, 10)),
+        "big.jpg": big, "empty.jpg": b"", "cut.png": image(1, "PNG")[:-20],
+    }  # fmt: skip
+    failing = {
+        "gone.jpg": "missing_media", "set": "missing_media", "link.jpg": "unsafe_path", "cut.jpg": "corrupt_media",
+        "cut.png": "corrupt_media", "empty.jpg": "corrupt_media", "text.jpg": "unsupported_format",
+        "wide.png": "media_too_large", "big.jpg": "media_too_large", "../mix.json": "unsafe_path", "/etc/passwd": "unsafe_path",
+    }  # fmt: skip
+    expected = Counter[str]()
+    for path, reason in failing.items():
+        for turn in range(3):  # each source row of a failed medium is one reject
+            listed.append(row(path, path, f"<image>\n{turn}?", "Yes"))
+            expected[reason] += 1
+    for bad, reason in (
+        (7, "bad_record"), (row(1, None, "Hi"), "bad_conversation"), (row(1, None, "Hi", ""), "empty_text"),
+        (row(1, None, "Hi", "y" * 60_000), "text_too_large"), ({**row(1, None, "Hi", "Ho"), "video": "v.mp4"}, "unsupported_format"),
+        (listed[0], "duplicate"), ({**listed[9], "id": "again"}, "duplicate"), (None, "bad_record"),
+    ):  # fmt: skip
+        listed.append(bad)
+        expected[reason] += 1
+    write(tmp_path, listed, images)
+    (tmp_path / "images" / "link.jpg").symlink_to("/etc/passwd")
+    limits = {"max_pixels": 9500, "max_media_bytes": len(big) - 1, "max_text_bytes": 50_000}
+    done = pipelines.run(job(tmp_path, tmp_path / "out", unit_rows=3, **limits, **LAX))
+    assert done.counts["rejected"] == dict(expected)
+    assert done.counts["read"] == len(listed) == done.counts["written"] + expected.total()
+    rejects = table(tmp_path / "out", "rejects")
+    assert Counter(reject["reason"] for reject in rejects) == expected
+    assert {reject["reason"] for reject in rejects} <= set(rows.REASONS)
+    samples = table(tmp_path / "out", "samples")
+    assert sum(len(sample["conversations"]) for sample in samples) == 40
+    assert len({reject["source"] for reject in rejects}) == expected.total()  # each names its own row
+    for reject in rejects:
+        index = int(reject["source"].removeprefix("mix.json:"))
+        assert index >= 40
+    for name in ("samples", "rejects"):
+        for entry in done.tables[name]:
+            part = tmp_path / "out" / name / entry["path"]
+            assert (hashlib.sha256(part.read_bytes()).hexdigest(), part.stat().st_size) == (entry["sha256"], entry["bytes"])
+        assert sum(entry["rows"] for entry in done.tables[name]) == len(table(tmp_path / "out", name))
+
+
+def test_duplicates_can_be_kept(tmp_path) -> None:
+    listed, images = good(20, 4)
+    write(tmp_path, listed + listed, images)
+    done = pipelines.run(job(tmp_path, tmp_path / "out", duplicates="keep"))
+    assert done.counts == {"read": 40, "written": 40, "samples": 6, "rejected": {}}
+
+
+def test_row_groups_hold_eight_mebibytes_or_one_row(tmp_path) -> None:
+    noise = [os.urandom(3 << 20) for _ in range(5)] + [os.urandom(9 << 20)]
+    images = {f"{index}.jpg": image(index) + tail for index, tail in enumerate(noise)}  # bytes after the end are no fault
+    write(tmp_path, [row(index, f"{index}.jpg", "<image>\nHi", "Ho") for index in range(6)], images)
+    pipelines.run(job(tmp_path, tmp_path / "out"))
+    file = pq.ParquetFile(tmp_path / "out" / "samples" / "part-00000.parquet")
+    assert [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)] == [2, 2, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("limit", "path", "share"), [("max_missing_share", "gone.jpg", 0.02), ("max_reject_share", "text.jpg", 0.01)]
+)
+def test_a_job_that_loses_too_much_fails_and_goes_on_when_mended(tmp_path, limit: str, path: str, share: float) -> None:
+    listed, images = good(96, 8)
+    lost = [row(index, path, f"<image>\n{index}?", "Yes") for index in range(4)]
+    write(tmp_path, listed + lost, {**images, "text.jpg": b"no image"})
+    asked = job(tmp_path, tmp_path / "out", unit_rows=5)
+    with pytest.raises(JobFailed, match=rf"ingest.{limit}: 4 of 100 rows \(4.00%\)"):
+        pipelines.run(asked)
+    assert manifest.read(str(tmp_path / "out")) is None
+    assert len(table(tmp_path / "out", "rejects")) == 4
+    (tmp_path / "images" / path).write_bytes(image(200))
+    assert pipelines.run(asked).counts == {"read": 100, "written": 100, "samples": 18, "rejected": {}}
+    assert table(tmp_path / "out", "rejects") == []
+    allowed = job(tmp_path, tmp_path / "other", **{limit: share * 4})
+    (tmp_path / "images" / path).write_bytes(b"no image") if path == "text.jpg" else (tmp_path / "images" / path).unlink()
+    assert pipelines.run(allowed).counts["written"] == 96
+
+
+def test_a_missing_media_input_rejects_image_rows_only(tmp_path) -> None:
+    listed, images = good(20, 4)
+    write(tmp_path, listed, images)
+    asked = job(tmp_path, tmp_path / "out", **LAX)
+    asked = asked.model_copy(update={"inputs": asked.inputs.model_copy(update={"media": None})})
+    assert pipelines.run(asked).counts["rejected"] == {"missing_media": 18}
+
+
+def test_an_empty_list_and_a_broken_file(tmp_path) -> None:
+    write(tmp_path, [], {})
+    assert pipelines.run(job(tmp_path, tmp_path / "out")).counts == {"read": 0, "written": 0, "samples": 0, "rejected": {}}
+    (tmp_path / "mix.json").write_text("[{}")
+    with pytest.raises(Refused, match="not whole JSON"):
+        pipelines.run(job(tmp_path, tmp_path / "other"))
+    assert not (tmp_path / "other" / "work" / "list.parquet").exists()
+
+
+def test_grouping_by_many_buckets_keeps_every_row(tmp_path, monkeypatch) -> None:
+    """The same rows through one bucket and through many: the same samples, in another order, and the same every time."""
+    listed, images = good(300, 40)
+    write(tmp_path, listed, images)
+    pipelines.run(job(tmp_path, tmp_path / "one"))
+    monkeypatch.setattr(grouping, "BUCKET_BYTES", 3000)
+    for name in ("many", "again"):
+        pipelines.run(job(tmp_path, tmp_path / name, unit_rows=7))
+    one, many = table(tmp_path / "one", "samples"), table(tmp_path / "many", "samples")
+    assert one != many
+    assert sorted(one, key=str) == sorted(many, key=str)
+    assert part_hashes(tmp_path / "many") == part_hashes(tmp_path / "again")
+
+
+def mixed(folder: Path) -> None:
+    """A source of 400 rows in which some media and some rows are bad."""
+    listed, images = good(400, 60)
+    listed[7:7] = [row(1, "gone.jpg", "<image>\nHi", "Ho"), 3, row(2, "text.jpg", "<image>\nHi", "Ho")]
+    write(folder, listed, {**images, "text.jpg": b"no image"})
+
+
+def test_a_lost_unit_is_made_again_with_the_same_bytes(tmp_path) -> None:
+    mixed(tmp_path)
+    asked = job(tmp_path, tmp_path / "out", unit_rows=10, **LAX)
+    pipelines.run(asked)
+    before = part_hashes(tmp_path / "out")
+    assert len(before) > 10
+    (tmp_path / "out" / "manifest.json").unlink()
+    for unit in (0, 4):
+        (tmp_path / "out" / "units" / f"{unit:05d}.json").unlink()
+        (tmp_path / "out" / "samples" / f"part-{unit:05d}.parquet").write_bytes(b"half a part")
+    kept = (tmp_path / "out" / "samples" / "part-00002.parquet").stat().st_mtime_ns
+    pipelines.run(asked)
+    assert part_hashes(tmp_path / "out") == before
+    assert (tmp_path / "out" / "samples" / "part-00002.parquet").stat().st_mtime_ns == kept  # a done unit is not touched
+
+
+CHILD = """
+import json, sys, time
+import pipelines
+from voco import spec
+from voco.ingest import grouping, samples
+place = sys.argv[2]
+def slow(kind, name):
+    original = getattr(kind, name)
+    def late(*arguments):
+        time.sleep(0.15)
+        return original(*arguments)
+    setattr(kind, name, late)
+if place == "units":
+    slow(samples.WriteSamples, "_write")
+if place == "listing":
+    parse = grouping.sample_id
+    def late(*arguments):
+        time.sleep(0.005)
+        return parse(*arguments)
+    grouping.sample_id = late
+pipelines.run(spec.build("test.yaml", json.loads(sys.argv[1])))
+"""
+
+
+@pytest.mark.parametrize("place", ["listing", "units"])
+def test_killed_and_sent_again_is_byte_equal(tmp_path, place: str) -> None:
+    """SIGKILL of the driver process while it lists, or between units; the next run ends with the unbroken run's bytes."""
+    mixed(tmp_path)
+    pipelines.run(job(tmp_path, tmp_path / "whole", unit_rows=10, **LAX))
+    asked = job(tmp_path, tmp_path / "out", unit_rows=10, **LAX)
+    child = subprocess.Popen([sys.executable, "-c", CHILD, json.dumps(asked.model_dump(exclude_none=True)), place])
+    listing, units = tmp_path / "out" / "work" / ".listing" / "000.jsonl", tmp_path / "out" / "units"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and child.poll() is None:
+        if listing.exists() if place == "listing" else len(list(units.glob("*.json"))) >= 3:
+            break
+        time.sleep(0.02)
+    child.send_signal(signal.SIGKILL)
+    assert child.wait(10) == -signal.SIGKILL
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    done = len(list(units.glob("*.json")))
+    assert (done == 0) if place == "listing" else 3 <= done < 11
+    assert Path(work.list_uri(str(tmp_path / "out"))).exists() == (place == "units")
+    pipelines.run(asked)
+    assert part_hashes(tmp_path / "out") == part_hashes(tmp_path / "whole")
+    assert not listing.parent.exists()
+    assert pipelines.run(asked) == manifest.read(str(tmp_path / "out"))  # done already
+
+
+def test_the_driver_leaves_ray_alone(tmp_path) -> None:
+    mixed(tmp_path)
+    asked = json.dumps(job(tmp_path, tmp_path / "out", unit_rows=50, **LAX).model_dump(exclude_none=True))
+    code = CHILD + "\nassert 'ray' not in sys.modules and 'torch' not in sys.modules, 'imported'"
+    subprocess.run([sys.executable, "-c", code, asked, "nowhere"], check=True, capture_output=True)
