@@ -1,0 +1,222 @@
+"""The demo's source data: true answers, the rule that no question gives away another, balance, and a repeatable writer."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+from collections import Counter
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from voco.demo import easy_vqa_shapes, scene_questions, scenes
+from voco.demo.easy_vqa_shapes import COLORS, SHAPES
+from voco.demo.scene_questions import PLACES
+
+TRAIN, TEST = 400, 120
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("scenes") / "data"
+    scenes.write(target, train_scenes=TRAIN, test_scenes=TEST, seed=5)
+    return target
+
+
+def rows_of(out: Path, name: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads((out / f"{name}.json").read_text())
+    return rows
+
+
+@cache
+def known_cells(split: str) -> dict[bytes, tuple[str, str]]:
+    """Every package image's pixels and its label."""
+    folder = easy_vqa_shapes.folder(split) / "images"
+    labels = easy_vqa_shapes.labels(easy_vqa_shapes.questions(split))
+    return {Image.open(folder / f"{key}.png").convert("RGB").tobytes(): label for key, label in labels.items()}
+
+
+def cell_labels(out: Path, split: str, image: str) -> list[tuple[str, str]]:
+    """The scene's labels read back from its pixels, by finding each quarter among the package's images of its split."""
+    with Image.open(out / "images" / image) as picture:
+        assert picture.size == (128, 128)
+        assert picture.mode == "RGB"
+        corners = [(0, 0), (64, 0), (0, 64), (64, 64)]
+        return [known_cells(split)[picture.crop((x, y, x + 64, y + 64)).tobytes()] for x, y in corners]
+
+
+def answer_of(question: str, scene: list[tuple[str, str]]) -> str | None:
+    """A second reading of the questions, from their words; None when the text is not true of the scene."""
+    if match := re.fullmatch(r"what (color|shape) is at the (.+)\?", question):
+        return scene[PLACES.index(match[2])][match[1] == "shape"]
+    if match := re.fullmatch(r"what (color|shape) is (to the right of|to the left of|above|below) the (\w+) (\w+)\?", question):
+        spots = [place for place, label in enumerate(scene) if label == (match[3], match[4])]
+        if len(spots) != 1:
+            return None
+        row, column = divmod(spots[0], 2)
+        step = {"to the right of": (0, 1), "to the left of": (0, -1), "above": (-1, 0), "below": (1, 0)}[match[2]]
+        row, column = row + step[0], column + step[1]
+        return scene[2 * row + column][match[1] == "shape"] if row in (0, 1) and column in (0, 1) else None
+    if match := re.fullmatch(r"how many (\w+)s are there\?", question):
+        return str(sum(shape == match[1] for _, shape in scene))
+    if match := re.fullmatch(r"how many (\w+) shapes are there\?", question):
+        return str(sum(color == match[1] for color, _ in scene))
+    match = re.fullmatch(r"is there a (\w+) (\w+)\?", question)
+    assert match, question
+    return "yes" if (match[1], match[2]) in scene else "no"
+
+
+def by_scene(rows: list[dict[str, Any]]) -> dict[str, list[tuple[str, str, str]]]:
+    grouped: dict[str, list[tuple[str, str, str]]] = {}
+    for row in rows:
+        if "image" in row:
+            human, gpt = row["conversations"]
+            grouped.setdefault(row["image"], []).append((row["category"], human["value"].removeprefix("<image>\n"), gpt["value"]))
+    return grouped
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_answers_are_true_of_the_pixels(out: Path, split: str) -> None:
+    grouped = by_scene(rows_of(out, f"scenes_{split}"))
+    assert len(grouped) == {"train": TRAIN, "test": TEST}[split]
+    for image, asked in grouped.items():
+        scene = cell_labels(out, split, image)
+        assert Counter(category for category, _, _ in asked) == scene_questions.MIX
+        assert len({question for _, question, _ in asked}) == 8
+        for _, question, answer in asked:
+            assert answer_of(question, scene) == answer, (image, question)
+
+
+def test_labels_agree_with_every_question_of_the_package() -> None:
+    asked = easy_vqa_shapes.questions("test")
+    labels = easy_vqa_shapes.labels(asked)
+    assert len(labels) > 800
+    checked = 0
+    for question in asked:
+        color, shape = labels.get(question.image, ("", ""))
+        if not color:
+            continue
+        if question.answer in ("yes", "no"):
+            negated = " no " in question.text or " not " in question.text
+            named = next(word for word in easy_vqa_shapes.WORD.findall(question.text) if word in COLORS + SHAPES)
+            assert (question.answer == "yes") == ((named in (color, shape)) != negated)
+        else:
+            assert question.answer in (color, shape)
+        checked += 1
+    assert checked > 7000
+
+
+def test_tables_agree_with_the_words() -> None:
+    """The tables behind the rule say what a second reading of the texts says, in scenes drawn at random."""
+    rng = np.random.default_rng(0)
+    kinds = list(itertools.product(COLORS, SHAPES))
+    rows = [int(row) for row in rng.integers(0, 24**4, 60)]
+    everything = [kinds[0], kinds[7], kinds[7], kinds[23]]
+    queries = {query for some in scene_questions._candidates(everything).values() for query in some}
+    for row in rows:
+        scene = [kinds[int(kind)] for kind in np.unravel_index(row, (24,) * 4)]
+        assert scene_questions.number(scene) == row
+        queries_here = queries | {query for some in scene_questions._candidates(scene).values() for query in some}
+        for query in queries_here:
+            index = int(scene_questions.table(query)[row])
+            expected = None if index == scene_questions.UNASKABLE else query.answers()[index]
+            assert answer_of(query.text(), scene) == expected, (query.text(), scene)
+
+
+def test_no_question_is_given_away_by_the_other_seven(out: Path) -> None:
+    """Over all 331,776 scenes that agree with seven questions and answers, the eighth has two answers or more."""
+    every = {
+        query.text(): query
+        for scene in [[(color, shape) for color in COLORS[start : start + 4]] for start in (0, 4) for shape in SHAPES]
+        for query in itertools.chain(*scene_questions._candidates(scene).values())
+    }
+    for asked in list(by_scene(rows_of(out, "scenes_test")).values())[:60]:
+        queries = [every[question] for _, question, _ in asked]
+        tables = np.stack([scene_questions.table(query) for query in queries])
+        answers = np.array([[query.answers().index(answer)] for query, (_, _, answer) in zip(queries, asked, strict=True)])
+        agrees = tables == answers
+        for index in range(len(asked)):
+            possible = set(tables[index, np.delete(agrees, index, axis=0).all(axis=0)].tolist()) - {scene_questions.UNASKABLE}
+            assert len(possible) >= 2, asked[index]
+
+
+def test_the_rule_refuses_what_follows() -> None:
+    scene = [("red", "circle"), ("blue", "triangle"), ("red", "rectangle"), ("red", "circle")]
+    row = scene_questions.number(scene)
+
+    def takes(*queries: scene_questions.Query) -> list[bool]:
+        taken = scene_questions.Independent()
+        return [taken.take(query, int(scene_questions.table(query)[row])) for query in queries]
+
+    query = scene_questions.Query
+    there = query("presence", "yes/no", color="blue", shape="triangle")
+    below = query("neighbour", "shape", where="below", color="blue", shape="triangle")
+    assert takes(there, below) == [True, False]  # "the blue triangle" says that there is one
+    assert takes(below, there) == [True, False]
+    shapes = [query("place", "shape", where=place) for place in PLACES]
+    circles = query("count", "shape", shape="circle")
+    assert takes(*shapes, circles) == [True, True, True, True, False]
+    assert takes(*shapes[:3], circles, shapes[3]) == [True, True, True, True, False]
+
+
+def test_guessing_the_most_common_answer_is_weak(out: Path) -> None:
+    answers: dict[str, Counter[str]] = {}
+    for category, question, answer in itertools.chain(*by_scene(rows_of(out, "scenes_train")).values()):
+        kind = re.sub("|".join(COLORS), "C", question) if category in ("count", "presence") else question
+        kind = " ".join(
+            [category, kind.split()[1] if category in ("place", "neighbour") else re.sub("|".join(SHAPES), "S", kind)]
+        )
+        answers.setdefault(kind, Counter())[answer] += 1
+    limits = {"place shape": 0.40, "place color": 0.17, "neighbour shape": 0.40, "neighbour color": 0.17}
+    for kind, given in answers.items():
+        limit = limits.get(kind, 0.55 if kind.startswith("presence") else 0.40)
+        assert given.most_common(1)[0][1] / given.total() <= limit, (kind, given)
+
+
+def test_rows_are_llava_rows(out: Path) -> None:
+    ids: list[str] = []
+    for name in ("shapes_train", "shapes_test", "scenes_train", "scenes_test"):
+        rows = rows_of(out, name)
+        ids += [row["id"] for row in rows]
+        for row in rows:
+            human, gpt = row["conversations"]
+            assert (human["from"], gpt["from"]) == ("human", "gpt")
+            assert human["value"].startswith("<image>\n") == ("image" in row)
+            if "image" in row:
+                assert row["image"].startswith(f"{name.split('_')[0]}/{name.split('_')[1]}/")
+    assert len(set(ids)) == len(ids)
+    missing = [row["image"] for row in rows_of(out, "shapes_test") if not (out / "images" / row["image"]).exists()]
+    assert missing == []
+
+
+def test_text_only_rows_differ_and_stay_out_of_the_test(out: Path) -> None:
+    texts = [row["conversations"][0]["value"] for row in rows_of(out, "scenes_train") if "image" not in row]
+    assert len(texts) == len(set(texts)) >= 30
+    assert all("image" in row for row in rows_of(out, "scenes_test"))
+    assert len(set(scenes.text_only())) > 10_000
+
+
+def test_every_scene_has_bytes_of_its_own(out: Path) -> None:
+    files = sorted((out / "images" / "scenes").rglob("*.png"))
+    assert len(files) == TRAIN + TEST
+    assert len({hashlib.sha256(file.read_bytes()).digest() for file in files}) == len(files)
+
+
+def test_writes_the_same_again_skips_and_replaces(out: Path, tmp_path: Path) -> None:
+    def state(folder: Path) -> dict[str, bytes]:
+        return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+    first, second = tmp_path / "a", tmp_path / "b"
+    scenes.write(first, train_scenes=12, test_scenes=5, seed=1)
+    scenes.write(second, train_scenes=30, test_scenes=5, seed=2)
+    (second / "images" / "scenes" / "train" / "000003.png").write_bytes(b"changed")
+    scenes.write(second, train_scenes=30, test_scenes=5, seed=2)
+    assert (second / "images" / "scenes" / "train" / "000003.png").read_bytes() == b"changed"  # finished: nothing is written
+    scenes.write(second, train_scenes=12, test_scenes=5, seed=1)
+    assert state(first) == state(second)
