@@ -24,7 +24,11 @@ def run(job: Job, run_id: str) -> Manifest:
         counts={"steps": returned["steps"], "text_tokens_cut": returned["cut"]},
         tables={
             "model": [
-                {"path": name, "bytes": storage.size(storage.join(output, name)), "sha256": storage.sha256(storage.join(output, name))}
+                {
+                    "path": name,
+                    "bytes": storage.size(storage.join(output, name)),
+                    "sha256": storage.sha256(storage.join(output, name)),
+                }
                 for name in files
             ]
         },

@@ -65,8 +65,6 @@ class TrainingSamples:
         media = [one["sha256"] for one in row["media"] or []]
         conversations = [one["turns"] for one in row["conversations"]]
         parts = [conversations] if self.share_vision else [[one] for one in conversations]
-        built = [
-            build(row["sample_id"], part, media, self.tokenizer, self.layout, max_tokens=self.max_tokens) for part in parts
-        ]
+        built = [build(row["sample_id"], part, media, self.tokenizer, self.layout, max_tokens=self.max_tokens) for part in parts]
         self.cut += sum(sample.cut for sample in built)
         return built

@@ -40,6 +40,8 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     import deepspeed
 
+    # its shared-memory all-reduce is compiled at first use, for half a minute, and a kill meanwhile leaves a lock behind
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     block = ImageSft.model_validate(config["block"])
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
@@ -108,7 +110,7 @@ class TrainLoop:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
         micro = [self._batch(mine[start : start + block.micro_batch]) for start in range(0, len(mine), block.micro_batch)]
-        asked = self.rank == 0 and running.stop_requested(self.config["run"])
+        asked = self.rank == 0 and self.config["run"] is not None and running.stop_requested(self.config["run"])
         result = train_step(self.engine, micro, self.step, asked)
         self.metrics.append(
             {
@@ -172,12 +174,12 @@ class TrainLoop:
 
     def export(self) -> None:
         """Whole weights to `<output>/model`, the metrics beside it; rank 0 writes, every rank gathers."""
+        named = dict(self.model.named_parameters())
         state = {}
-        for name, tensor in weights.own_state(self.model).items():
-            with gathered(self._parameter(name), self.block.zero_stage):
+        for name in weights.own_state(self.model):
+            with gathered(named[name], self.block.zero_stage):
                 if self.rank == 0:
-                    current = self.model.state_dict()[name] if self.block.zero_stage == 3 else tensor
-                    state[name] = current.detach().cpu().clone()
+                    state[name] = named[name].detach().cpu().clone()
         if self.rank == 0:
             with tempfile.TemporaryDirectory() as folder:
                 whole = weights.load(self.config["model"], self.model.layout)
@@ -188,14 +190,11 @@ class TrainLoop:
             write_metrics(storage.join(self.config["output"], "metrics.parquet"), self.metrics)
         dist.barrier()
 
-    def _parameter(self, name: str) -> torch.nn.Parameter | None:
-        return dict(self.model.named_parameters()).get(name)
-
 
 @contextmanager
-def gathered(parameter: torch.nn.Parameter | None, zero_stage: int) -> Iterator[None]:
+def gathered(parameter: torch.nn.Parameter, zero_stage: int) -> Iterator[None]:
     """Under ZeRO-3 a parameter is whole only in here."""
-    if zero_stage < 3 or parameter is None:
+    if zero_stage < 3:
         yield
         return
     import deepspeed

@@ -1,0 +1,65 @@
+"""Reads samples/, features/ and a checkpoint; writes answers/ and scores/."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pyarrow as pa
+
+from voco import manifest, rows, storage, work
+from voco.errors import Refused
+from voco.evaluate import answering, scores
+from voco.manifest import Manifest
+from voco.spec import Job
+
+
+def run(job: Job, run_id: str) -> Manifest:
+    """Answer every question by the cached path, then score it against the bounds when they are given."""
+    started = time.time()
+    block = job.evaluate
+    assert block is not None
+    output, checkpoint = storage.resolve(job.output), storage.resolve(job.inputs.checkpoint or "")
+    try:
+        answering.layout_for(checkpoint, block.read_as)
+    except ValueError as error:
+        raise Refused(f"evaluate.{error}") from error
+    units = answering.write_list(output, [storage.resolve(item.uri) for item in job.inputs.samples], block.unit_samples)
+    arguments: dict[str, Any] = {"output": output, "checkpoint": checkpoint, "block": block.model_dump()}
+    arguments["features"] = storage.resolve(job.inputs.features or "")
+    done = work.run(output, units, answering.AnswerWorker, arguments, job.resources, in_process=False, label=job.name)
+    answers, upper, lower = (_answers(uri) for uri in (job.output, job.inputs.upper, job.inputs.lower))
+    assert answers is not None
+    total = {key: sum(record["figures"][key] for record in done) for key in done[0]["figures"]}
+    images, questions = sum(record["counts"]["images"] for record in done), answers.num_rows
+    found = scores.score_rows(
+        answers,
+        upper,
+        lower,
+        block.resamples,
+        job.seed,
+        cache_bytes=round(total["cache_bytes"] / max(1, images)),
+        full_cache_bytes=round(total["full_cache_bytes"] / max(1, images)),
+        prefill_flops=total["prefill_flops"] / questions,
+        latency_s=total["answer_seconds"] / questions,
+        seconds=total["compress_seconds"] + total["answer_seconds"],
+    )
+    table = pa.Table.from_pylist(found, schema=rows.SCORES)
+    entry = rows.write_table(work.part(output, "scores", 0), [table], rows.SCORES)
+    print(f"{job.name}: {found[0]['score']:.1%} of {questions} questions, {images} images compressed once each", flush=True)
+    return manifest.finish(
+        job,
+        run_id,
+        started,
+        counts={"read": sum(record["counts"]["read"] for record in done), "written": questions, "images": images},
+        tables={"answers": [entry for record in done for entry in record["tables"]["answers"]], "scores": [entry]},
+        statistics=total,
+    )
+
+
+def _answers(uri: str | None) -> pa.Table | None:
+    """The answers of a finished or just written evaluation, in the order of their units."""
+    if uri is None:
+        return None
+    folder = storage.join(storage.resolve(uri), "answers")
+    return pa.concat_tables([rows.read_table(storage.join(folder, name)) for name in storage.names(folder)])

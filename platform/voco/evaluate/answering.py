@@ -1,0 +1,170 @@
+"""Answers to evaluation rows by the cached path: each image compressed once, every question asked alone, in batches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from voco import rows, storage, work
+from voco.evaluate.scores import exact_match
+from voco.features import FeatureStore
+from voco.model import weights
+from voco.model.cache import VocoCache
+from voco.model.flops import cache_bytes, read_flops
+from voco.model.voco_llama import prompt_ids
+from voco.spec import Evaluate
+from voco.tokens import Layout
+from voco.work import part
+
+LIST = pa.schema([("part", pa.string()), ("group", pa.int32()), ("row", pa.int32())])
+COLUMNS = ["sample_id", "media.list.element.sha256", "conversations"]
+IMAGES_AT_ONCE = 64  # compressed in one forward pass
+
+
+def write_list(output: str, samples: list[str], unit_samples: int) -> int:
+    """The work list of an evaluate job: every row of the `samples/` tables. Returns the number of units."""
+
+    def everything() -> Iterator[dict[str, Any]]:
+        for uri in samples:
+            folder = storage.join(uri, "samples")
+            for name in storage.names(folder):
+                with rows.open_parquet(storage.join(folder, name)) as file:
+                    for group in range(file.num_row_groups):
+                        for row in range(file.metadata.row_group(group).num_rows):
+                            yield {"part": storage.join(folder, name), "group": group, "row": row}
+
+    def units() -> Iterator[pa.Table]:
+        held: list[dict[str, Any]] = []
+        for one in everything():
+            held.append(one)
+            if len(held) == unit_samples:
+                yield pa.Table.from_pylist(held, schema=LIST)
+                held = []
+        if held:
+            yield pa.Table.from_pylist(held, schema=LIST)
+
+    return work.write_list(output, units(), LIST)
+
+
+def layout_for(checkpoint: str, read_as: str) -> Layout:
+    """The checkpoint's own layout, or the voco mask and positions on a `none` checkpoint: the paper's lower bound."""
+    layout = Layout(**weights.read_config(checkpoint)["layout"])
+    if read_as == "own":
+        return layout
+    if layout.method != "none":
+        raise ValueError(f"read_as voco: expected a checkpoint of method none, got {layout.method}")
+    return layout.model_copy(update={"method": "voco"})
+
+
+class AnswerWorker:
+    """Answers the questions of one unit's samples."""
+
+    def __init__(self, output: str, checkpoint: str, features: str, block: dict[str, Any]) -> None:
+        self.output, self.checkpoint = output, checkpoint
+        self.block = Evaluate.model_validate(block)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.model = weights.load(checkpoint, layout_for(checkpoint, self.block.read_as), device=device)
+        self.features = FeatureStore(features)
+        self.caches: dict[tuple[str, ...], VocoCache] = {}
+
+    def __call__(self, unit: int, listed: pa.Table) -> dict[str, Any]:
+        samples = read_rows(listed.to_pylist())
+        self.caches.clear()  # a unit's answers and cache hits do not depend on which process did the one before
+        started = time.monotonic()
+        self._compress(samples)
+        compressed = time.monotonic()
+        questions = list(self._questions(samples))
+        answered: list[dict[str, Any]] = []
+        for start in range(0, len(questions), self.block.batch):
+            answered += self._answer(questions[start : start + self.block.batch])
+        ended = time.monotonic()
+        table = pa.Table.from_pylist(answered, schema=rows.ANSWERS)
+        entry = rows.write_table(part(self.output, "answers", unit), [table], rows.ANSWERS)
+        held = [cache.bytes / len(cache.tokens) for cache in self.caches.values()]
+        config = self.model.language_model.config
+        each = next(self.model.parameters()).element_size()
+        kept = {media: self._kept(media) for media in {q["media"] for q in questions}}
+        layout = self.model.layout
+        return {
+            "tables": {"answers": [entry]},
+            "counts": {"read": len(samples), "written": len(answered), "images": len(held)},
+            "figures": {
+                "compress_seconds": compressed - started,
+                "answer_seconds": ended - compressed,
+                "cache_bytes": int(sum(held)),  # over the unit's images
+                "full_cache_bytes": cache_bytes(config, layout.prefix_length + layout.voco_tokens(), each) * len(held),
+                "prefill_flops": sum(read_flops(config, kept[q["media"]], len(q["prompt"])) for q in questions),
+            },
+        }
+
+    def _kept(self, media: tuple[str, ...]) -> int:
+        return sum(self.caches[media].tokens) if media else 0
+
+    def _compress(self, samples: list[dict[str, Any]]) -> None:
+        """One cache for each distinct list of images."""
+        wanted = list(dict.fromkeys(media_of(sample) for sample in samples if sample["media"]))
+        for start in range(0, len(wanted), IMAGES_AT_ONCE):
+            some = wanted[start : start + IMAGES_AT_ONCE]
+            made = self.model.compress_features([[self.features(sha256) for sha256 in media] for media in some])
+            self.caches.update(zip(some, made, strict=True))
+
+    def _questions(self, samples: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        asked: set[tuple[str, ...]] = set()
+        for sample in samples:
+            media = media_of(sample)
+            for index, conversation in enumerate(sample["conversations"]):
+                text = conversation["turns"][-1]["text"]
+                yield {
+                    "sample_id": sample["sample_id"],
+                    "index": index,
+                    "conversation": conversation,
+                    "media": media,
+                    "text": text,
+                    "prompt": prompt_ids(text, self.model.tokenizer, self.model.layout, bool(media)),
+                    "cache_hit": bool(media) and media in asked,
+                }
+                asked.add(media)
+
+    def _answer(self, questions: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        caches = [self.caches[q["media"]] if q["media"] else None for q in questions]
+        new = self.model.answer(caches, [q["prompt"] for q in questions], self.block.max_new_tokens)
+        texts = self.model.tokenizer.batch_decode(new, skip_special_tokens=True)
+        layout = self.model.layout
+        return [
+            {
+                "sample_id": question["sample_id"],
+                "conversation_index": question["index"],
+                "source_id": question["conversation"]["source_id"],
+                "benchmark": self.block.benchmark,
+                "category": question["conversation"]["category"] or "none",
+                "method": layout.method if self.block.read_as == "own" else "lower_bound",
+                "n": layout.tokens,
+                "checkpoint": self.checkpoint,
+                "prompt": question["text"],
+                "prediction": text.strip(),
+                "references": question["conversation"]["answers"],
+                "correct": exact_match(text, question["conversation"]["answers"]),
+                "new_tokens": len(ids),
+                "cache_hit": question["cache_hit"],
+            }
+            for question, ids, text in zip(questions, new, texts, strict=True)
+        ]
+
+
+def media_of(sample: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(one["sha256"] for one in sample["media"] or [])
+
+
+def read_rows(wanted: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of `samples/` without their bytes, in the order of the list; each row group is read once."""
+    held: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for one in wanted:
+        where = (one["part"], one["group"])
+        if where not in held:
+            with rows.open_parquet(one["part"]) as file:
+                held[where] = file.read_row_group(one["group"], columns=COLUMNS).to_pylist()
+    return [held[(one["part"], one["group"])][one["row"]] for one in wanted]

@@ -1,0 +1,101 @@
+"""A sample made visible: what each token is, what it may attend to, and which tokens are trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from voco.model.batch import collate
+from voco.model.voco_mask import allowed
+from voco.tokens import PREFIX, TEXT, VISION, VOCO, Layout, TokenSample
+
+NAMES = {TEXT: "text", PREFIX: "prefix", VISION: "vision", VOCO: "voco"}
+
+
+def show_sample(sample: TokenSample, tokenizer: Any, layout: Layout) -> str:
+    """Lines of text: runs of tokens with kinds, positions and trained text in [brackets], then the mask as a grid.
+
+    Runs of vision slots are one row and one column of the grid: they may all attend to the same, up to causality.
+    """
+    trained = set(_trained(sample))
+    runs = _runs(sample)
+    lines = [f"sample {sample.sample_id}: {len(sample)} tokens, method {layout.method}, {len(sample.predict_id)} trained"]
+    for first, last in runs:
+        kind, span = int(sample.kinds[first]), f"{sample.position[first]}..{sample.position[last]}"
+        where = f"view {sample.view[first]}" if kind != TEXT else f"conversation {sample.conversation[first]}"
+        text = "" if kind in (VISION, VOCO) else _marked(sample, tokenizer, trained, first, last)
+        lines.append(f"  {NAMES[kind]:<7} x{last - first + 1:<4} positions {span:<11} {where:<16} {text}")
+    return "\n".join([*lines, "mask (rows attend to columns; # all of a run, + a part of it):", *_grid(sample, layout, runs)])
+
+
+def _trained(sample: TokenSample) -> list[int]:
+    """Indices of the tokens that are predicted under the loss."""
+    starts = [
+        int(at)
+        for at in range(len(sample))
+        if sample.kinds[at] == TEXT and (at == 0 or sample.conversation[at] != sample.conversation[at - 1])
+    ]
+    waiting = list(zip(sample.predict_at.tolist(), sample.predict_id.tolist(), strict=True))
+    found = []
+    for at, token in waiting:
+        after = at + 1
+        if after >= len(sample) or sample.ids[after] != token or sample.kinds[at] != TEXT:
+            after = next(start for start in starts if sample.ids[start] == token and start not in found)
+        found.append(after)
+    return found
+
+
+def _runs(sample: TokenSample) -> list[tuple[int, int]]:
+    """First and last token of each stretch of one kind, view and conversation."""
+    marks = list(zip(sample.kinds.tolist(), sample.view.tolist(), sample.conversation.tolist(), strict=True))
+    starts = [at for at in range(len(marks)) if at == 0 or marks[at] != marks[at - 1]]
+    return [(start, stop - 1) for start, stop in zip(starts, [*starts[1:], len(marks)], strict=True)]
+
+
+def _marked(sample: TokenSample, tokenizer: Any, trained: set[int], first: int, last: int) -> str:
+    out, open_ = "", False
+    for at in range(first, last + 1):
+        if (at in trained) != open_:
+            out += "[" if not open_ else "]"
+            open_ = not open_
+        out += tokenizer.decode([int(sample.ids[at])]).replace("\n", "\\n")
+    return out + ("]" if open_ else "")
+
+
+def _grid(sample: TokenSample, layout: Layout, runs: list[tuple[int, int]]) -> list[str]:
+    views = len(sample.media)
+    batch = collate([sample], lambda _: torch.zeros(layout.vision_slots, 1), (layout.vision_slots, 1), layout.pad_id)
+    mask = allowed(batch.token_ids, layout.method)[0]
+    lines = []
+    for row_first, row_last in runs:
+        cells = ""
+        for first, last in runs:
+            block = mask[row_first : row_last + 1, first : last + 1]
+            cells += "#" if bool(block.all()) else "+" if bool(block.any()) else "."
+        name = NAMES[int(sample.kinds[row_first])]
+        lines.append(f"  {name:<7} {cells}")
+    return [*lines, f"  ({views} views, {len(runs)} runs, in the order of the lines above)"]
+
+
+def show_checkpoint(output: str) -> str:
+    """The first samples that a training job read, as it read them."""
+    from voco import storage
+    from voco.manifest import read
+    from voco.model import weights
+    from voco.spec import Job
+    from voco.tokens import build
+    from voco.train.data import SampleTables
+
+    found = read(output)
+    job = Job.model_validate(storage.read_json(storage.join(output, "run.json"))["job"])
+    model = weights.load(output)
+    lines = [f"{job.name}: {job.kind}, compressor {model.compressor[:12]}, layout {model.layout.model_dump()}"]
+    if found is not None:
+        lines.append(f"steps {found.counts.get('steps')}, final loss {found.statistics.get('final_loss'):.4f}")
+    tables = SampleTables([storage.resolve(item.uri) for item in job.inputs.samples], [1.0] * len(job.inputs.samples))
+    row = tables.read(0)[0]
+    media = [one["sha256"] for one in row["media"] or []]
+    turns = [one["turns"] for one in row["conversations"]]
+    sample = build(row["sample_id"], turns, media, model.tokenizer, model.layout)
+    return "\n".join([*lines, show_sample(sample, model.tokenizer, model.layout)])

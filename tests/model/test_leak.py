@@ -1,0 +1,135 @@
+"""The image reaches the text through the VoCo rows only, and refusals of what would break that."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+
+from voco.model import voco_llama
+from voco.model.batch import collate
+from voco.model.voco_llama import VocoLlama
+from voco.tokens import TEXT, VOCO, build
+
+
+def setup(method="voco"):
+    model = tiny.model(method, 2)
+    sample = build("a", [tiny.question("what is it?", "a cat")], ["i"], tiny.TOKENIZER, model.layout)
+    return model, sample
+
+
+def batch_of(model, sample, features):
+    return collate([sample], lambda _: features, (9, 6), model.layout.pad_id)
+
+
+def text_logits_with_frozen_voco(model, sample, features, frozen):
+    """Text logits when keys and values of the VoCo rows are replaced by `frozen` ones in every layer."""
+    batch = batch_of(model, sample, features)
+    rows = batch.kind[0] == VOCO
+    handles = []
+    for layer, (keys, values) in zip(model.language_model.model.layers, frozen, strict=True):
+        for module, state in ((layer.self_attn.k_proj, keys), (layer.self_attn.v_proj, values)):
+
+            def freeze(_m, _i, output, state=state):
+                output = output.clone()
+                output[:, rows] = state
+                return output
+
+            handles.append(module.register_forward_hook(freeze))
+    logits = model.logits(batch)[batch.kind == TEXT]
+    for handle in handles:
+        handle.remove()
+    return logits
+
+
+@pytest.mark.parametrize(("method", "leaks"), [("voco", False), ("none", True)])
+def test_with_voco_states_frozen_pixels_change_no_text_logit(method, leaks):
+    model, sample = setup(method)
+    first, second = tiny.features(2)
+    batch = batch_of(model, sample, first)
+    with voco_llama.capture(model.language_model) as states:
+        model.hidden(batch)
+    rows = batch.kind[0] == VOCO
+    frozen = [(keys[:, rows].flatten(2), values[:, rows].flatten(2)) for keys, values in states]
+    one = text_logits_with_frozen_voco(model, sample, first, frozen)
+    other = text_logits_with_frozen_voco(model, sample, second, frozen)
+    assert torch.equal(one, other) is not leaks
+    assert not leaks or (one - other).abs().max() > 1e-2  # the same test sees the leak that it should
+
+
+def test_gradient_reaches_vision_through_voco_rows_only():
+    model, sample = setup()
+    features = tiny.features(1)[0].requires_grad_()
+    model(batch_of(model, sample, features)).backward()
+    assert features.grad is not None
+    assert features.grad.abs().max() > 0
+    cut = tiny.features(1)[0].requires_grad_()
+    handles = []
+    batch = batch_of(model, sample, cut)
+    rows = batch.kind[0] == VOCO
+    for layer in model.language_model.model.layers:
+        for module in (layer.self_attn.k_proj, layer.self_attn.v_proj):
+
+            def detach(_m, _i, output):
+                return torch.where(rows[None, :, None], output.detach(), output)
+
+            handles.append(module.register_forward_hook(detach))
+    model(batch).backward()
+    assert cut.grad is None or cut.grad.abs().max() == 0
+
+
+def test_backends_agree_and_others_are_refused():
+    model, sample = setup()
+    features = tiny.features(1)[0]
+    expected = model.logits(batch_of(model, sample, features))
+    model.language_model.set_attn_implementation("eager")
+    assert tiny.close(model.logits(batch_of(model, sample, features)), expected)
+    with pytest.raises(ValueError, match="cannot honour the mask exactly"):
+        voco_llama.check_backend("flash_attention_2")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}}, "changes with the sequence"),
+        ({"sliding_window": 128}, "sliding window"),
+    ],
+)
+def test_models_that_cannot_keep_a_cache_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        VocoLlama(tiny.llama(**changes), tiny.layout(), tiny.FEATURES)
+
+
+def test_voco_is_never_generated():
+    model = tiny.model("voco", 1)
+    with torch.no_grad():
+        model.language_model.lm_head.weight[model.layout.voco_id] = 1e3
+        model.language_model.lm_head.weight[-1] = -1e3
+    (cache,) = model.compress_features([tiny.features(1)])
+    for ids in model.answer([cache, None], [[5, 6], [7]], 20):
+        assert not {model.layout.voco_id, model.layout.image_id, model.layout.pad_id} & set(ids)
+
+
+def test_a_cache_of_another_maker_is_refused():
+    model = tiny.model("voco", 1)
+    (cache,) = model.compress_features([tiny.features(1)])
+    model.compressor = "another"
+    with pytest.raises(ValueError, match="was made by"):
+        model.answer([cache], [[5]], 2)
+
+
+def test_mask_is_always_ours():
+    """transformers takes positions that start again for packed samples when no mask is given; we always give one."""
+    model, _ = setup()
+    seen = []
+    original = model.language_model.model.forward
+
+    def spy(*args, **kwargs):
+        seen.append(kwargs["attention_mask"])
+        return original(*args, **kwargs)
+
+    model.language_model.model.forward = spy
+    caches = model.compress_features([tiny.features(3)])
+    model.answer(caches, [[5, 6]], 3)
+    assert len(seen) == 4
+    assert all(mask is not None and mask.dim() == 4 and mask.dtype == torch.bool for mask in seen)

