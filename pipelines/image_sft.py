@@ -24,12 +24,9 @@ def run(job: Job, run_id: str) -> Manifest:
         counts={"steps": returned["steps"], "text_tokens_cut": returned["cut"]},
         tables={
             "model": [
-                {
-                    "path": name,
-                    "bytes": storage.size(storage.join(output, name)),
-                    "sha256": storage.sha256(storage.join(output, name)),
-                }
+                {"path": name, "bytes": storage.size(place), "sha256": storage.sha256(place)}
                 for name in files
+                for place in [storage.join(output, name)]
             ]
         },
         statistics={

@@ -74,5 +74,6 @@ def question(text: str, answer: str | None = None) -> list[dict[str, str]]:
 
 def close(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Equal as design section 3 defines it."""
+    a, b = a.detach(), b.detach()
     limit = 1e-10 if b.dtype == torch.float64 else 1e-5
     return bool((a - b).abs().max() <= limit * max(1.0, float(b.abs().max())))

@@ -83,7 +83,8 @@ def test_backends_agree_and_others_are_refused():
     features = tiny.features(1)[0]
     expected = model.logits(batch_of(model, sample, features))
     model.language_model.set_attn_implementation("eager")
-    assert tiny.close(model.logits(batch_of(model, sample, features)), expected)
+    got = model.logits(batch_of(model, sample, features))
+    assert (got - expected).abs().max() < 1e-5  # transformers' eager softmax is fp32
     with pytest.raises(ValueError, match="cannot honour the mask exactly"):
         voco_llama.check_backend("flash_attention_2")
 

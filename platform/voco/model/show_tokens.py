@@ -31,11 +31,8 @@ def show_sample(sample: TokenSample, tokenizer: Any, layout: Layout) -> str:
 
 def _trained(sample: TokenSample) -> list[int]:
     """Indices of the tokens that are predicted under the loss."""
-    starts = [
-        int(at)
-        for at in range(len(sample))
-        if sample.kinds[at] == TEXT and (at == 0 or sample.conversation[at] != sample.conversation[at - 1])
-    ]
+    talk = sample.conversation
+    starts = [at for at in range(len(sample)) if sample.kinds[at] == TEXT and (at == 0 or talk[at] != talk[at - 1])]
     waiting = list(zip(sample.predict_at.tolist(), sample.predict_id.tolist(), strict=True))
     found = []
     for at, token in waiting:

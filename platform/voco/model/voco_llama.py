@@ -76,9 +76,11 @@ class VocoLlama(nn.Module):
         features = batch.features.to(embeds.dtype)
         if len(features) == 0:
             # every rank must pass through the projector, or sharded weights and gradients wait for it forever
-            return embeds + 0.0 * self.projector(features.new_zeros(1, 1, self.feature_width)).sum()
+            idle: Tensor = self.projector(features.new_zeros(1, 1, self.feature_width)).sum()
+            return embeds + 0.0 * idle
         vision = self.projector(pool(features, self.layout))
-        return embeds.masked_scatter((batch.kind == VISION)[:, :, None], vision)
+        filled: Tensor = embeds.masked_scatter((batch.kind == VISION)[:, :, None], vision)
+        return filled
 
     def hidden(self, batch: Batch) -> Tensor:
         """(B, L, W): the last layer's normalised states under our own mask and positions."""

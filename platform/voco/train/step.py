@@ -39,8 +39,17 @@ def learning_rate(step: int, total: int, peak: float, warmup_share: float, final
     return peak * (final_share + (1 - final_share) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def train_step(engine: Any, batches: Sequence[Batch], step: int, stop: bool) -> StepResult:
-    """Forward and backward of this rank's micro-batches, then the optimizer.
+@dataclass(frozen=True)
+class Backward:
+    """Gradients are in place and reduced; nothing is updated yet."""
+
+    loss: float
+    tokens: int
+    stop: bool
+
+
+def backward(engine: Any, batches: Sequence[Batch], step: int, stop: bool) -> Backward:
+    """Forward and backward of this rank's micro-batches.
 
     Every rank's gradient of sum/count is wanted, with one count for all. DeepSpeed averages gradients over ranks and
     divides each loss by the accumulation steps, so the local sum is scaled by (ranks x accumulation / count).
@@ -48,22 +57,27 @@ def train_step(engine: Any, batches: Sequence[Batch], step: int, stop: bool) -> 
     Raises NonFiniteLoss on every rank when the global loss is not finite.
     """
     device = engine.device
-    world = dist.get_world_size()
     facts = torch.tensor([sum(len(batch.predict_id) for batch in batches), int(stop)], device=device)
     dist.all_reduce(facts)
     count, asked = int(facts[0]), bool(facts[1])
-    scale = world * len(batches) / max(1, count)
+    scale = dist.get_world_size() * len(batches) / max(1, count)
     total = torch.zeros((), device=device)
-    for batch in batches:
+    for index, batch in enumerate(batches):
         loss = engine(batch.to(device, torch.float32))
         total += loss.detach()
         engine.backward(loss * scale)
-        if not engine.is_gradient_accumulation_boundary():
-            engine.step()
+        if index < len(batches) - 1:
+            engine.step()  # counts the micro-batch; weights move at the boundary only
     dist.all_reduce(total)
     mean = float(total) / max(1, count)
     if not math.isfinite(mean):
         ids = [sample_id for batch in batches for sample_id in batch.sample_ids]
         raise NonFiniteLoss(f"loss is {mean} at step {step}; this rank's samples: {', '.join(ids)}")
+    return Backward(mean, count, asked)
+
+
+def train_step(engine: Any, batches: Sequence[Batch], step: int, stop: bool) -> StepResult:
+    """One optimizer step over the global batch, of which `batches` are this rank's micro-batches."""
+    done = backward(engine, batches, step, stop)
     engine.step()
-    return StepResult(loss=mean, tokens=count, grad_norm=float(engine.get_global_grad_norm() or 0.0), stop=asked)
+    return StepResult(done.loss, done.tokens, float(engine.get_global_grad_norm() or 0.0), done.stop)

@@ -1,0 +1,110 @@
+"""Killed after a checkpoint and resumed, a run ends with the weights of an unbroken run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+import torch
+import world
+import yaml
+from safetensors.torch import load_file
+
+import pipelines
+from voco import manifest, rows
+from voco.errors import Refused
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+STEPS = {"epochs": 12, "save_every": 8}  # 5 steps an epoch
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory, ray_local):
+    place = str(tmp_path_factory.mktemp("resume"))
+    world.write_samples(f"{place}/samples", world.sample_rows(40))
+    pipelines.run(world.features_job([f"{place}/samples"], f"{place}/features"))
+    return place
+
+
+def job(place, name, **changes):
+    return world.sft_job(f"{place}/samples", f"{place}/features", f"{place}/{name}", **{**STEPS, **changes})
+
+
+def outcome(place, name):
+    return load_file(f"{place}/{name}/model/model.safetensors"), rows.read_table(f"{place}/{name}/metrics.parquet")
+
+
+def assert_same(place, one, other):
+    (weights_one, metrics_one), (weights_other, metrics_other) = outcome(place, one), outcome(place, other)
+    assert weights_one.keys() == weights_other.keys()
+    assert max(float((weights_one[k] - weights_other[k]).abs().max()) for k in weights_one) <= 1e-6
+    assert metrics_one["step"].to_pylist() == metrics_other["step"].to_pylist() == list(range(60))
+    assert metrics_one["sample_ids_sha256"].to_pylist() == metrics_other["sample_ids_sha256"].to_pylist()
+    initial = load_file(f"{place}/{one}/initial/model/model.safetensors")
+    assert any(not torch.equal(initial[k], weights_one[k]) for k in initial)
+
+
+def first_checkpoint(place, name, deadline_s=120):
+    """Wait until one is committed: Ray lists it in its snapshot."""
+    end = time.monotonic() + deadline_s
+    while time.monotonic() < end:
+        folder = f"{place}/{name}/checkpoints"
+        for run in os.listdir(folder) if os.path.isdir(folder) else []:
+            snapshot = f"{folder}/{run}/checkpoint_manager_snapshot.json"
+            if os.path.exists(snapshot) and "step-0000" in open(snapshot).read():
+                return
+        time.sleep(0.05)
+    raise AssertionError("no checkpoint was written")
+
+
+def test_driver_killed_under_zero_2(inputs, ray_local, tmp_path):
+    pipelines.run(job(inputs, "whole2"))
+    killed = job(inputs, "killed2")
+    file = tmp_path / "job.yaml"
+    file.write_text(yaml.safe_dump(killed.model_dump(exclude_none=True)))
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "pipelines", "run", str(file)],
+        env={**os.environ, "RAY_ADDRESS": ray_local.gcs_address, "RAY_AUTH_MODE": "disabled"},
+        start_new_session=True,
+    )
+    try:
+        first_checkpoint(inputs, "killed2")
+    finally:
+        os.killpg(driver.pid, signal.SIGKILL)
+        driver.wait()
+    assert manifest.read(f"{inputs}/killed2") is None
+    done = pipelines.run(killed)
+    assert done.counts["steps"] == 60
+    assert_same(inputs, "whole2", "killed2")
+    assert pipelines.run(killed) == done  # a third time it has nothing to do
+    with pytest.raises(Refused, match="holds run"):
+        pipelines.run(job(inputs, "killed2", learning_rate=0.5))
+
+
+def test_worker_killed_under_zero_3(inputs, ray_local):
+    import threading
+
+    pipelines.run(job(inputs, "whole3", zero_stage=3))
+    killed: list[int] = []
+
+    def kill():
+        first_checkpoint(inputs, "killed3")
+        own = {process.pid for process in psutil.Process().children(recursive=True)}
+        for process in psutil.process_iter(["pid", "cmdline"]):
+            if "ray::RayTrainWorker" in " ".join(process.info["cmdline"] or []) and process.pid in own:
+                killed.append(process.pid)
+                process.send_signal(signal.SIGKILL)
+                return
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    done = pipelines.run(job(inputs, "killed3", zero_stage=3))
+    thread.join()
+    assert len(killed) == 1
+    assert done.counts["steps"] == 60
+    assert_same(inputs, "whole3", "killed3")
