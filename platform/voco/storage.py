@@ -19,6 +19,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 from voco.errors import Refused
 
+# Some servers answer a ranged read with the checksum of the whole object (rclone does), which botocore would refuse.
+S3_CONFIG = {"response_checksum_validation": os.environ.get("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")}
 PLACEHOLDER = "YOUR-"  # s3://YOUR-BUCKET/...: a job file that is to be filled in
 
 
@@ -42,7 +44,7 @@ def resolve(uri: str, root: str | None = None) -> str:
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The fsspec file system of a resolved URI and the path inside it."""
     if uri.startswith("s3://"):
-        return fsspec.filesystem("s3"), uri.removeprefix("s3://")
+        return fsspec.filesystem("s3", config_kwargs=S3_CONFIG), uri.removeprefix("s3://")
     return LocalFileSystem(), uri
 
 

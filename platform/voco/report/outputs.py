@@ -1,0 +1,136 @@
+"""Finding what there is to report: finished outputs, the flows and parents that they belong to, and what is missing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pyarrow as pa
+
+from voco import manifest, rows, storage
+from voco.errors import Refused
+from voco.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class Parent:
+    """A direct parent of an output, and what became of it."""
+
+    uri: str
+    manifest_sha256: str
+    state: str  # unchanged, changed or absent
+
+
+class Output:
+    """One finished output directory. Nothing but the manifest is read before it is asked for."""
+
+    def __init__(self, uri: str, found: Manifest) -> None:
+        self.uri = uri
+        self.manifest = found
+        self.name = found.name
+        self.kind = found.kind
+
+    @cached_property
+    def job(self) -> dict[str, Any]:
+        """The job as sent; empty when `run.json` is gone."""
+        place = storage.join(self.uri, "run.json")
+        return dict(storage.read_json(place)["job"]) if storage.exists(place) else {}
+
+    @cached_property
+    def parents(self) -> list[Parent]:
+        found = []
+        for parent in self.manifest.parents:
+            now = manifest.sha256(parent["uri"])
+            state = "absent" if now is None else "unchanged" if now == parent["manifest_sha256"] else "changed"
+            found.append(Parent(parent["uri"], parent["manifest_sha256"], state))
+        return found
+
+    def input(self, key: str) -> str | None:
+        """The resolved URI of a single input of the job, e.g. `upper`."""
+        uri = self.job.get("inputs", {}).get(key)
+        return storage.resolve(uri) if isinstance(uri, str) else None
+
+    def samples_inputs(self) -> list[str]:
+        """The resolved URIs of the job's `inputs.samples`."""
+        return [storage.resolve(item["uri"]) for item in self.job.get("inputs", {}).get("samples", [])]
+
+    def files(self, table: str) -> list[str]:
+        """URIs of a table's files, in the order of the manifest."""
+        entries = [str(entry["path"]) for entry in self.manifest.tables.get(table, [])]
+        return [storage.join(self.uri, path if "/" in path else f"{table}/{path}") for path in entries]
+
+    def read(self, table: str, columns: list[str] | None = None) -> pa.Table | None:
+        """A whole table without its media; None when the output has no such table or a file of it is gone."""
+        files = self.files(table)
+        if not files or not all(storage.exists(file) for file in files):
+            return None
+        return pa.concat_tables([rows.read_table(file, columns) for file in files])
+
+
+@dataclass(frozen=True)
+class World:
+    """Every finished output that a report is about, parents before children, and every piece that is not there."""
+
+    outputs: tuple[Output, ...]
+    missing: tuple[tuple[str, str], ...]  # name or URI, what is wrong with it
+
+    def of_kind(self, kind: str) -> list[Output]:
+        return [output for output in self.outputs if output.kind == kind]
+
+    def at(self, uri: str) -> Output | None:
+        return next((output for output in self.outputs if output.uri == uri), None)
+
+
+def gather(uris: list[str]) -> World:
+    """The outputs at `uris`, the stages of those that are flows, and all their parents, as far as they exist.
+
+    Raises Refused when none of them is finished.
+    """
+    todo = [storage.resolve(uri) for uri in uris]
+    found: dict[str, Output] = {}
+    missing: dict[str, str] = {}
+    while todo:
+        uri = todo.pop(0)
+        if uri in found or uri in missing:
+            continue
+        stages = _stages(uri)
+        read = manifest.read(uri)
+        todo.extend(stages)
+        if read is None and not stages:
+            missing[uri] = "unfinished: it has no manifest" if storage.names(uri) else "not there"
+        elif read is not None and read.kind != "flow":
+            found[uri] = Output(uri, read)
+            todo.extend(parent["uri"] for parent in read.parents)
+    if not found:
+        raise Refused(f"report: expected a finished output of a job, found none in {', '.join(uris)}")
+    return World(_parents_first(list(found.values())), tuple(missing.items()))
+
+
+def _stages(uri: str) -> list[str]:
+    """Outputs of a flow's stages: those that its job names, and any finished directory under it."""
+    place = storage.join(uri, "run.json")
+    job = storage.read_json(place)["job"] if storage.exists(place) else {}
+    named = [storage.resolve(stage["output"]) for stage in (job.get("flow") or {}).get("stages", []) if stage.get("output")]
+    if not named and storage.exists(storage.join(uri, "manifest.json")):
+        return []
+    under = [storage.join(uri, name) for name in storage.names(uri) if not name.startswith(".")]
+    return named + [place for place in under if place not in named and storage.exists(storage.join(place, "manifest.json"))]
+
+
+def _parents_first(outputs: list[Output]) -> tuple[Output, ...]:
+    """Stable order in which every output comes after its parents."""
+    by_uri = {output.uri: output for output in outputs}
+    placed: dict[str, Output] = {}
+
+    def place(output: Output) -> None:
+        if output.uri in placed:
+            return
+        for parent in output.manifest.parents:
+            if parent["uri"] in by_uri:
+                place(by_uri[parent["uri"]])
+        placed[output.uri] = output
+
+    for output in outputs:
+        place(output)
+    return tuple(placed.values())

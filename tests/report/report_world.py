@@ -1,0 +1,196 @@
+"""A finished flow in small: real samples, metrics, answers, scores and manifests, with made-up learning."""
+
+from __future__ import annotations
+
+import io
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image, ImageDraw
+
+from voco import manifest, rows, storage
+from voco.evaluate.scores import exact_match, score_rows
+from voco.spec import Job, build
+
+SCENES = 120
+COLOURS = ("red", "blue", "green", "yellow")
+HOSTILE = "<script>alert('x')</script><img src=http://evil.example/a.png> \x1b[31m & \"quoted\""
+TOWER = {"name": "efficientnet_lite0", "image_size": 224}
+LLAMA = {"layers": 2, "width": 32, "heads": 2, "kv_heads": 2, "mlp_width": 64, "vocabulary": 400}
+SFT = {"epochs": 1, "global_batch": 2, "micro_batch": 2, "learning_rate": 1e-3}
+
+
+def scene(index: int) -> tuple[bytes, list[str]]:
+    """A PNG of 2 x 2 coloured shapes, and the colours."""
+    generator = np.random.default_rng(index)
+    colours = [COLOURS[pick] for pick in generator.integers(len(COLOURS), size=4)]
+    image = Image.new("RGB", (128, 128), (244, 240, 230))
+    draw = ImageDraw.Draw(image)
+    for place, colour in enumerate(colours):
+        x, y = 64 * (place % 2) + 14, 64 * (place // 2) + 14
+        (draw.ellipse if generator.random() < 0.5 else draw.rectangle)((x, y, x + 36, y + 36), fill=colour)
+    held = io.BytesIO()
+    image.save(held, "PNG")
+    return held.getvalue(), colours
+
+
+def sample(index: int, broken: bool = False) -> dict[str, Any]:
+    data, colours = scene(index)
+    questions = [
+        ("colour", "What colour is the shape at the top left?", colours[0]),
+        ("count", "How many shapes are red?", str(colours.count("red"))),
+        ("presence", "Is there a blue shape?", "yes" if "blue" in colours else "no"),
+    ]
+    if index == 0:
+        questions[0] = ("colour", HOSTILE, colours[0])
+    conversations = [
+        {
+            "source_id": f"{index}-{number}",
+            "turns": [{"role": "user", "text": text}],
+            "placeholder": "before",
+            "answers": [answer],
+            "choices": [],
+            "category": category,
+            "extra": "{}",
+        }
+        for number, (category, text, answer) in enumerate(questions)
+    ]
+    medium = {
+        "bytes": data[:50] if broken else data, "path": f"scene{index}.png", "format": "png", "sha256": f"{index:064x}",
+        "width": 128, "height": 128, "duration_s": None, "fps": None, "num_frames": None,
+    }  # fmt: skip
+    row = {"sample_id": f"{index:032x}", "dataset": "scenes", "split": "test", "modality": "image"}
+    return {**row, "media": [medium], "conversations": conversations}
+
+
+def job(root: Path, name: str, kind: str, **fields: Any) -> Job:
+    """A checked job that has claimed its output, as a driver does first."""
+    made = build("test", {"name": name, "kind": kind, "output": str(root / name), **fields})
+    manifest.begin(made, manifest.job_run_id(made))
+    return made
+
+
+def finish(made: Job, seconds: float, **fields: Any) -> str:
+    """Write the manifest as a driver does last, as if the stage had taken `seconds`."""
+    return manifest.finish(made, manifest.job_run_id(made), time.time() - seconds, **fields).run_id
+
+
+def ingest(root: Path) -> None:
+    annotations = root / "questions.json"
+    annotations.write_text("[]")
+    made = job(
+        root, "ingest-test", "ingest", inputs={"annotations": str(annotations)}, ingest={"format": "llava_json", "dataset": "s"}
+    )
+    samples = [sample(index, broken=index == 1) for index in range(SCENES)]
+    groups = [pa.Table.from_pylist(samples[start : start + 40], schema=rows.SAMPLES) for start in range(0, SCENES, 40)]
+    entry = rows.write_table(f"{made.output}/samples/part-00000.parquet", groups[:2], rows.SAMPLES)
+    second = rows.write_table(f"{made.output}/samples/part-00001.parquet", groups[2:], rows.SAMPLES)
+    lost = [{"dataset": "s", "source": f"questions.json:{row}", "reason": reason, "detail": HOSTILE} for row, reason in
+            enumerate(["missing_media", "missing_media", "corrupt_media"])]  # fmt: skip
+    rejects = rows.write_table(
+        f"{made.output}/rejects/part-00000.parquet", [pa.Table.from_pylist(lost, schema=rows.REJECTS)], rows.REJECTS
+    )
+    read = 3 * SCENES + 3
+    figures = {"width": {"count": SCENES, "sum": 128.0 * SCENES, "min": 128.0, "max": 128.0, "mean": 128.0}}
+    figures["bytes"] = {"count": SCENES, "sum": 48000.0, "min": 371.0, "max": 455.0, "mean": 400.0}
+    rejected = {"missing_media": 2, "corrupt_media": 1}
+    finish(
+        made, 6.2, counts={"read": read, "written": read - 3, "samples": SCENES, "rejected": rejected},
+        tables={"samples": [entry, second], "rejects": [rejects]}, statistics={"figures": figures, "kinds": {"png": SCENES}},
+    )  # fmt: skip
+
+
+def training(root: Path, name: str, method: str, floor: float, steps: int = 900) -> None:
+    inputs = {"samples": [{"uri": str(root / "ingest-test")}], "features": str(root / "features-test")}
+    model: dict[str, Any] = {"inputs": inputs, "model": {"llama": LLAMA, "tower": TOWER}}
+    if name != "base":
+        model = {"inputs": {**inputs, "checkpoint": str(root / "base")}}
+    made = job(root, name, "image_sft", compression={"method": method, "tokens": 1}, image_sft=SFT, **model)
+    generator = np.random.default_rng(len(name))
+    step = np.arange(1, steps + 1)
+    loss = floor + (2.6 if name == "base" else 1.1) * np.exp(-step / 160) + generator.normal(0, 0.06, steps)
+    loss[0] += 2
+    columns = {
+        "step": step, "epoch": step // 300, "loss": loss, "tokens": generator.integers(400, 700, steps),
+        "sample_ids_sha256": ["0" * 64] * steps, "lr": 1e-3 * (1 - step / steps), "grad_norm": np.ones(steps),
+        "seconds": generator.normal(0.11, 0.01, steps),
+    }  # fmt: skip
+    rows.write_table(f"{made.output}/metrics.parquet", [pa.table(columns, schema=rows.METRICS)], rows.METRICS)
+    finish(made, 104.0, counts={"steps": steps})
+
+
+def answers(name: str, method: str, skill: float, floor: float = 0.3) -> pa.Table:
+    """Answers in an order of their own; every method finds the same scenes easy."""
+    generator = np.random.default_rng(sum(map(ord, name)))
+    ease = np.random.default_rng(1).normal(0, 0.12, SCENES)
+    made = []
+    for index in generator.permutation(SCENES):
+        for number, conversation in enumerate(sample(int(index))["conversations"]):
+            right = generator.random() < np.clip(floor + skill + ease[index] - 0.08 * number, 0, 1)
+            wrong = HOSTILE if index == 0 else "purple"
+            prediction = conversation["answers"][0] + "." if right else wrong
+            made.append(
+                {
+                    "sample_id": f"{index:032x}", "conversation_index": number, "source_id": conversation["source_id"],
+                    "benchmark": "scenes", "category": conversation["category"], "method": method, "n": 1,
+                    "checkpoint": name.removeprefix("eval-"), "prompt": "USER: ... ASSISTANT:", "prediction": prediction,
+                    "references": conversation["answers"], "correct": exact_match(prediction, conversation["answers"]),
+                    "new_tokens": 2, "cache_hit": number > 0,
+                }
+            )  # fmt: skip
+    return pa.Table.from_pylist(made, schema=rows.ANSWERS)
+
+
+def evaluation(
+    root: Path, name: str, checkpoint: str, table: pa.Table, bounds: dict[str, pa.Table], read_as: str = "own"
+) -> None:
+    inputs: dict[str, Any] = {
+        "samples": [{"uri": str(root / "ingest-test")}], "features": str(root / "features-test"),
+        "checkpoint": str(root / checkpoint), **{key: str(root / f"eval-{key}") for key in bounds},
+    }  # fmt: skip
+    made = job(root, name, "evaluate", inputs=inputs, evaluate={"benchmark": "scenes", "read_as": read_as})
+    entry = rows.write_table(f"{made.output}/answers/part-00000.parquet", [table], rows.ANSWERS)
+    small = table["method"][0].as_py() != "none" or read_as == "voco"
+    scored = score_rows(
+        table, bounds.get("upper"), bounds.get("lower"), 200, 0, cache_bytes=4096 if small else 262144,
+        full_cache_bytes=266240, latency_s=0.0021 if small else 0.0034, seconds=9.5,
+    )  # fmt: skip
+    scores = rows.write_table(
+        f"{made.output}/scores/part-00000.parquet", [pa.Table.from_pylist(scored, schema=rows.SCORES)], rows.SCORES
+    )
+    finish(made, 12.5, tables={"answers": [entry], "scores": [scores]})
+
+
+def features(root: Path) -> None:
+    inputs = {"samples": [{"uri": str(root / "ingest-test")}]}
+    finish(job(root, "features-test", "features", inputs=inputs, features={"tower": TOWER}), 21.0, counts={"written": SCENES})
+
+
+def flow(root: Path) -> Path:
+    """Every stage of the demo's flow under `root`; returns `root`."""
+    ingest(root)
+    features(root)
+    for name, method, floor in (
+        ("base", "none", 0.5),
+        ("none", "none", 0.3),
+        ("voco", "voco", 0.5),
+        ("avg-pool", "avg_pool", 0.6),
+    ):
+        training(root, name, method, floor)
+    bounds = {"upper": answers("eval-upper", "none", 0.55), "lower": answers("eval-lower", "none", 0.05)}
+    evaluation(root, "eval-upper", "none", bounds["upper"], {})
+    evaluation(root, "eval-lower", "none", bounds["lower"], {}, read_as="voco")
+    for name, checkpoint, method, skill in (
+        ("eval-base", "base", "none", 0.45), ("eval-voco", "voco", "voco", 0.42), ("eval-avg-pool", "avg-pool", "avg_pool", 0.25),
+    ):  # fmt: skip
+        evaluation(root, name, checkpoint, answers(name, method, skill), bounds)
+    storage.write_json(f"{root}/run.json", {"run_id": "demo-00000000", "job": {"flow": {"stages": stages(root)}}})
+    return root
+
+
+def stages(root: Path) -> list[dict[str, str]]:
+    names = [path.parent.name for path in sorted(root.glob("*/manifest.json"))]
+    return [{"name": name, "output": str(root / name)} for name in names]

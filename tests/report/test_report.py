@@ -1,0 +1,252 @@
+"""The report on a finished flow in small: what is in it, what is missing, and that hostile text stays text."""
+
+import html.parser
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import report.report_world as report_world
+
+from voco import manifest, storage
+from voco.errors import Refused
+from voco.report import html as report_html
+from voco.report.comparison import compare, headline
+from voco.report.flow_picture import _direct
+from voco.report.outputs import gather
+
+
+@pytest.fixture(scope="module")
+def flow(tmp_path_factory):
+    return report_world.flow(tmp_path_factory.mktemp("flow"))
+
+
+@pytest.fixture(scope="module")
+def page(flow, tmp_path_factory):
+    to = str(tmp_path_factory.mktemp("page") / "report.html")
+    assert report_html.write([str(flow)], to, "A <title>") == to
+    return Path(to).read_text()
+
+
+class Tags(html.parser.HTMLParser):
+    """Every tag with its attributes, and all text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.text, self.open = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in (
+            "meta",
+            "img",
+            "br",
+            "line",
+            "path",
+            "rect",
+            "circle",
+            "polyline",
+        ) and not self.get_starttag_text().endswith("/>"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag in ("line", "path", "rect", "circle", "polyline"):
+            return
+        assert self.open.pop() == tag, tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_the_page_is_one_file_that_asks_for_nothing_and_runs_nothing(page):
+    tags = Tags(page)
+    assert tags.open == []  # every tag is closed, in order
+    names = {name for name, _ in tags.tags}
+    assert not names & {"script", "iframe", "object", "embed", "link", "base", "form"}
+    for _, attributes in tags.tags:
+        assert not any(name.startswith("on") for name in attributes)
+        assert attributes.get("src", "data:image/").startswith("data:image/")
+        assert attributes.get("href", "#").startswith("#")
+    assert "url(" not in re.sub(r"url\(#tip\)", "", page)
+    assert "@import" not in page
+    policy = next(held["content"] for _, held in tags.tags if held.get("http-equiv") == "Content-Security-Policy")
+    assert policy.startswith("default-src 'none'")
+
+
+def test_hostile_text_stays_text(page):
+    text = "".join(Tags(page).text)
+    assert report_world.HOSTILE.replace("\x1b", "") in text.replace("\x1b", "")
+    assert "<script>alert" not in page
+    assert "<title>A &lt;title&gt;</title>" in page
+
+
+def test_every_section_holds_its_facts(page):
+    tags = Tags(page)
+    text = " ".join("".join(tags.text).split())
+    for part in (
+        "Overview",
+        "Data",
+        "Training",
+        "Comparison",
+        "Answers side by side",
+        "Run facts",
+        "missing_media",
+        "363",
+        "360",
+    ):
+        assert part in text
+    pictures = [held for name, held in tags.tags if name == "img"]
+    assert len(pictures) == 2 + report_html.QUESTIONS_SHOWN  # of three samples one cannot be decoded
+    assert "cannot be decoded" in text
+    marks = [held["title"] for name, held in tags.tags if name == "span" and held.get("class") == "mark"]
+    assert len(marks) == 5 * report_html.QUESTIONS_SHOWN
+    assert set(marks) == {"right", "wrong"}
+    assert sum(held.get("class", "").startswith("mean") for name, held in tags.tags if name == "polyline") == 4
+    assert "paired difference" in text
+
+
+def test_a_flow_gives_its_stages_parents_first(flow):
+    world = gather([str(flow)])
+    names = [output.name for output in world.outputs]
+    assert sorted(names) == sorted(path.parent.name for path in flow.glob("*/manifest.json"))
+    for output in world.outputs:
+        assert all(parent.state == "unchanged" for parent in output.parents)
+        assert all(names.index(world.at(parent.uri).name) < names.index(output.name) for parent in output.parents)
+
+
+def test_one_output_brings_its_parents(flow):
+    names = {output.name for output in gather([str(flow / "eval-voco")]).outputs}
+    assert names == {"eval-voco", "eval-upper", "eval-lower", "voco", "none", "base", "features-test", "ingest-test"}
+
+
+def test_roles_order_and_bounds_of_the_comparison(flow):
+    comparison = compare(gather([str(flow)]))[0]
+    assert [row["stage"] for row in comparison.rows] == ["eval-upper", "eval-base", "eval-voco", "eval-avg-pool", "eval-lower"]
+    assert [row["role"] for row in comparison.rows] == ["upper", "compared", "compared", "compared", "lower"]
+    assert comparison.bound("upper") == comparison.rows[0]["score"] == comparison.rows[2]["upper_bound"]
+    assert comparison.categories == ["colour", "count", "presence"]
+    difference = comparison.differences[0]
+    assert difference.value == pytest.approx(comparison.rows[2]["score"] - comparison.rows[3]["score"])
+    assert difference.low < difference.value < difference.high
+    assert difference.settled
+    assert f"{100 * comparison.rows[2]['score']:.1f} % of 360 questions" in headline(comparison)
+    assert "above average pooling" in headline(comparison)
+
+
+def test_the_same_outputs_give_the_same_bytes(flow, page):
+    assert report_html.page(gather([str(flow)]), "A <title>") == page
+
+
+def _copy(flow, tmp_path):
+    """The flow somewhere else, with its parents still where they were."""
+    return Path(shutil.copytree(flow, tmp_path / "copy"))
+
+
+def test_missing_pieces_are_written_as_missing(flow, tmp_path):
+    copy = _copy(flow, tmp_path)
+    for gone in (
+        "voco/metrics.parquet",
+        "eval-voco/answers/part-00000.parquet",
+        "eval-base/scores/part-00000.parquet",
+        "run.json",
+    ):
+        (copy / gone).unlink()
+    shutil.rmtree(copy / "avg-pool")
+    (copy / "avg-pool").mkdir()
+    (copy / "avg-pool" / "run.json").write_text('{"run_id": "x", "job": {}}')
+    text = " ".join(
+        "".join(Tags(report_html.page(gather([str(copy), str(copy / "avg-pool"), str(copy / "nowhere")]), "t")).text).split()
+    )
+    assert "metrics missing" in text
+    assert "eval-base: scores missing" in text
+    assert "answers are missing" in text
+    assert "avg-pool (unfinished: it has no manifest)" in text
+    assert "nowhere (not there)" in text
+
+
+def test_a_parent_that_changed_or_went_is_said(tmp_path):
+    report_world.ingest(tmp_path)
+    report_world.features(tmp_path)
+    place = f"{tmp_path}/ingest-test/manifest.json"
+    storage.write_json(place, {**storage.read_json(place), "seconds": 1.0})
+    assert gather([f"{tmp_path}/features-test"]).outputs[-1].parents[0].state == "changed"
+    shutil.rmtree(tmp_path / "ingest-test")
+    world = gather([f"{tmp_path}/features-test"])
+    assert world.outputs[0].parents[0].state == "absent"
+    page = report_html.page(world, "t")
+    assert 'class="stage absent"' in page
+    assert "No scores: no finished evaluation" in page
+    assert "No training output" in page
+
+
+def test_nothing_finished_is_refused(tmp_path):
+    with pytest.raises(Refused, match="expected a finished output"):
+        gather([str(tmp_path / "none")])
+
+
+def test_the_choice_of_questions_sees_no_result_and_no_sample_twice():
+    category = {(f"s{index // 3}", index % 3): ("a", "b", "c")[index % 3] for index in range(90)}
+    chosen = report_html.choose(category, 12)
+    assert len({sample for sample, _ in chosen}) == 12
+    assert [category[key] for key in chosen] == ["a", "b", "c"] * 4
+    assert report_html.choose(dict(reversed(category.items())), 12) == chosen
+    assert len(report_html.choose({("s", index): "a" for index in range(5)}, 12)) == 1
+
+
+def test_an_arrow_is_left_out_where_a_longer_way_leads():
+    parents = {"a": [], "b": ["a"], "c": ["a", "b"]}
+    assert _direct("c", parents) == ["b"]
+
+
+def test_a_mean_is_over_a_window_and_ticks_are_round():
+    assert report_html.plots.smooth(np.array([0.0, 3.0, 0.0, 3.0])) == pytest.approx([1.5, 1.0, 2.0, 1.5])
+    assert report_html.plots.nice_ticks(0, 73) == [0, 20, 40, 60, 80]
+    assert report_html.plots.nice_ticks(1, 1)[0] < 1
+    x, y = report_html.plots.thin(np.arange(1000.0), np.arange(1000.0), 100)
+    assert len(x) == 100
+    assert x[0] == y[0] == 4.5
+
+
+def test_the_pipeline_writes_page_summary_and_manifest(flow, tmp_path, capsys):
+    from pipelines import report
+
+    made = report_world.job(
+        tmp_path, "report", "report", inputs={"outputs": [str(flow / "eval-voco"), str(flow / "eval-avg-pool")]}, report={}
+    )
+    done = report.run(made, manifest.job_run_id(made))
+    printed = capsys.readouterr().out
+    assert "VoCo, N=1" in printed
+    assert f"{made.output}/report.html" in printed
+    assert manifest.read(made.output) == done
+    output = gather([made.output]).at(made.output)
+    summary = output.read("summary").to_pylist()
+    assert storage.read_json(f"{made.output}/summary.json") == summary
+    assert [row["role"] for row in summary if row["category"] == "all"] == ["upper", "compared", "compared", "lower"]
+    assert "average pooling" in Path(made.output, "report.html").read_text()
+
+
+def test_outputs_and_report_may_lie_on_s3(flow, s3_server):
+    (s3_server / "bucket").mkdir()
+    for name in ("eval-voco", "ingest-test"):
+        storage.put_directory(flow / name, f"s3://bucket/{name}")
+    to = report_html.write(["s3://bucket/eval-voco", "s3://bucket/ingest-test"], "s3://bucket/report.html", "On S3")
+    page = storage.read_bytes(to).decode()
+    assert "On S3" in page
+    assert "s3://bucket/eval-voco" in page
+    assert page.count("data:image/png") >= 2 + report_html.QUESTIONS_SHOWN
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not on PATH")
+def test_chromium_shows_it_without_a_word_of_complaint(page, tmp_path):
+    place = tmp_path / "report.html"
+    place.write_text(page)
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    flags += f"--disable-component-update --disable-sync --enable-logging=stderr --user-data-dir={tmp_path / 'profile'} "
+    command = ["chromium", *flags.split(), f"--screenshot={tmp_path / 'shot.png'}", "--window-size=390,1200", place.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
+    assert "CONSOLE" not in done.stderr
+    assert (tmp_path / "shot.png").stat().st_size > 20_000

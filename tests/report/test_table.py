@@ -1,0 +1,46 @@
+"""The comparison as text, and numbers as people read them."""
+
+import pytest
+
+from voco.report.table import bytes_text, flops_text, seconds_text, text_table
+
+ROW = {
+    "benchmark": "scenes", "category": "all", "method": "voco", "n": 1, "label": "VoCo, N=1", "role": "compared",
+    "score": 0.485, "score_low": 0.47, "score_high": 0.5, "retention": 0.6112, "retention_low": None, "retention_high": None,
+    "share_of_upper": None, "share_of_upper_low": None, "share_of_upper_high": None, "cache_bytes": 4096, "latency_s": None,
+}  # fmt: skip
+
+
+def test_columns_line_up_and_missing_is_said():
+    other = {**ROW, "label": "lower bound", "role": "lower", "retention": None, "score": 1.0}
+    lines = text_table([ROW, other]).split("\n")
+    head = "method score % 95 % retention % 95 % of upper % 95 % cache/image s/question"
+    assert " ".join(lines[0].split()) == head
+    assert lines[2].startswith("VoCo, N=1       48.5  47.0 to 50.0         61.1")
+    assert lines[2].count("missing") == 2
+    assert lines[3].split()[2:4] == ["100.0", "47.0"]
+    assert lines[3].count("missing") == 1  # a bound has no retention, but its latency is missing
+    assert {line.find("4.0 KiB") for line in lines[2:]} != {-1}
+
+
+def test_rows_of_scores_do_and_categories_and_benchmarks_get_columns():
+    plain = {key: value for key, value in ROW.items() if key not in ("label", "role")}
+    head, _, first, second = text_table([plain, {**plain, "category": "count", "benchmark": "gqa"}]).split("\n")
+    assert head.startswith("benchmark  category  method")
+    assert first.split()[:4] == ["scenes", "all", "voco", "N=1"]
+    assert second.split()[:2] == ["gqa", "count"]
+    assert text_table([]) == "no scores"
+
+
+@pytest.mark.parametrize(
+    ("function", "value", "text"),
+    [
+        (bytes_text, 96, "96 B"), (bytes_text, 1536, "1.5 KiB"), (bytes_text, 317_000_000, "302 MiB"),
+        (bytes_text, None, "missing"),
+        (seconds_text, 0.0021, "2.1 ms"), (seconds_text, 12.34, "12.3 s"), (seconds_text, 150, "2 min 30 s"),
+        (seconds_text, 2e-5, "20 µs"), (seconds_text, 0, "0 s"), (seconds_text, 9000, "2.5 h"), (seconds_text, None, "missing"),
+        (flops_text, 1.2e12, "1.2 TFLOP"), (flops_text, 34.0, "34 FLOP"), (flops_text, None, "missing"),
+    ],
+)  # fmt: skip
+def test_numbers(function, value, text):
+    assert function(value) == text
