@@ -17,7 +17,8 @@ def run(job: Job, run_id: str) -> Manifest:
     """One ingest job. Raises JobFailed when more rows are lost than the job allows."""
     started = time.time()
     block = job.ingest
-    assert block is not None and job.inputs.annotations is not None
+    assert block is not None
+    assert job.inputs.annotations is not None
     output = storage.resolve(job.output)
     media = storage.resolve(job.inputs.media) if job.inputs.media is not None else None
     listing = list_samples(block, storage.resolve(job.inputs.annotations), output)
@@ -28,6 +29,4 @@ def run(job: Job, run_id: str) -> Manifest:
     account = balance(listing, records)
     print(f"{job.name}: {account}", flush=True)
     check_limits(block, account, output)
-    return manifest.finish(
-        job, run_id, started, counts=account.counts, tables=account.tables, statistics=account.statistics
-    )
+    return manifest.finish(job, run_id, started, counts=account.counts, tables=account.tables, statistics=account.statistics)

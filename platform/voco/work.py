@@ -20,7 +20,7 @@ from voco.spec import Resources
 class Worker(Protocol):
     """What a unit is done by: built once in each process, called for each unit."""
 
-    def __call__(self, unit: int, work: pa.Table) -> dict[str, Any]:
+    def __call__(self, unit: int, work: pa.Table, /) -> dict[str, Any]:
         """Write the unit's files; return its record: {"tables": {name: [entries]}, "counts": {...}, ...}."""
 
 
@@ -84,9 +84,8 @@ def run(
     if len(todo) < total:
         print(f"{label}: {total - len(todo)} of {total} units are done already", flush=True)
     started = time.monotonic()
-    done = written = size = 0
-    for call in _calls(output, todo, worker, arguments, resources, in_process):
-        done += 1
+    written = size = 0
+    for done, call in enumerate(_calls(output, todo, worker, arguments, resources, in_process), start=1):
         written += int(call["rows"][0])
         size += int(call["bytes"][0])
         spent = time.monotonic() - started
@@ -126,7 +125,6 @@ def _calls(
         num_cpus=resources.cpus_per_worker,
         num_gpus=resources.gpus_per_worker,
         accelerator_type=resources.accelerator,
-        max_restarts=-1,
-        max_task_retries=3,
+        max_task_retries=3,  # Ray's default is without end, and a unit that kills its process would never be given up
     )
     yield from dataset.iter_batches(batch_size=1, prefetch_batches=0)

@@ -63,9 +63,9 @@ class MediaRoot:
         try:
             size = int(self.fs.info(key)["size"])
             _check_size(path, size, limit)
-            return bytes(self.fs.cat_file(key))
+            return bytes(self.fs.cat_file(key, max_concurrency=1))  # more would ask for the size once again
         except (FileNotFoundError, IsADirectoryError) as error:
-            raise BadRow("missing_media", f"{path}: no such object") from error
+            raise BadRow("missing_media", f"{path}: {os.strerror(errno.ENOENT)}") from error
         except PermissionError as error:
             raise BadRow("download_failed", f"{path}: {error}") from error
 
