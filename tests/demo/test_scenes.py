@@ -131,11 +131,10 @@ def test_tables_agree_with_the_words() -> None:
 
 def test_no_question_is_given_away_by_the_other_seven(out: Path) -> None:
     """Over all 331,776 scenes that agree with seven questions and answers, the eighth has two answers or more."""
-    every = {
-        query.text(): query
-        for scene in [[(color, shape) for color in COLORS[start : start + 4]] for start in (0, 4) for shape in SHAPES]
-        for query in itertools.chain(*scene_questions._candidates(scene).values())
-    }
+    labels = list(itertools.product(COLORS, SHAPES))
+    # One label alone in each place, so that every question there is comes up.
+    worlds = [[labels[k - 1]] * place + [labels[k]] + [labels[k - 1]] * (3 - place) for k in range(24) for place in range(4)]
+    every = {query.text(): query for world in worlds for query in itertools.chain(*scene_questions._candidates(world).values())}
     for asked in list(by_scene(rows_of(out, "scenes_test")).values())[:60]:
         queries = [every[question] for _, question, _ in asked]
         tables = np.stack([scene_questions.table(query) for query in queries])
@@ -162,7 +161,7 @@ def test_the_rule_refuses_what_follows() -> None:
     shapes = [query("place", "shape", where=place) for place in PLACES]
     circles = query("count", "shape", shape="circle")
     assert takes(*shapes, circles) == [True, True, True, True, False]
-    assert takes(*shapes[:3], circles, shapes[3]) == [True, True, True, True, False]
+    assert takes(*shapes[:3], circles) == [True, True, True, False]  # two circles, and the other three give the first away
 
 
 def test_guessing_the_most_common_answer_is_weak(out: Path) -> None:
@@ -175,7 +174,7 @@ def test_guessing_the_most_common_answer_is_weak(out: Path) -> None:
         answers.setdefault(kind, Counter())[answer] += 1
     limits = {"place shape": 0.40, "place color": 0.17, "neighbour shape": 0.40, "neighbour color": 0.17}
     for kind, given in answers.items():
-        limit = limits.get(kind, 0.55 if kind.startswith("presence") else 0.40)
+        limit = limits.get(kind, 0.55 if kind.startswith("presence") else 0.45)
         assert given.most_common(1)[0][1] / given.total() <= limit, (kind, given)
 
 

@@ -30,7 +30,7 @@ from voco.demo.easy_vqa_shapes import COLORS, SHAPES
 PLACES = ("top left", "top right", "bottom left", "bottom right")
 # Questions of each category in a scene, hardest to fit first. Places are most of it: where things are is what a mean over an
 # image loses, so these questions tell compression methods apart.
-MIX = {"neighbour": 1, "place": 4, "count": 1, "presence": 2}
+MIX = {"neighbour": 1, "place": 4, "presence": 1, "count": 2}
 PER_SCENE = sum(MIX.values())
 # A relation's pairs of places: (where the named shape is, where the asked one is).
 RELATIONS = {
@@ -101,8 +101,7 @@ def table(query: Query) -> NDArray[np.int8]:
         counted: NDArray[np.int8] = named.sum(axis=1, dtype=np.int8)
         return counted
     if query.category == "presence":
-        there: NDArray[np.bool_] = named.any(axis=1)
-        return there.astype(np.int8)
+        return np.asarray(named.any(axis=1)).astype(np.int8)
     result = np.full(len(colors), UNASKABLE, dtype=np.int8)
     alone = named.sum(axis=1) == 1
     for here, beside in RELATIONS[query.where]:
@@ -144,10 +143,12 @@ class Independent:
 def _candidates(scene: Scene) -> dict[str, list[Query]]:
     """What may be asked of this scene, by category."""
     colors = sorted({color for color, _ in scene})
+    # One color that is not there, or most counts by color would be 0.
+    absent = [color for color in COLORS if color not in colors][number(scene) % 4 :][:1]
     found = {
         "place": [Query("place", asks, where=place) for asks in ("color", "shape") for place in PLACES],
         "count": [Query("count", "shape", shape=shape) for shape in SHAPES]
-        + [Query("count", "color", color=color) for color in COLORS],
+        + [Query("count", "color", color=color) for color in colors + absent],
         "presence": [Query("presence", "yes/no", color=color, shape=shape) for color in colors for shape in SHAPES],
         "neighbour": [
             Query("neighbour", asks, where=relation, color=scene[here][0], shape=scene[here][1])
@@ -170,6 +171,12 @@ class Asker:
     def ask(self, scene: Scene) -> list[tuple[str, str, str]] | None:
         """(category, question, answer) in random order, or None when no fair eight were found."""
         candidates, row = _candidates(scene), number(scene)
+        # A "yes" fits beside the other questions less often than a "no", so the rarer of the two is insisted on.
+        wanted = min((0, 1), key=lambda answer: self._given[("presence", "yes/no", answer)])
+        candidates["presence"] = [query for query in candidates["presence"] if int(table(query)[row]) == wanted]
+        # So does a count of 0: none is asked for while 0 leads 1.
+        leads = {asks for asks in ("color", "shape") if self._given[("count", asks, 0)] > self._given[("count", asks, 1)]}
+        candidates["count"] = [query for query in candidates["count"] if query.asks not in leads or int(table(query)[row])]
         taken, drawn = Independent(), []
         for category in MIX:
             for _ in range(MIX[category]):
