@@ -19,7 +19,7 @@ def test_golden_sequence_of_two_views_and_two_conversations():
     talks = [tiny.question("a", "b"), tiny.question("c", "d")]
     sample = build("s", talks, ["x", "y"], tiny.TOKENIZER, layout)
     view = [PREFIX, VISION, VISION, VISION, PREFIX, VOCO, VOCO]
-    text = len("Q: a\nA: b") + 1
+    text = len("a\nb") + 1
     assert sample.kinds.tolist() == view + view + [TEXT] * 2 * text
     # C = 1 + 3 + 1; the second view is shifted by the first one's N; both conversations start at C + 4
     start = 5 + 4
@@ -27,7 +27,7 @@ def test_golden_sequence_of_two_views_and_two_conversations():
     expected = [*range(7), *range(2, 9), *range(start, start + text), *range(start, start + text)]
     assert sample.position.tolist() == expected
     assert sample.view.tolist() == [0] * 7 + [1] * 7 + [-1] * 2 * text
-    assert trained_text(sample) == " b</s> d</s>"
+    assert trained_text(sample) == "b</s>d</s>"
     assert [sample.ids[at + 1] for at in sample.predict_at] == sample.predict_id.tolist()
 
 
@@ -49,7 +49,7 @@ def test_text_only_starts_with_bos_at_zero():
 @pytest.mark.parametrize(
     ("template", "has_views", "expected"),
     [
-        ("question_answer", True, "Q: what\nis it?\nA:[ one\ntwo</s>]"),
+        ("question_answer", True, "what\nis it?\n[one\ntwo</s>]"),
         ("plain", True, "[one\ntwo\n]"),
         ("vicuna_v1", True, "\nA chat between"),
         ("vicuna_v1", False, "A chat between"),
@@ -102,7 +102,7 @@ def test_text_that_spells_voco_stays_text():
     assert layout.voco_id not in text
     assert layout.image_id not in text
     assert text.count(layout.eos_id) == 1
-    assert trained_text(sample) == " <voco></s>"
+    assert trained_text(sample) == "<voco></s>"
 
 
 def test_every_template_ends_ready_for_an_answer():
@@ -114,7 +114,7 @@ def test_every_template_ends_ready_for_an_answer():
 def test_show_marks_trained_text_and_the_mask():
     layout = tiny.layout("voco", 1, vision_slots=3)
     shown = show_sample(build("s", [tiny.question("a", "b")], ["v"], tiny.TOKENIZER, layout), tiny.TOKENIZER, layout)
-    assert "A:[ b</s>]" in shown
+    assert "a\\n[b</s>]" in shown
     grid = [line.split()[1] for line in shown.splitlines() if line.strip().startswith(("prefix", "vision", "voco", "text"))][5:]
     # BOS, vision, separator, voco, text: the text reads voco and itself, nothing else
     assert grid == ["#....", "#+...", "##+..", "###+.", "...#+"] or grid == ["#....", "#+...", "###..", "####.", "...#+"]

@@ -67,13 +67,13 @@ TEMPLATES: dict[str, Template] = {
         assistant=(Part("<|im_start|>", control=True), Part("<|im_end|>", control=True, trained=True)),
         answer_space="",
     ),
-    # the shortest there is, for small models
+    # the shortest there is, for small models: the question, a newline, the answer
     "question_answer": Template(
         start=(),
         after_image="",
-        user=(Part("Q: "), Part("\n")),
-        assistant=(Part("A:"), EOS),
-        answer_space=" ",
+        user=(Part(""), Part("\n")),
+        assistant=(Part(""), EOS),
+        answer_space="",
     ),
 }
 

@@ -20,6 +20,7 @@ from voco.model.fingerprint import hash_tensors
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+CPU_BATCH = 8  # images at a time on a CPU: activations stay in its cache, several times the rate of 64 (seen)
 LITE0_BLOCKS = 11  # up to the last block of stride 16: 112 channels, 8 x 8 positions for 128 pixels
 
 
@@ -29,7 +30,7 @@ class VisionTower(nn.Module):
     def __init__(self, config: dict[str, Any], net: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
         self.config = config
-        self.net = net.requires_grad_(False).eval()
+        self.net = net.requires_grad_(False).eval().to(memory_format=torch.channels_last)  # faster depthwise convolutions
         self.mean, self.std = mean, std
         self.size = int(config["image_size"])
 
@@ -66,7 +67,9 @@ class VisionTower(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """(F, V, C) fp16 of (F, 3, S, S). Always rounded to fp16, so stored features equal fresh ones."""
         weights = next(self.net.parameters())
-        pixels = pixels.to(device=weights.device, dtype=weights.dtype)
+        pixels = pixels.to(device=weights.device, dtype=weights.dtype, memory_format=torch.channels_last)
+        if weights.device.type == "cpu" and len(pixels) > CPU_BATCH:
+            return torch.cat([self.forward(some) for some in pixels.split(CPU_BATCH)])
         if self.config["name"] == "clip":
             states = self.net(pixels, output_hidden_states=True).hidden_states
             features = states[self.config["layer"]][:, 1:]  # without the class token

@@ -53,8 +53,7 @@ def _texts(job: Job) -> Iterator[str]:
 
     for row in itertools.islice(rows(), TOKENIZER_ROWS):
         for conversation in row["conversations"]:
-            # as the template joins them: an answer follows a space
-            yield from (f" {turn['text']}" for turn in conversation["turns"])
+            yield from (turn["text"] for turn in conversation["turns"])
 
 
 def fit(job: Job, run_id: str, output: str) -> dict[str, Any]:
