@@ -60,8 +60,9 @@ def _do(asked: argparse.Namespace) -> int:
     if asked.command == "plan":
         from voco import plan
 
-        print("\n".join(plan.lines(asked.operand, spec.load(asked.operand))))
-        return plan.verdict(asked.operand, spec.load(asked.operand))
+        job = spec.load(asked.operand)
+        print("\n".join(plan.lines(asked.operand, job)))
+        return plan.verdict(asked.operand, job)
     if asked.command == "run":
         return run(asked.operand, asked.replace)
     if asked.command == "show":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import json
+import logging
 import os
 import shlex
 import sys
@@ -54,9 +55,10 @@ def target(address: str | None = None) -> Target:
     address = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
     if address is None and own is None:
         raise Refused("no cluster: give --address http://HOST:8265 or set RAY_API_SERVER_ADDRESS, or start one with `make demo`")
-    if address is None or (own is not None and address.rstrip("/") == own["dashboard"]):
+    if own is not None and (address is None or address.rstrip("/") == own["dashboard"]):
         asked = os.environ.get("RAY_AUTH_TOKEN_PATH")
         return Target(own["dashboard"], asked or own["token_path"], (own["temp_dir"], "/tmp/ray"))
+    assert address is not None
     if "://" not in address:
         address = f"http://{address}"
     return Target(address.rstrip("/"), os.environ.get("RAY_AUTH_TOKEN_PATH"), ("/tmp/ray",))
@@ -69,6 +71,7 @@ def connect(where: Target) -> Any:
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
+    logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
     try:
         return JobSubmissionClient(where.address, headers=where.headers())
     except AuthenticationError as error:
@@ -93,6 +96,9 @@ def submit(file: str, job: Job, where: Target, replace: bool = False) -> int:
     if going:
         print(f"{run_id} is running as {going[0].submission_id}; following it", flush=True)
         return follow(client, str(going[0].submission_id))
+    if finished(job, run_id, replace):  # by a job that ended while this one looked
+        print(f"{job.name}: done already ({run_id}): {job.output}")
+        return 0
     entrypoint, runtime_env = parcel(file, job, client, where, replace)
     stages = len(job.flow.stages) if job.flow is not None else 1
     print(f"{job.name}: {job.kind}, {stages} stage{'s' * (stages > 1)}, run {run_id}, output {job.output}")
@@ -167,13 +173,13 @@ def _attempt(found: Any) -> int:
 
 
 def of_run(client: Any, run_id: str) -> list[Any]:
-    """The cluster's jobs of a run, newest first."""
+    """The cluster's jobs of a run: what runs, then the rest, newest first."""
     jobs = [found for found in client.list_jobs() if (found.metadata or {}).get("run_id") == run_id]
-    return sorted(jobs, key=lambda found: found.start_time or 0, reverse=True)
+    return sorted(jobs, key=lambda found: (found.status in RUNNING, found.start_time or 0), reverse=True)
 
 
 def find(client: Any, run: str) -> Any:
-    """The newest job of a run id, a submission id or a job file."""
+    """The job of a run id, a submission id or a job file."""
     name = manifest.job_run_id(spec.load(run)) if run.endswith((".yaml", ".yml")) else run
     found = of_run(client, name) or [item for item in client.list_jobs() if item.submission_id == name]
     if not found:

@@ -211,7 +211,9 @@ def _launch(folder: Path, cpus: int) -> Cluster:
 
 def _environment(mark: str, token_path: Path) -> dict[str, str]:
     """The cluster's environment, and so that of every driver and worker in it."""
-    kept = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN")}
+    kept = {
+        key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN")
+    }
     return kept | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         "VOCO_CLUSTER": mark,

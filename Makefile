@@ -1,0 +1,32 @@
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+READY := $(VENV)/.ready
+
+.PHONY: help demo demo-stop test lint types env
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+demo: ## environment, own local Ray cluster, the whole flow on real data, report; again: continues, or says it is done
+	@started=$$(date +%s); $(MAKE) --no-print-directory env && VOCO_ENVIRONMENT_S=$$(( $$(date +%s) - started )) $(RUN) -m voco.demo
+
+demo-stop: env ## end the demo's Ray cluster, and nothing else
+	@$(RUN) -m voco.demo.cluster stop
+
+test: env ## every test that needs one machine and one Ray
+	OMP_NUM_THREADS=1 $(RUN) -m pytest
+
+lint: env ## ruff: rules and format
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check --line-length 130 .
+
+types: env ## strict type check of platform/voco
+	$(RUN) -m mypy
+
+env: $(READY) ## the virtual environment, made again when its pins change
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo,dev]"
+	@touch $@

@@ -1,0 +1,97 @@
+"""`make demo`: real data, the demo's own Ray cluster, the whole flow through the Jobs API, and where the time went."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from voco import jobs, manifest, spec, storage
+from voco.demo import cluster
+from voco.errors import JobFailed, Refused
+
+FLOW = "jobs/demo/flow.yaml"
+DATA = Path(".demo/data")
+
+
+def main() -> int:
+    """Runs from the repository's root. Returns the flow's exit code."""
+    spent: dict[str, float] = {}
+    if "VOCO_ENVIRONMENT_S" in os.environ:
+        spent["environment"] = float(os.environ["VOCO_ENVIRONMENT_S"])
+    try:
+        timed(spent, "data", write_data)
+        job = spec.load(FLOW)
+        if jobs.finished(job, manifest.job_run_id(job)):
+            print(f"everything is done already: {job.output}")
+            code = 0
+        else:
+            timed(spent, "Ray start", cluster.start)
+            code = timed(spent, "flow", lambda: jobs.submit(FLOW, job, jobs.target(cluster.read().dashboard)))  # type: ignore[union-attr]
+    except Refused as error:
+        print(f"refused: {error}", file=sys.stderr)
+        return 2
+    except JobFailed as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+    if code == 0:
+        print_end(job, spent)
+    return code
+
+
+def write_data() -> None:
+    """The dataset as LLaVA-style JSON and an image folder, once: the marker is written last."""
+    marker = DATA / "written"
+    if marker.exists():
+        print(f"data: there already, {DATA}")
+        return
+    from voco.demo import scenes
+
+    scenes.write(DATA)
+    marker.touch()
+
+
+def timed(spent: dict[str, float], part: str, call: Callable[[], Any]) -> Any:
+    started = time.monotonic()
+    try:
+        return call()
+    finally:
+        spent[part] = time.monotonic() - started
+
+
+def print_end(job: spec.Job, spent: dict[str, float]) -> None:
+    """Seconds by part and by stage, the scores, and the report's path."""
+    output = storage.resolve(job.output)
+    done = manifest.read(output)
+    assert done is not None
+    assert job.flow is not None
+    print("\nseconds")
+    stages = done.statistics["stage_seconds"]
+    for part, seconds in [*spent.items(), *((f"  {name}", value) for name, value in stages.items())]:
+        print(f"  {part:<24}{seconds:8.1f}")
+    scores = [row for stage in job.flow.stages if stage.kind == "evaluate" for row in _scores(stage)]
+    print(f"\n{'checkpoint':<20}{'method':<12}{'N':>4}{'accuracy':>10}{'interval':>18}{'retention':>11}")
+    for name, row in scores:
+        interval = f"{100 * row['score_low']:.1f} to {100 * row['score_high']:.1f}"
+        kept = "" if row["retention"] is None else f"{100 * row['retention']:.1f} %"
+        print(f"{name:<20}{row['method']:<12}{row['n']:>4}{100 * row['score']:>8.1f} %{interval:>18}{kept:>11}")
+    for stage in job.flow.stages:
+        if stage.kind == "report":
+            print(f"\nreport: {storage.join(storage.resolve(stage.output), 'report.html')}")
+
+
+def _scores(stage: spec.Job) -> list[tuple[str, dict[str, Any]]]:
+    """The rows of a stage's `scores/` over all categories."""
+    from voco import rows
+
+    output = storage.resolve(stage.output)
+    files = storage.names(storage.join(output, "scores"))
+    found = [row for file in files for row in rows.read_table(storage.join(output, "scores", file)).to_pylist()]
+    return [(stage.name, row) for row in found if row["category"] == "all"]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
