@@ -68,14 +68,14 @@ def _do(asked: argparse.Namespace) -> int:
     if asked.command == "show":
         from voco import show
 
-        show.show(asked.operand)
+        print(show.show(storage.resolve(asked.operand)))
         return 0
     if asked.command == "report":
         from voco.report import html
 
-        to = storage.join(storage.resolve(asked.operand), "report.html")
-        html.write(outputs=[storage.resolve(asked.operand)], to=to)
-        print(to)
+        output = storage.resolve(asked.operand)
+        title = Path(output).name
+        print(html.write(outputs=[output], to=storage.join(output, "report.html"), title=title))
         return 0
     from voco import jobs
 

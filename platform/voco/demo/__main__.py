@@ -12,6 +12,7 @@ from typing import Any
 from voco import jobs, manifest, spec, storage
 from voco.demo import cluster
 from voco.errors import JobFailed, Refused
+from voco.report import table
 
 FLOW = "jobs/demo/flow.yaml"
 DATA = Path(".demo/data")
@@ -72,25 +73,12 @@ def print_end(job: spec.Job, spent: dict[str, float]) -> None:
     stages = done.statistics["stage_seconds"]
     for part, seconds in [*spent.items(), *((f"  {name}", value) for name, value in stages.items())]:
         print(f"  {part:<24}{seconds:8.1f}")
-    scores = [row for stage in job.flow.stages if stage.kind == "evaluate" for row in _scores(stage)]
-    print(f"\n{'checkpoint':<20}{'method':<12}{'N':>4}{'accuracy':>10}{'interval':>18}{'retention':>11}")
-    for name, row in scores:
-        interval = f"{100 * row['score_low']:.1f} to {100 * row['score_high']:.1f}"
-        kept = "" if row["retention"] is None else f"{100 * row['retention']:.1f} %"
-        print(f"{name:<20}{row['method']:<12}{row['n']:>4}{100 * row['score']:>8.1f} %{interval:>18}{kept:>11}")
     for stage in job.flow.stages:
         if stage.kind == "report":
-            print(f"\nreport: {storage.join(storage.resolve(stage.output), 'report.html')}")
-
-
-def _scores(stage: spec.Job) -> list[tuple[str, dict[str, Any]]]:
-    """The rows of a stage's `scores/` over all categories."""
-    from voco import rows
-
-    output = storage.resolve(stage.output)
-    files = storage.names(storage.join(output, "scores"))
-    found = [row for file in files for row in rows.read_table(storage.join(output, "scores", file)).to_pylist()]
-    return [(stage.name, row) for row in found if row["category"] == "all"]
+            place = storage.resolve(stage.output)
+            summary = storage.read_json(storage.join(place, "summary.json"))
+            print(f"\n{table.text_table([row for row in summary if row['category'] == 'all'])}")
+            print(f"\nreport: {storage.join(place, 'report.html')}")
 
 
 if __name__ == "__main__":
