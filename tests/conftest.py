@@ -14,14 +14,17 @@ import pytest
 
 
 @pytest.fixture(scope="session")
-def ray_local() -> Iterator[None]:
-    """Ray in this process, with four logical CPUs: more than this machine may have, so that actor pools cannot deadlock."""
+def ray_local() -> Iterator[str]:
+    """Ray in this process, with four logical CPUs: more than this machine may have, so that actor pools cannot deadlock.
+
+    Yields the cluster's address, for a second driver.
+    """
     os.environ["RAY_AUTH_MODE"] = "disabled"
     import ray
 
     if not ray.is_initialized():
         ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-    yield
+    yield ray.get_runtime_context().gcs_address
     ray.shutdown()
 
 

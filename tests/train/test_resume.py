@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -56,7 +57,7 @@ def first_checkpoint(place, name, deadline_s=120):
         folder = f"{place}/{name}/checkpoints"
         for run in os.listdir(folder) if os.path.isdir(folder) else []:
             snapshot = f"{folder}/{run}/checkpoint_manager_snapshot.json"
-            if os.path.exists(snapshot) and "step-0000" in open(snapshot).read():
+            if os.path.exists(snapshot) and "step-0000" in Path(snapshot).read_text():
                 return
         time.sleep(0.05)
     raise AssertionError("no checkpoint was written")
@@ -69,7 +70,7 @@ def test_driver_killed_under_zero_2(inputs, ray_local, tmp_path):
     file.write_text(yaml.safe_dump(killed.model_dump(exclude_none=True)))
     driver = subprocess.Popen(
         [sys.executable, "-m", "pipelines", "run", str(file)],
-        env={**os.environ, "RAY_ADDRESS": ray_local.gcs_address, "RAY_AUTH_MODE": "disabled"},
+        env={**os.environ, "RAY_ADDRESS": ray_local, "RAY_AUTH_MODE": "disabled"},
         start_new_session=True,
     )
     try:
