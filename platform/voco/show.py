@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections import Counter
 from typing import Any
 
@@ -118,8 +117,22 @@ def _summary(output: Output) -> str:
 
 
 def _checkpoint(output: Output) -> str:
-    """A sample as the checkpoint sees it. That part needs torch, so it is imported only here."""
-    return str(importlib.import_module("voco.model.show_tokens").show_checkpoint(output.uri))
+    """The first sample that a training job read, as it read it: kinds, positions, trained text, mask."""
+    from voco.model import weights
+    from voco.model.show_tokens import show_sample
+    from voco.tokens import build
+    from voco.train.data import SampleTables
+
+    model = weights.load(output.uri)
+    uris = output.samples_inputs()
+    if not all(storage.names(storage.join(uri, "samples")) for uri in uris):
+        return f"layout {model.layout.model_dump()}\nsamples: missing"
+    group = SampleTables(uris, [1.0] * len(uris)).read(0)
+    row = next((row for row in group if row["media"]), group[0])
+    media = [one["sha256"] for one in row["media"] or []]
+    turns = [one["turns"] for one in row["conversations"]]
+    shown = show_sample(build(row["sample_id"], turns, media, model.tokenizer, model.layout), model.tokenizer, model.layout)
+    return f"compressor {model.compressor}\nlayout {model.layout.model_dump()}\n\n{shown}"
 
 
 def _flow(output: Output) -> str:

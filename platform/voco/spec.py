@@ -6,17 +6,15 @@ before anything starts, with one line: `file: key.path: expected ..., got ...; d
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
-import re
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from voco import storage
+from voco import mistakes, storage
 from voco.errors import Refused
 
 Kind = Literal["ingest", "features", "image_sft", "evaluate", "report", "flow"]
@@ -291,7 +289,7 @@ def build(path: str, raw: dict[str, Any]) -> Job:
     try:
         job = Job.model_validate(raw)
     except ValidationError as error:
-        raise Refused(f"{path}: {_first_line(error, raw)}") from None
+        raise Refused(f"{path}: {mistakes.first_line(error, Job)}") from None
     if job.kind == "flow":
         job = _fill_stages(path, job)
     elif not job.output:
@@ -314,7 +312,7 @@ def _fill_stages(path: str, job: Job) -> Job:
             raise Refused(f"{where}.name: {stage.name} is used twice")
         for key, uri in stage.inputs.uris().items():
             if uri.startswith("@") and uri[1:] not in earlier:
-                raise Refused(f"{where}.{key}: expected an earlier stage, got {uri}{_hint(uri[1:], earlier, '@')}")
+                raise Refused(f"{where}.{key}: expected an earlier stage, got {uri}{mistakes.hint(uri[1:], earlier, '@')}")
         changes: dict[str, Any] = {} if stage.output else {"output": storage.join(job.output, stage.name)}
         if "seed" not in stage.model_fields_set:
             changes["seed"] = job.seed
@@ -364,53 +362,6 @@ def run_id(job: Job, inputs: dict[str, str]) -> str:
     """`name` and 8 hex digits over the job's content and `inputs`: each input URI with what identifies its state."""
     text = json.dumps({**content(job), "input_states": inputs}, sort_keys=True)
     return f"{job.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-
-
-def _hint(wrong: str, known: list[str], mark: str = "") -> str:
-    near = difflib.get_close_matches(wrong, known, n=1)
-    return f"; did you mean {mark}{near[0]}?" if near else ""
-
-
-def _first_line(error: ValidationError, raw: dict[str, Any]) -> str:
-    """The first mistake as `key.path: expected ..., got ...; did you mean ...`; unknown keys come first."""
-    mistakes = sorted(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
-    item = mistakes[0]
-    path = ""
-    for part in item["loc"]:
-        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
-    got = item["input"]
-    shown = repr(got) if isinstance(got, str | int | float | bool | type(None)) else type(got).__name__
-    kind = item["type"]
-    if kind == "extra_forbidden":
-        known = _fields_at(item["loc"][:-1])
-        return f"{path}: unknown key{_hint(str(item['loc'][-1]), known) or '; expected one of ' + ', '.join(known)}"
-    if kind == "missing":
-        return f"{path}: expected a value, got nothing"
-    if kind == "value_error":
-        message = str(item["ctx"]["error"])
-        return f"{path}.{message}" if path else message
-    if kind == "literal_error":
-        allowed = re.findall(r"'([^']*)'", item["ctx"]["expected"]) or [item["ctx"]["expected"]]
-        return f"{path}: expected {item['ctx']['expected']}, got {shown}{_hint(str(got), allowed)}"
-    return f"{path}: expected {_expected(item)}, got {shown}"
-
-
-def _expected(item: Any) -> str:
-    message = str(item["msg"]).removeprefix("Input should be ")
-    return message.removeprefix("a valid ").removeprefix("String should ")
-
-
-def _fields_at(location: tuple[int | str, ...]) -> list[str]:
-    """The keys that may stand at a place in the file."""
-    model: type[BaseModel] = Job
-    for part in location:
-        if isinstance(part, int):
-            continue
-        annotation: Any = model.model_fields[part].annotation
-        candidates = [annotation, *getattr(annotation, "__args__", ())]
-        candidates += [inner for outer in candidates for inner in getattr(outer, "__args__", ())]
-        model = next(kind for kind in candidates if isinstance(kind, type) and issubclass(kind, BaseModel))
-    return list(model.model_fields)
 
 
 Flow.model_rebuild()

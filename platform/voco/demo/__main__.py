@@ -44,15 +44,10 @@ def main() -> int:
 
 
 def write_data() -> None:
-    """The dataset as LLaVA-style JSON and an image folder, once: the marker is written last."""
-    marker = DATA / "written"
-    if marker.exists():
-        print(f"data: there already, {DATA}")
-        return
+    """The dataset as LLaVA-style JSON and an image folder; nothing is written twice."""
     from voco.demo import scenes
 
     scenes.write(DATA)
-    marker.touch()
 
 
 def timed(spent: dict[str, float], part: str, call: Callable[[], Any]) -> Any:

@@ -73,26 +73,3 @@ def _grid(sample: TokenSample, layout: Layout, runs: list[tuple[int, int]]) -> l
         name = NAMES[int(sample.kinds[row_first])]
         lines.append(f"  {name:<7} {cells}")
     return [*lines, f"  ({views} views, {len(runs)} runs, in the order of the lines above)"]
-
-
-def show_checkpoint(output: str) -> str:
-    """The first samples that a training job read, as it read them."""
-    from voco import storage
-    from voco.manifest import read
-    from voco.model import weights
-    from voco.spec import Job
-    from voco.tokens import build
-    from voco.train.data import SampleTables
-
-    found = read(output)
-    job = Job.model_validate(storage.read_json(storage.join(output, "run.json"))["job"])
-    model = weights.load(output)
-    lines = [f"{job.name}: {job.kind}, compressor {model.compressor[:12]}, layout {model.layout.model_dump()}"]
-    if found is not None:
-        lines.append(f"steps {found.counts.get('steps')}, final loss {found.statistics.get('final_loss'):.4f}")
-    tables = SampleTables([storage.resolve(item.uri) for item in job.inputs.samples], [1.0] * len(job.inputs.samples))
-    row = tables.read(0)[0]
-    media = [one["sha256"] for one in row["media"] or []]
-    turns = [one["turns"] for one in row["conversations"]]
-    sample = build(row["sample_id"], turns, media, model.tokenizer, model.layout)
-    return "\n".join([*lines, show_sample(sample, model.tokenizer, model.layout)])

@@ -1,0 +1,66 @@
+"""A tiny flow with every kind of stage, as a job file in a working directory of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from voco.demo import scenes
+
+TOWER = {"name": "efficientnet_lite0", "image_size": 32}
+SFT: dict[str, Any] = {
+    "epochs": 2,
+    "global_batch": 16,
+    "micro_batch": 8,
+    "learning_rate": 0.002,
+    "save_every": 4,
+    "precision": "fp32",
+}
+
+
+def write(place: Path) -> Path:
+    """Data from real images and the flow's job file; returns the file."""
+    scenes.write(place / "data", train_scenes=120, test_scenes=40, seed=0)
+    llama = {"layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "mlp_width": 48, "vocabulary": 320}
+    base = {
+        "model": {"llama": llama, "tower": TOWER},
+        "image_sft": {**SFT, "epochs": 12, "text": {"template": "question_answer"}},
+    }
+    stages = [
+        ingest("scenes", "scenes_train.json", "train"),
+        ingest("scenes-test", "scenes_test.json", "test"),
+        stage("features", "features", {"samples": [{"uri": "@scenes"}, {"uri": "@scenes-test"}]}, features={"tower": TOWER}),
+        {**sft("base", "none"), **base},
+        sft("voco1", "voco", "@base"),
+        answers("answers-upper", "@base"),
+        answers("answers-lower", "@base", read_as="voco"),
+        answers("answers-voco1", "@voco1", upper="@answers-upper", lower="@answers-lower"),
+        stage("report", "report", {"outputs": ["@answers-voco1", "@answers-upper", "@answers-lower"]}, report={}),
+    ]
+    flow = {"name": "tiny", "kind": "flow", "output": "out", "resources": {"workers": 2}, "flow": {"stages": stages}}
+    file = place / "flow.yaml"
+    file.write_text(yaml.safe_dump(flow))
+    return file
+
+
+def stage(name: str, kind: str, inputs: dict[str, Any], **blocks: Any) -> dict[str, Any]:
+    return {"name": name, "kind": kind, "inputs": inputs, **blocks}
+
+
+def ingest(name: str, annotations: str, split: str) -> dict[str, Any]:
+    block = {"format": "llava_json", "dataset": "scenes", "split": split}
+    return stage(name, "ingest", {"annotations": f"data/{annotations}", "media": "data/images"}, ingest=block)
+
+
+def sft(name: str, method: str, checkpoint: str | None = None) -> dict[str, Any]:
+    inputs: dict[str, Any] = {"samples": [{"uri": "@scenes"}], "features": "@features"}
+    if checkpoint is not None:
+        inputs["checkpoint"] = checkpoint
+    return stage(name, "image_sft", inputs, compression={"method": method, "tokens": 1}, image_sft=SFT)
+
+
+def answers(name: str, checkpoint: str, read_as: str = "own", **bounds: str) -> dict[str, Any]:
+    inputs = {"samples": [{"uri": "@scenes-test"}], "features": "@features", "checkpoint": checkpoint, **bounds}
+    return stage(name, "evaluate", inputs, evaluate={"benchmark": "scenes", "read_as": read_as, "resamples": 200})

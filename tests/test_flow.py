@@ -1,0 +1,114 @@
+"""The whole flow, tiny, through the real Jobs API on a real cluster with a token; killed twice, and sent again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import flow_world
+import psutil
+import pytest
+
+from voco import manifest, rows, show
+from voco.demo import cluster
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+STAGES = ["scenes", "scenes-test", "features", "base", "voco1", "answers-upper", "answers-lower", "answers-voco1", "report"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("flow")
+    flow_world.write(place)
+    cluster.start(place / ".demo", cpus=4)
+    yield place
+    cluster.stop(place / ".demo")
+
+
+def send(place: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "pipelines", "submit", "flow.yaml"]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    return subprocess.Popen(command, cwd=place, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def process_of(place: Path, words: str) -> psutil.Process:
+    """A process of this test's own cluster, by its command line."""
+    held = cluster.read(place / ".demo")
+    assert held is not None
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for process in cluster.members(held.mark):
+            try:
+                if words in " ".join(process.cmdline()):
+                    return process
+            except psutil.NoSuchProcess:
+                continue
+        time.sleep(0.1)
+    raise AssertionError(f"no process with {words}")
+
+
+def wait_for_checkpoint(place: Path, deadline_s: float = 240) -> None:
+    end = time.monotonic() + deadline_s
+    while not list((place / "out/base/checkpoints").glob("*/step-*/metrics.parquet")):
+        assert time.monotonic() < end, "no checkpoint"
+        time.sleep(0.05)
+
+
+def test_the_flow_survives_kills_and_ends_whole(place):
+    first = send(place)
+    wait_for_checkpoint(place)
+    process_of(place, "pipelines run").send_signal(signal.SIGKILL)  # the driver
+    out, _ = first.communicate(timeout=120)
+    assert first.returncode == 1, out
+    assert "Traceback" not in out.splitlines()[-1]
+    assert manifest.read(str(place / "out/base")) is None
+
+    second = send(place)
+    worker = process_of(place, "ray::RayTrainWorker")
+    time.sleep(3)  # it is loading or training
+    worker.send_signal(signal.SIGKILL)
+    out, _ = second.communicate(timeout=400)
+    assert second.returncode == 0, out[-4000:]
+    assert "scenes: done already" in out
+    assert "features: done already" in out
+    assert "continues at step" in out
+    for name in STAGES:
+        assert manifest.read(str(place / "out" / name)) is not None, name
+
+    started = time.monotonic()
+    third = send(place)
+    out, _ = third.communicate(timeout=60)
+    assert third.returncode == 0
+    assert "done already" in out
+    assert time.monotonic() - started < 15
+
+    check_tables(place)
+
+
+def check_tables(place: Path) -> None:
+    answers = rows.read_table(str(place / "out/answers-voco1/answers/part-00000.parquet"))
+    assert answers.num_rows == 40 * 8
+    hits = answers["cache_hit"].to_pylist()
+    assert hits.count(False) == 40  # each image compressed once, its other questions hit
+    (score,) = [row for row in read_scores(place, "answers-voco1") if row["category"] == "all"]
+    assert score["questions"] == 320
+    assert score["samples"] == 40
+    # fp32: 2 layers, 2 key-value heads of width 8, keys and values; one <voco> against BOS, 4 slots, separator, <voco>
+    assert score["cache_bytes"] == 2 * 2 * 2 * 8 * 4
+    assert score["full_cache_bytes"] == 7 * score["cache_bytes"]
+    (lower,) = [row for row in read_scores(place, "answers-lower") if row["category"] == "all"]
+    assert lower["method"] == "lower_bound"
+    assert score["lower_bound"] == lower["score"]
+    metrics = rows.read_table(str(place / "out/base/metrics.parquet"))
+    assert metrics["step"].to_pylist() == list(range(metrics.num_rows))  # none twice, none lost
+    page = (place / "out/report/report.html").read_text()
+    assert "answers-voco1" in page or "voco" in page
+    assert "[" in show.show(str(place / "out/voco1"))
+
+
+def read_scores(place: Path, name: str):
+    return rows.read_table(str(place / "out" / name / "scores/part-00000.parquet")).to_pylist()
