@@ -35,15 +35,16 @@ def send(place: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=place, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def process_of(place: Path, words: str) -> psutil.Process:
-    """A process of this test's own cluster, by its command line."""
+def process_of(place: Path, *words: str) -> psutil.Process:
+    """A process of this test's own cluster, by how its command line starts (after the interpreter, for Python)."""
     held = cluster.read(place / ".demo")
     assert held is not None
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         for process in cluster.members(held.mark):
             try:
-                if words in " ".join(process.cmdline()):
+                line = process.cmdline()
+                if line[: len(words)] == list(words) or line[1 : len(words) + 1] == list(words):
                     return process
             except psutil.NoSuchProcess:
                 continue
@@ -61,7 +62,7 @@ def wait_for_checkpoint(place: Path, deadline_s: float = 240) -> None:
 def test_the_flow_survives_kills_and_ends_whole(place):
     first = send(place)
     wait_for_checkpoint(place)
-    process_of(place, "pipelines run").send_signal(signal.SIGKILL)  # the driver
+    process_of(place, "-m", "pipelines", "run").send_signal(signal.SIGKILL)  # the driver itself, not its shell
     out, _ = first.communicate(timeout=120)
     assert first.returncode == 1, out
     assert "Traceback" not in out.splitlines()[-1]

@@ -15,7 +15,7 @@ def read_flops(config: Any, cached: int, text: int) -> float:
     queries, keys = config.num_attention_heads * head, config.num_key_value_heads * head
     linear = width * (2 * queries + 2 * keys) + 3 * width * config.intermediate_size
     pairs = text * cached + text * (text + 1) / 2
-    return 2.0 * (layers * (linear * text + 2 * queries * pairs) + width * config.vocab_size)
+    return float(2 * (layers * (linear * text + 2 * queries * pairs) + width * config.vocab_size))
 
 
 def cache_bytes(config: Any, tokens: int, bytes_per_number: int) -> int:

@@ -70,6 +70,7 @@ def create(model: Model, compression: Compression, text: Text, texts: Iterable[s
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         tie_word_embeddings=False,
+        initializer_range=model.llama.width**-0.5,  # the usual 0.02 suits widths of thousands; small ones start too quiet
         attn_implementation="sdpa",
     )
     layout = layout_for(tokenizer, compression, text, vision_slots)

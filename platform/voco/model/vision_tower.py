@@ -30,7 +30,10 @@ class VisionTower(nn.Module):
     def __init__(self, config: dict[str, Any], net: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
         self.config = config
-        self.net = net.requires_grad_(False).eval().to(memory_format=torch.channels_last)  # faster depthwise convolutions
+        self.net = net.requires_grad_(False).eval()
+        for weight in self.net.parameters():
+            if weight.dim() == 4:  # depthwise convolutions are faster so
+                weight.data = weight.data.contiguous(memory_format=torch.channels_last)
         self.mean, self.std = mean, std
         self.size = int(config["image_size"])
 
@@ -69,7 +72,7 @@ class VisionTower(nn.Module):
         weights = next(self.net.parameters())
         pixels = pixels.to(device=weights.device, dtype=weights.dtype, memory_format=torch.channels_last)
         if weights.device.type == "cpu" and len(pixels) > CPU_BATCH:
-            return torch.cat([self.forward(some) for some in pixels.split(CPU_BATCH)])
+            return torch.cat([self.forward(some) for some in torch.split(pixels, CPU_BATCH)])
         if self.config["name"] == "clip":
             states = self.net(pixels, output_hidden_states=True).hidden_states
             features = states[self.config["layer"]][:, 1:]  # without the class token
