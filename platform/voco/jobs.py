@@ -133,6 +133,7 @@ def parcel(file: str, job: Job, client: Any, where: Target, replace: bool) -> tu
     here = os.getcwd()
     path = os.path.relpath(file)
     environment = {"RAY_JOB_STOP_SIGNAL": "SIGTERM", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}
+    environment["PYTHONWARNINGS"] = "ignore::FutureWarning,ignore::DeprecationWarning"  # of libraries, once a worker and call
     if Path("platform/voco/__init__.py").exists():
         environment["PYTHONPATH"] = "platform:."
     entrypoint = shlex.join(["python", "-m", "pipelines", "run", path, *(["--replace"] if replace else [])])

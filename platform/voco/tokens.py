@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -92,10 +93,10 @@ def encode(parts: Sequence[Part], tokenizer: Any, layout: Layout) -> tuple[list[
         text = "".join(part.text for part in run)
         if text:
             marks = np.concatenate([np.full(len(part.text), part.trained) for part in run])
-            coded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True)
-            ids.extend(coded["input_ids"])
+            coded, ends = _tokenise(tokenizer, text)
+            ids.extend(coded)
             # a token belongs to the part in which it ends: the space before an answer is part of its first token
-            trained.extend(bool(marks[max(start, stop - 1)]) for start, stop in coded["offset_mapping"])
+            trained.extend(bool(marks[end]) for end in ends)
         run.clear()
 
     for part in parts:
@@ -107,6 +108,13 @@ def encode(parts: Sequence[Part], tokenizer: Any, layout: Layout) -> tuple[list[
             run.append(part)
     flush()
     return ids, trained
+
+
+@lru_cache(maxsize=1 << 14)  # questions repeat: in VQA sets most texts are ones that were seen before
+def _tokenise(tokenizer: Any, text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Ids of a text, and the index of each token's last character."""
+    coded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True)
+    return tuple(coded["input_ids"]), tuple(max(start, stop - 1) for start, stop in coded["offset_mapping"])
 
 
 def prefix(layout: Layout, voco_tokens: Sequence[int]) -> dict[str, list[int]]:

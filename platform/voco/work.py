@@ -6,6 +6,7 @@ resuming means the units without that file, and the output is the same bytes aft
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -110,6 +111,7 @@ def _calls(
         return
     import ray.data
 
+    logging.getLogger("ray.data").setLevel(logging.WARNING)  # progress is told above, in units
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.verbose_progress = False

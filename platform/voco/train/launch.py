@@ -82,6 +82,7 @@ def fit(job: Job, run_id: str, output: str) -> dict[str, Any]:
     }
     check_features(config["features"], model)  # type: ignore[arg-type]
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "900")  # nodes may have to boot first
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # it prints every line of a worker twice
     resources = job.resources
     filesystem, path = storage.arrow_filesystem(storage.join(output, "checkpoints"))
     trainer = TorchTrainer(
