@@ -10,7 +10,9 @@ import pyarrow as pa
 from voco import manifest, rows, storage, work
 from voco.errors import Refused
 from voco.evaluate import answering, scores
+from voco.features import check_tower
 from voco.manifest import Manifest
+from voco.model import weights
 from voco.spec import Job
 
 
@@ -24,9 +26,13 @@ def run(job: Job, run_id: str) -> Manifest:
         answering.layout_for(checkpoint, block.read_as)
     except ValueError as error:
         raise Refused(f"evaluate.{error}") from error
+    features = storage.resolve(job.inputs.features or "")
+    check_tower(features, weights.read_config(checkpoint)["preprocessing"])
     units = answering.write_list(output, [storage.resolve(item.uri) for item in job.inputs.samples], block.unit_samples)
     arguments: dict[str, Any] = {"output": output, "checkpoint": checkpoint, "block": block.model_dump()}
-    arguments["features"] = storage.resolve(job.inputs.features or "")
+    arguments["features"] = features
+    if units == 0:
+        raise Refused("inputs.samples: no rows to answer")
     done = work.run(output, units, answering.AnswerWorker, arguments, job.resources, in_process=False, label=job.name)
     answers, upper, lower = (_answers(uri) for uri in (job.output, job.inputs.upper, job.inputs.lower))
     assert answers is not None

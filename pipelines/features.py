@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from voco import features, manifest, storage, work
+from voco.errors import JobFailed
 from voco.manifest import Manifest
 from voco.spec import Job
 
@@ -18,6 +19,9 @@ def run(job: Job, run_id: str) -> Manifest:
     units = features.write_list(output, [storage.resolve(item.uri) for item in job.inputs.samples], block.unit_images)
     arguments = {"output": output, "tower": block.tower.model_dump(exclude_none=True), "batch": block.batch}
     done = work.run(output, units, features.FeatureWorker, arguments, job.resources, in_process=False, label=job.name)
+    bad = [one for record in done for one in record["bad"]]
+    if bad:
+        raise JobFailed(f"{job.name}: {len(bad)} images cannot be decoded; ingest with `check: full` rejects them: {bad[0]}")
     written = sum(record["counts"]["written"] for record in done)
     return manifest.finish(
         job,

@@ -107,8 +107,10 @@ def check_tables(place: Path) -> None:
     metrics = rows.read_table(str(place / "out/base/metrics.parquet"))
     assert metrics["step"].to_pylist() == list(range(metrics.num_rows))  # none twice, none lost
     page = (place / "out/report/report.html").read_text()
-    assert "answers-voco1" in page or "voco" in page
-    assert "[" in show.show(str(place / "out/voco1"))
+    assert f"{100 * score['score']:.1f}" in page  # the score that the table holds
+    shown = show.show(str(place / "out/voco1"))
+    assert "x4    positions 1..4" in shown  # the vision slots
+    assert "</s>]" in shown  # trained text is marked up to its end
 
 
 def read_scores(place: Path, name: str):

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+from PIL import Image
 from torch import Tensor
 
 from voco import rows, storage, work
@@ -57,15 +58,24 @@ class FeatureWorker:
 
     def __call__(self, unit: int, listed: pa.Table) -> dict[str, Any]:
         images = listed.to_pylist()
+        names: list[str] = []
         made: list[bytes] = []
+        bad: list[str] = []
         for start in range(0, len(images), self.batch):
-            encoded = read_images(images[start : start + self.batch])
-            pixels = torch.stack([self.tower.preprocess(data) for data in encoded])
-            made += [one.tobytes() for one in self.tower(pixels).cpu().numpy()]
-        table = pa.table({"sha256": listed["sha256"], "features": pa.array(made, pa.large_binary())}, schema=rows.FEATURES)
+            some = images[start : start + self.batch]
+            pixels = []
+            for one, data in zip(some, read_images(some), strict=True):
+                try:
+                    pixels.append(self.tower.preprocess(data))
+                    names.append(one["sha256"])
+                except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow raises
+                    bad.append(f"{one['sha256']}: {error}")
+            if pixels:
+                made += [one.tobytes() for one in self.tower(torch.stack(pixels)).cpu().numpy()]
+        table = pa.table({"sha256": names, "features": pa.array(made, pa.large_binary())}, schema=rows.FEATURES)
         groups = (table.slice(a, b - a) for a, b in rows.slices_by_bytes([self.bytes_each] * len(made)))
         entry = rows.write_table(part(self.output, "features", unit), groups, rows.FEATURES, self.metadata)
-        return {"tables": {"features": [entry]}, "counts": {"read": len(images), "written": len(made)}}
+        return {"tables": {"features": [entry]}, "counts": {"read": len(images), "written": len(made)}, "bad": bad}
 
 
 def read_images(wanted: list[dict[str, Any]]) -> list[bytes]:
@@ -81,18 +91,14 @@ def read_images(wanted: list[dict[str, Any]]) -> list[bytes]:
 
 def write_list(output: str, samples: list[str], unit_images: int) -> int:
     """The work list of a features job; returns the number of units."""
+    return work.write_list(output, work.cut(unique_images(samples), unit_images, LIST), LIST)
 
-    def units() -> Iterator[pa.Table]:
-        held: list[dict[str, Any]] = []
-        for image in unique_images(samples):
-            held.append(image)
-            if len(held) == unit_images:
-                yield pa.Table.from_pylist(held, schema=LIST)
-                held = []
-        if held:
-            yield pa.Table.from_pylist(held, schema=LIST)
 
-    return work.write_list(output, units(), LIST)
+def check_tower(features: str, wanted: str) -> None:
+    """Refuse features of another tower or preprocessing than a model's (`preprocessing` of its config)."""
+    made = FeatureStore(features).tower
+    if made != wanted:
+        raise Refused(f"inputs.features: {features} was made by tower {made[:12]}, the model wants {wanted[:12]}")
 
 
 class FeatureStore:
@@ -103,7 +109,10 @@ class FeatureStore:
         self.files = [rows.open_parquet(storage.join(folder, name)) for name in storage.names(folder)]
         if not self.files:
             raise Refused(f"inputs.features: {uri} holds no features")
-        facts = json.loads(self.files[0].schema_arrow.metadata[b"voco.features"])
+        stated = {file.schema_arrow.metadata[b"voco.features"] for file in self.files}
+        if len(stated) > 1:
+            raise Refused(f"inputs.features: {uri} holds features of {len(stated)} towers")
+        facts = json.loads(stated.pop())
         self.shape: tuple[int, int] = (facts["shape"][0], facts["shape"][1])
         self.tower: str = facts["tower"]
         self.index: dict[str, tuple[int, int, int]] = {}

@@ -17,6 +17,7 @@ from voco.errors import Refused
 from voco.spec import Job
 
 SCHEMA_VERSION = 1
+MIN_FREE_BYTES = 256 << 20  # below it no job starts to write
 
 
 class Manifest(BaseModel):
@@ -117,13 +118,19 @@ def begin(job: Job, run_id: str, replace: bool = False) -> Manifest | None:
             return finished
         if not replace:
             raise Refused(changed)
-    if finished is not None or other not in (None, run_id):
-        storage.delete(storage.join(output, "manifest.json") if job.kind == "flow" else output)
+    free = storage.free_bytes(output)
+    if free is not None and free < MIN_FREE_BYTES:
+        raise Refused(f"output: {job.output} has {free >> 20} MiB of free disk, expected {MIN_FREE_BYTES >> 20} or more")
     storage.check_writable(output)
     # A flow that was replacing when it was killed goes on replacing when it is sent again.
     again = job.kind == "flow" and (replace or (other == run_id and replacing(output)))
     record = {"run_id": run_id, "replace": again, "job": job.model_dump(exclude_none=True)}
     storage.write_json(storage.join(output, "run.json"), record)
+    if finished is not None or other not in (None, run_id):
+        # after the claim, so that a kill meanwhile leaves an output that still names a run
+        old = ["manifest.json"] if job.kind == "flow" else [name for name in storage.names(output) if name != "run.json"]
+        for name in sorted(old, key=lambda name: name != "manifest.json"):
+            storage.delete(storage.join(output, name))
     return None
 
 

@@ -91,11 +91,6 @@ def _pass_on(handle: Any) -> None:
     handle.stop.remote()
 
 
-def request_stop() -> None:
-    """Ask this driver's run to stop, as a signal does."""
-    _stop.set()
-
-
 def stopping() -> bool:
     """True when this driver was asked to stop. No Ray needed; stages ask between units of work."""
     return _stop.is_set()

@@ -157,7 +157,7 @@ class ImageSft(Strict):
     save_every: int = Field(default=500, ge=1)  # steps between checkpoints
     share_vision: bool = True  # a row whole: its vision prefix once, each conversation a text segment of its own
     attention: Literal["sdpa", "eager"] = "sdpa"
-    max_tokens: int = Field(default=2048, ge=8)  # of a sample; text is shortened from its last turns, never the prefix
+    max_tokens: int = Field(default=2048, ge=8)  # of a prefix with one conversation; text is cut at its end, never the prefix
     text: Text | None = None  # default: the checkpoint's, or Text() for a new model
 
 
@@ -258,6 +258,10 @@ def _check_model(job: Job) -> None:
         return
     if job.compression is None:
         raise ValueError("compression: expected a block, got nothing")
+    if job.model is not None and job.image_sft and job.image_sft.text and job.image_sft.text.template == "chatml":
+        raise ValueError(
+            "image_sft.text.template: chatml needs a checkpoint whose tokenizer has its markers; a new model has none"
+        )
     if (job.model is None) == (job.inputs.checkpoint is None):
         raise ValueError("model: expected either a `model` block or `inputs.checkpoint`, and not both")
     block = job.image_sft
@@ -269,7 +273,7 @@ def _check_model(job: Job) -> None:
 
 
 def load(path: str, text: str | None = None) -> Job:
-    """Read a job file; local paths in it become absolute, relative to the working directory.
+    """Read a job file. Local paths in it stay as written, relative to the working directory of whoever runs it.
 
     Raises Refused with one line for the first mistake.
     """
@@ -350,10 +354,12 @@ def content(job: Job) -> dict[str, Any]:
         stages = [{**content(stage), "name": stage.name, "inputs": stage.inputs.uris()} for stage in job.flow.stages]
         return {"kind": job.kind, "seed": job.seed, "stages": stages}
     blocks = {key: getattr(job, key) for key in ("compression", "model", job.kind)}
+    # neither the limits that fail a job nor the place where it works change what it writes
+    unhashed = {"max_missing_share", "max_reject_share", "in_process_rows"}
     return {
         "kind": job.kind,
         "seed": job.seed,
-        **{key: block.model_dump() for key, block in blocks.items() if block is not None},
+        **{key: block.model_dump(exclude=unhashed) for key, block in blocks.items() if block is not None},
         "weights": [item.weight for item in job.inputs.samples],
     }
 

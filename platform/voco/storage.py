@@ -73,12 +73,13 @@ def exists(uri: str) -> bool:
 
 
 def names(uri: str) -> list[str]:
-    """Names directly under a directory, sorted; empty when there is none."""
+    """Names directly under a directory, sorted; empty when there is none. Hidden ones, such as a killed write's, are left out."""
     fresh(uri)
     fs, path = filesystem(uri)
     if not fs.isdir(path):
         return []
-    return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in fs.ls(path, detail=False))
+    found = (entry.rstrip("/").rsplit("/", 1)[-1] for entry in fs.ls(path, detail=False))
+    return sorted(name for name in found if not name.startswith("."))
 
 
 def read_bytes(uri: str) -> bytes:
@@ -120,8 +121,10 @@ def put_file(local: Path, uri: str) -> None:
 
 
 def put_directory(local: Path, uri: str) -> None:
-    """Copy every file under `local` to `uri`."""
-    for file in sorted(path for path in local.rglob("*") if path.is_file()):
+    """Copy every file under `local` to `uri`, `config.json` last: where it stands, the directory is whole."""
+    for file in sorted(
+        (path for path in local.rglob("*") if path.is_file()), key=lambda path: (path.name == "config.json", path)
+    ):
         write_bytes(join(uri, file.relative_to(local).as_posix()), file.read_bytes())
 
 

@@ -6,9 +6,10 @@ resuming means the units without that file, and the output is the same bytes aft
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -31,6 +32,13 @@ def list_uri(output: str) -> str:
 
 def part(output: str, table: str, unit: int) -> str:
     return storage.join(output, table, f"part-{unit:05d}.parquet")
+
+
+def cut(listed: Iterable[dict[str, Any]], size: int, schema: pa.Schema) -> Iterator[pa.Table]:
+    """Rows of a list in units of `size`, one table each."""
+    rest = iter(listed)
+    while held := list(itertools.islice(rest, size)):
+        yield pa.Table.from_pylist(held, schema=schema)
 
 
 def write_list(output: str, units: Iterator[pa.Table], schema: pa.Schema) -> int:

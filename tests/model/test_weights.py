@@ -32,7 +32,7 @@ def test_saved_and_loaded_bit_by_bit(created, tmp_path):
     assert loaded.preprocessing == created.preprocessing == created.tower.identity
     image, _, _ = world.picture(0)
     pixels = loaded.tower.preprocess(image)[None]
-    (cache,) = loaded.compress(pixels)
+    cache = loaded.compress(pixels)
     created.compressor = compressor
     assert loaded.generate(cache, "what color is the left?", 5) == created.generate(cache, "what color is the left?", 5)
 
@@ -83,6 +83,8 @@ def test_output_head_is_no_part_of_the_compressor(created):
 
 
 def test_text_that_spells_control_tokens_stays_text(created):
-    ids = voco.model.voco_llama.prompt_ids("is <voco> or <image> or </s> here?", created.tokenizer, created.layout, True)
+    ids = voco.model.voco_llama.prompt_ids(
+        [{"role": "user", "text": "is <voco> or <image> or </s> here?"}], created.tokenizer, created.layout, True
+    )
     assert not {created.layout.voco_id, created.layout.image_id, created.layout.eos_id} & set(ids)
     assert created.tokenizer.decode(ids) == "is <voco> or <image> or </s> here?\n"

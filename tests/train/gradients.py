@@ -7,6 +7,7 @@ import sys
 
 os.environ["DS_ACCELERATOR"] = "cpu"
 import deepspeed
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -27,19 +28,25 @@ def main(folder: str, cases: list[str]) -> None:
     deepspeed.init_distributed(dist_backend="gloo", verbose=False)
     rank, world = dist.get_rank(), dist.get_world_size()
     tables = SampleTables([f"{folder}/samples"], [1.0])
-    order = epoch_order(tables.group_rows, tables.group_weight, 0, 0, BATCH)
+    order = epoch_order(tables.mix, 0, 0, BATCH)
     found = {}
     for case in cases:
         name, accumulation, share, stage = case.split(":")
         model = weights.load(f"{folder}/initial", dtype=torch.float32)
         model.tower = None
-        samples = TrainingSamples(tables, model.tokenizer, model.layout, 512, share == "share")
+        samples = TrainingSamples(tables, model.tokenizer, model.layout, 512, share_vision=True)
         block = ImageSft(
             epochs=1, global_batch=BATCH, micro_batch=BATCH // world // int(accumulation), learning_rate=1e-3,
             precision="fp32", zero_stage=int(stage),
         )  # fmt: skip
         mine = order.of_rank(0, rank, world)
         parts = [samples.take(mine[at : at + block.micro_batch]) for at in range(0, len(mine), block.micro_batch)]
+        if share == "alone":  # the same conversations, each a sample of its own
+            apart = TrainingSamples(SampleTables([f"{folder}/samples"], [1.0], False), model.tokenizer, model.layout, 512, False)
+            every = np.array([(g, p) for g, size in enumerate(apart.tables.mix.sizes) for p in range(size)])
+            single = apart.take(every)
+            assert len(single) == 28  # 12 images with two questions, 4 rows of text
+            parts = [[s for s in single if s.sample_id in {one.sample_id for one in part}] for part in parts]
         store = FeatureStore(f"{folder}/features")
         batches = [collate(part, store, store.shape, model.layout.pad_id) for part in parts]
         if stage == "1" and name == "plain":  # the obvious form: one backward, no DeepSpeed

@@ -15,7 +15,7 @@ import world
 from voco import features, storage
 from voco.demo.cluster import free_ports
 from voco.train import launch
-from voco.train.order import epoch_order, steps_per_epoch
+from voco.train.order import Mix, epoch_order
 from voco.train.step import learning_rate
 
 HERE = Path(__file__).parent
@@ -73,26 +73,31 @@ def test_loss_and_gradients_do_not_depend_on_the_cut(folder):
     assert max(float(grad.abs().max()) for grad in reference["grads"].values()) > 1e-2
 
 
-def test_every_row_once_an_epoch_and_another_order_each():
-    rows, weights = [7, 3, 8, 1, 5] * 5, [1.0] * 25
-    first, again, second = (epoch_order(rows, weights, 5, epoch, 16) for epoch in (0, 0, 1))
+def test_every_sample_once_an_epoch_and_another_order_each():
+    mix = Mix((7, 3, 8, 1, 5) * 5, (0,) * 25, (1.0,))
+    first, again, second = (epoch_order(mix, 5, epoch, 16) for epoch in (0, 0, 1))
     assert (first.rows == again.rows).all()
     assert (first.rows != second.rows).any()
     for order in (first, second):
         seen = [tuple(row) for row in order.rows.reshape(-1, 2).tolist() if row[0] >= 0]
-        assert sorted(seen) == sorted((group, row) for group, count in enumerate(rows) for row in range(count))
-        assert order.steps == steps_per_epoch(rows, weights, 16) == math.ceil(sum(rows) / 16)
+        assert sorted(seen) == sorted((group, row) for group, count in enumerate(mix.sizes) for row in range(count))
+        assert order.steps == mix.steps(16) == math.ceil(sum(mix.sizes) / 16)
         for step in range(order.steps):
             shares = [order.of_rank(step, rank, 4).tolist() for rank in range(4)]
             assert [row for share in shares for row in share] == order.rows[step].tolist()
 
 
-def test_weights_repeat_and_thin_out_rows():
-    order = epoch_order([10, 10], [2.0, 0.5], 1, 0, 5)
+def test_weights_repeat_and_thin_out_tables_however_they_are_cut():
+    mix = Mix((10, 10, *[1] * 20), (0, 0, *[1] * 20), (2.0, 0.25))
+    order = epoch_order(mix, 1, 0, 5)
     groups = [group for group, _ in order.rows.reshape(-1, 2).tolist()]
-    assert groups.count(0) == 20
-    assert groups.count(1) == 5
-    assert order.steps == steps_per_epoch([10, 10], [2.0, 0.5], 5)
+    assert groups.count(0) == groups.count(1) == 20
+    assert sum(group > 1 for group in groups) == 5  # a quarter of 20, though each is a row group of its own
+    assert order.steps == mix.steps(5) == 9
+    drawn = [{tuple(row) for row in one.rows.reshape(-1, 2).tolist()} for one in (order, epoch_order(mix, 1, 1, 5))]
+    assert drawn[0] != drawn[1]
+        tuple(r) for r in epoch_order(mix, 1, 1, 5).rows.reshape(-1, 2).tolist()
+    }
 
 
 def test_learning_rate_warms_up_and_follows_a_cosine():

@@ -10,6 +10,7 @@ import pyarrow as pa
 import torch
 
 from voco import rows, storage, work
+from voco.errors import Refused
 from voco.evaluate.scores import exact_match
 from voco.features import FeatureStore
 from voco.model import weights
@@ -37,17 +38,7 @@ def write_list(output: str, samples: list[str], unit_samples: int) -> int:
                         for row in range(file.metadata.row_group(group).num_rows):
                             yield {"part": storage.join(folder, name), "group": group, "row": row}
 
-    def units() -> Iterator[pa.Table]:
-        held: list[dict[str, Any]] = []
-        for one in everything():
-            held.append(one)
-            if len(held) == unit_samples:
-                yield pa.Table.from_pylist(held, schema=LIST)
-                held = []
-        if held:
-            yield pa.Table.from_pylist(held, schema=LIST)
-
-    return work.write_list(output, units(), LIST)
+    return work.write_list(output, work.cut(everything(), unit_samples, LIST), LIST)
 
 
 def layout_for(checkpoint: str, read_as: str) -> Layout:
@@ -89,6 +80,7 @@ class AnswerWorker:
         each = next(self.model.parameters()).element_size()
         kept = {media: self._kept(media) for media in {q["media"] for q in questions}}
         layout = self.model.layout
+        whole = (layout.bos_id is not None) + layout.vision_slots + len(layout.separator_ids) + layout.voco_tokens()
         return {
             "tables": {"answers": [entry]},
             "counts": {"read": len(samples), "written": len(answered), "images": len(held)},
@@ -96,7 +88,7 @@ class AnswerWorker:
                 "compress_seconds": compressed - started,
                 "answer_seconds": ended - compressed,
                 "cache_bytes": int(sum(held)),  # over the unit's images
-                "full_cache_bytes": cache_bytes(config, layout.prefix_length + layout.voco_tokens(), each) * len(held),
+                "full_cache_bytes": cache_bytes(config, whole, each) * len(held),
                 "prefill_flops": sum(read_flops(config, kept[q["media"]], len(q["prompt"])) for q in questions),
             },
         }
@@ -117,14 +109,16 @@ class AnswerWorker:
         for sample in samples:
             media = media_of(sample)
             for index, conversation in enumerate(sample["conversations"]):
-                text = conversation["turns"][-1]["text"]
+                turns = conversation["turns"]
+                if turns[-1]["role"] != "user" or not conversation["answers"]:
+                    raise Refused(f"{sample['sample_id']}: not an evaluation row: it must end on a user turn and carry answers")
                 yield {
                     "sample_id": sample["sample_id"],
                     "index": index,
                     "conversation": conversation,
                     "media": media,
-                    "text": text,
-                    "prompt": prompt_ids(text, self.model.tokenizer, self.model.layout, bool(media)),
+                    "text": turns[-1]["text"],
+                    "prompt": prompt_ids(turns, self.model.tokenizer, self.model.layout, bool(media)),
                     "cache_hit": bool(media) and media in asked,
                 }
                 asked.add(media)

@@ -19,6 +19,7 @@ class CacheKey:
 
     compressor: str  # hash of the weights that made it
     method: str
+    n: int  # the maker's N; fewer of its rows may be kept
     prefix_ids: tuple[int, ...]  # BOS and separators, in order
     preprocessing: str  # hash of the tower and of what is done to pixels
 

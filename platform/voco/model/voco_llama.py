@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import DynamicCache
 
+from voco.conversation import Turn
 from voco.model.batch import Batch, collate
-from voco.model.cache import CacheKey, VocoCache
+from voco.model.cache import CacheKey, VocoCache, join
 from voco.model.rope import ExactRotary, check_rope, rotate
 from voco.model.vision_tower import VisionTower
 from voco.model.voco_mask import TokenIds, allowed
-from voco.tokens import NONE, PAD, PREFIX, TEXT, VISION, VOCO, Layout, build, text_start
+from voco.tokens import NONE, PAD, TEXT, VISION, VOCO, Layout, build
 
 BACKENDS = {"sdpa", "eager"}  # attention that honours any boolean mask exactly
 
@@ -109,11 +110,12 @@ class VocoLlama(nn.Module):
     # ---- compress -------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def compress(self, pixels: Tensor) -> list[VocoCache]:
-        """One cache for each image of `pixels` (F, 3, size, size), as the tower's `preprocess` makes them."""
+    def compress(self, pixels: Tensor) -> VocoCache:
+        """The joined cache of the F views in `pixels` (F, 3, size, size), as the tower's `preprocess` makes them."""
         if self.tower is None:
             raise ValueError("this model has no vision tower; use compress_features")
-        return self.compress_features([[features] for features in self.tower(pixels.to(self.device))])
+        (cache,) = self.compress_features([list(self.tower(pixels.to(self.device)))])
+        return cache
 
     @torch.no_grad()
     def compress_features(self, samples: Sequence[Sequence[Tensor]], tokens: Sequence[int] | None = None) -> list[VocoCache]:
@@ -130,8 +132,6 @@ class VocoLlama(nn.Module):
         made = self._compress_units(units, per_unit)
         if not alone:
             return made
-        from voco.model.cache import join
-
         caches, start = [], 0
         for sample in samples:
             caches.append(join(made[start : start + len(sample)]))
@@ -161,7 +161,9 @@ class VocoLlama(nn.Module):
 
     def cache_key(self) -> CacheKey:
         bos = () if self.layout.bos_id is None else (self.layout.bos_id,)
-        return CacheKey(self.compressor, self.layout.method, bos + self.layout.separator_ids, self.preprocessing)
+        return CacheKey(
+            self.compressor, self.layout.method, self.layout.tokens, bos + self.layout.separator_ids, self.preprocessing
+        )
 
     # ---- read and answer ------------------------------------------------------------------------------------------
 
@@ -251,15 +253,16 @@ class VocoLlama(nn.Module):
 
     def generate(self, cache: VocoCache | None, text: str, max_new_tokens: int = 64) -> str:
         """The answer to one question about the cached views. The prompt follows the checkpoint's template."""
-        prompt = prompt_ids(text, self.tokenizer, self.layout, has_views=cache is not None)
+        turns: list[Turn] = [{"role": "user", "text": text}]
+        prompt = prompt_ids(turns, self.tokenizer, self.layout, has_views=cache is not None)
         (ids,) = self.answer([cache], [prompt], max_new_tokens)
         return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
 
-def prompt_ids(text: str, tokenizer: Any, layout: Layout, has_views: bool) -> list[int]:
-    """Token ids of a question up to where its answer starts; the views' prefix is not part of it."""
+def prompt_ids(turns: list[Turn], tokenizer: Any, layout: Layout, has_views: bool) -> list[int]:
+    """Token ids of turns that end with the user's, up to where the answer starts; the views' prefix is not part of it."""
     views = ["view"] if has_views else []
-    sample = build("", [[{"role": "user", "text": text}]], views, tokenizer, layout)
+    sample = build("", [turns], views, tokenizer, layout)
     ids: list[int] = sample.ids[sample.kinds == TEXT].tolist()
     return ids
 
@@ -313,6 +316,3 @@ def capture(language_model: Any) -> Iterator[list[tuple[Tensor, Tensor]]]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-__all__ = ["PREFIX", "VocoLlama", "check_backend", "pool", "prompt_ids", "text_start"]

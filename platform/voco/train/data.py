@@ -3,35 +3,39 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow.parquet as pq
 
 from voco import rows, storage
 from voco.tokens import Layout, TokenSample, build
-from voco.train.order import WINDOW, Rows
+from voco.train.order import WINDOW, Mix, Rows
 
 COLUMNS = ["sample_id", "media.list.element.sha256", "conversations"]
 
 
 class SampleTables:
-    """Row groups of one or more `samples/` tables, numbered through. `share_vision` off makes each conversation a sample."""
+    """Row groups of one or more `samples/` tables, numbered through.
 
-    def __init__(self, uris: Sequence[str], weights: Sequence[float]) -> None:
+    A sample is a whole row when `share_vision`, else one conversation of it (the papers' batch mix).
+    """
+
+    def __init__(self, uris: Sequence[str], weights: Sequence[float], share_vision: bool = True) -> None:
         self.files: list[pq.ParquetFile] = []
         self.groups: list[tuple[int, int]] = []  # file, row group in it
-        self.group_rows: list[int] = []
-        self.group_weight: list[float] = []
-        for uri, weight in zip(uris, weights, strict=True):
+        sizes: list[int] = []
+        owners: list[int] = []
+        for table, uri in enumerate(uris):
             folder = storage.join(uri, "samples")
             for name in storage.names(folder):
                 file = rows.open_parquet(storage.join(folder, name))
                 for group in range(file.num_row_groups):
                     self.groups.append((len(self.files), group))
-                    self.group_rows.append(file.metadata.row_group(group).num_rows)
-                    self.group_weight.append(weight)
+                    sizes.append(_samples_in(file, group, share_vision))
+                    owners.append(table)
                 self.files.append(file)
+        self.mix = Mix(tuple(sizes), tuple(owners), tuple(weights))
 
     def read(self, group: int, columns: Sequence[str] = COLUMNS) -> list[dict[str, Any]]:
         """The rows of one row group as Python values, without media bytes unless they are asked for."""
@@ -39,32 +43,44 @@ class SampleTables:
         found: list[dict[str, Any]] = self.files[file].read_row_group(number, columns=list(columns)).to_pylist()
         return found
 
+    def rows(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """Every row of every table, in order."""
+        for group in range(len(self.groups)):
+            yield from self.read(group, columns)
+
+
+def _samples_in(file: pq.ParquetFile, group: int, share_vision: bool) -> int:
+    if share_vision:
+        return int(file.metadata.row_group(group).num_rows)
+    talks = file.read_row_group(group, columns=["conversations.list.element.source_id"])["conversations"]
+    return sum(len(talk) for talk in talks.to_pylist())
+
 
 class TrainingSamples:
-    """Token samples by (row group, row), with the last window of row groups kept."""
+    """Token samples by (row group, place in it), with the last window of row groups kept."""
 
     def __init__(self, tables: SampleTables, tokenizer: Any, layout: Layout, max_tokens: int, share_vision: bool) -> None:
         self.tables, self.tokenizer, self.layout = tables, tokenizer, layout
         self.max_tokens, self.share_vision = max_tokens, share_vision
-        self.held: OrderedDict[int, list[list[TokenSample]]] = OrderedDict()
-        self.cut = 0  # text tokens left out so far
+        self.held: OrderedDict[int, list[TokenSample]] = OrderedDict()
+        self.cut = 0  # text tokens left out of the samples that were taken
 
     def take(self, wanted: Rows) -> list[TokenSample]:
-        """The samples of (n, 2) rows; rows of the epoch's tail are left out."""
-        return [sample for group, row in wanted.tolist() if group >= 0 for sample in self._group(group)[row]]
+        """The samples of (n, 2) places; places of the epoch's tail are left out."""
+        taken = [self._group(group)[place] for group, place in wanted.tolist() if group >= 0]
+        self.cut += sum(sample.cut for sample in taken)
+        return taken
 
-    def _group(self, group: int) -> list[list[TokenSample]]:
+    def _group(self, group: int) -> list[TokenSample]:
         if group not in self.held:
-            self.held[group] = [self._build(row) for row in self.tables.read(group)]
+            self.held[group] = [sample for row in self.tables.read(group) for sample in self._build(row)]
             if len(self.held) > 2 * WINDOW:
                 self.held.popitem(last=False)
         self.held.move_to_end(group)
         return self.held[group]
 
-    def _build(self, row: dict[str, Any]) -> list[TokenSample]:
+    def _build(self, row: dict[str, Any]) -> Iterator[TokenSample]:
         media = [one["sha256"] for one in row["media"] or []]
         conversations = [one["turns"] for one in row["conversations"]]
-        parts = [conversations] if self.share_vision else [[one] for one in conversations]
-        built = [build(row["sample_id"], part, media, self.tokenizer, self.layout, max_tokens=self.max_tokens) for part in parts]
-        self.cut += sum(sample.cut for sample in built)
-        return built
+        for part in [conversations] if self.share_vision else [[one] for one in conversations]:
+            yield build(row["sample_id"], part, media, self.tokenizer, self.layout, max_tokens=self.max_tokens)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import os
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +46,7 @@ def starting_point(job: Job, output: str) -> tuple[str, Layout]:
 
 
 def _texts(job: Job) -> Iterator[str]:
-    tables = SampleTables([storage.resolve(item.uri) for item in job.inputs.samples], [1.0] * len(job.inputs.samples))
-
-    def rows() -> Iterator[dict[str, Any]]:
-        for group in range(len(tables.groups)):
-            yield from tables.read(group, ["conversations"])
-
-    for row in itertools.islice(rows(), TOKENIZER_ROWS):
+    for row in itertools.islice(_tables(job).rows(["conversations"]), TOKENIZER_ROWS):
         for conversation in row["conversations"]:
             yield from (turn["text"] for turn in conversation["turns"])
 
@@ -80,7 +75,7 @@ def fit(job: Job, run_id: str, output: str) -> dict[str, Any]:
         "layout": layout.model_dump(),
         "output": output,
     }
-    check_features(config["features"], model)  # type: ignore[arg-type]
+    check(job, layout, model)
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "900")  # nodes may have to boot first
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # it prints every line of a worker twice
     resources = job.resources
@@ -105,23 +100,64 @@ def fit(job: Job, run_id: str, output: str) -> dict[str, Any]:
         ),
     )
     try:
-        result = trainer.fit()
+        result = apart(trainer.fit)
     except ray.train.TrainingFailedError as error:
         raise JobFailed(f"{job.name}: training failed: {_last_line(error)}") from error
     returned: dict[str, Any] = result.return_value
+    if "failed" in returned:
+        raise JobFailed(f"{job.name}: {returned['failed']}")
     if returned["stopped"]:
         raise Stopped(f"{job.name}: stopped at step {returned['steps']}; sent again, it continues there")
     return returned
 
 
-def check_features(features: str, model: str) -> None:
-    """Refuse features of another tower or preprocessing than the model's."""
-    from voco.features import FeatureStore
+def apart(call: Callable[[], Any]) -> Any:
+    """Call in a thread of its own. In the main thread Ray Train would take SIGINT for itself and end without a checkpoint."""
+    outcome: dict[str, Any] = {}
+
+    def work() -> None:
+        try:
+            outcome["value"] = call()
+        except BaseException as error:  # noqa: BLE001 - carried over to the caller's thread
+            outcome["error"] = error
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.5)
+    if "error" in outcome:
+        raise outcome["error"]
+    return outcome["value"]
+
+
+def check(job: Job, layout: Layout, model: str) -> None:
+    """Refuse what would only fail on the workers: features of another tower or not of these samples, sizes that do not fit."""
+    from voco.features import FeatureStore, check_tower
     from voco.model import weights
 
-    made, wanted = FeatureStore(features).tower, weights.read_config(model)["preprocessing"]
-    if made != wanted:
-        raise Refused(f"inputs.features: {features} was made by tower {made[:12]}, the model wants {wanted[:12]}")
+    block, config = job.image_sft, weights.read_config(model)
+    assert block is not None
+    features = storage.resolve(job.inputs.features or "")
+    check_tower(features, config["preprocessing"])
+    if layout.method == "avg_pool" and layout.vision_slots % layout.tokens:
+        raise Refused(
+            f"compression.tokens: expected a divisor of the tower's {layout.vision_slots} positions, got {layout.tokens}"
+        )
+    prefix = layout.prefix_length + layout.voco_tokens()
+    if prefix >= block.max_tokens:
+        raise Refused(f"image_sft.max_tokens: expected more than the prefix's {prefix} tokens, got {block.max_tokens}")
+    longest = config["language_model"]["max_position_embeddings"]
+    if block.max_tokens > longest:
+        raise Refused(f"image_sft.max_tokens: expected at most the model's {longest} positions, got {block.max_tokens}")
+    held = FeatureStore(features).index
+    images = {one["sha256"] for row in _tables(job).rows(["media.list.element.sha256"]) for one in row["media"] or []}
+    missing = images - held.keys()
+    if missing:
+        raise Refused(f"inputs.features: {features} lacks {len(missing)} of {len(images)} images; make it from these samples")
+
+
+def _tables(job: Job) -> SampleTables:
+    return SampleTables([storage.resolve(item.uri) for item in job.inputs.samples], [1.0] * len(job.inputs.samples))
 
 
 def _last_line(error: BaseException) -> str:

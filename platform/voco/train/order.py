@@ -1,24 +1,46 @@
-"""Which rows each step of each rank trains on: one pure function of seed and epoch (design section 4).
+"""Which samples each step of each rank trains on: one pure function of seed and epoch (design section 4).
 
-A row is named by (table, row group, row): permute row groups, shuffle rows in windows of several groups, cut into global
-batches, slice by rank. An epoch's tail is filled with rows of no weight, so every rank takes the same number of steps.
+A sample is named by (row group, place in it): permute row groups, shuffle in windows of several groups, cut into global
+batches, slice by rank. An epoch's tail is filled with samples of no weight, so every rank takes the same number of steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-WINDOW = 8  # row groups whose rows are mixed, and which are in memory at a time
+WINDOW = 8  # row groups whose samples are mixed, and which are in memory at a time
 Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
+class Mix:
+    """What there is to train on. G row groups of one or more tables."""
+
+    sizes: tuple[int, ...]  # (G,) samples of each row group
+    table: tuple[int, ...]  # (G,) the table that each belongs to
+    weight: tuple[float, ...]  # of each table: its samples seen in one epoch, as a multiple of their number
+
+    def shown(self) -> int:
+        """Samples of one epoch."""
+        return sum(_shown(total, weight) for total, weight in zip(self._totals(), self.weight, strict=True))
+
+    def steps(self, global_batch: int) -> int:
+        """Steps of one epoch, the filled last one included."""
+        return -(-self.shown() // global_batch)
+
+    def _totals(self) -> list[int]:
+        return [
+            sum(size for size, owner in zip(self.sizes, self.table, strict=True) if owner == table)
+            for table in range(len(self.weight))
+        ]
+
+
+@dataclass(frozen=True)
 class Epoch:
-    """`rows` (steps, global_batch, 2) int64: (row group, row); (-1, -1) fills the tail."""
+    """`rows` (steps, global_batch, 2) int64: (row group, place in it); (-1, -1) fills the tail."""
 
     rows: Rows
 
@@ -27,39 +49,43 @@ class Epoch:
         return len(self.rows)
 
     def of_rank(self, step: int, rank: int, world: int) -> Rows:
-        """(global_batch / world, 2): the rows of one rank at one step."""
+        """(global_batch / world, 2): the samples of one rank at one step."""
         share = self.rows.shape[1] // world
         mine: Rows = self.rows[step, rank * share : (rank + 1) * share]
         return mine
 
 
-def epoch_order(
-    group_rows: Sequence[int], group_weight: Sequence[float], seed: int, epoch: int, global_batch: int, window: int = WINDOW
-) -> Epoch:
-    """Order of one epoch over all row groups. `group_weight` w shows a group's rows w times: floor(w) times each, and a
-    drawn part of them once more."""
+def epoch_order(mix: Mix, seed: int, epoch: int, global_batch: int, window: int = WINDOW) -> Epoch:
+    """Order of one epoch. A table of weight w shows each sample floor(w) times, and a drawn share of them once more."""
     draw = np.random.default_rng([seed, epoch])
-    groups = draw.permutation(len(group_rows))
+    times = _times(mix, draw)
+    groups = draw.permutation(len(mix.sizes))
     parts = []
     for start in range(0, len(groups), window):
-        held = [_repeat(int(group), group_rows[group], group_weight[group], draw) for group in groups[start : start + window]]
+        held = []
+        for group in groups[start : start + window]:
+            places = np.repeat(np.arange(mix.sizes[group]), times[group])
+            held.append(np.stack([np.full(len(places), group), places], axis=1))
         parts.append(draw.permutation(np.concatenate(held)))
-    rows = np.concatenate(parts)
+    rows = np.concatenate(parts).astype(np.int64)
     fill = -len(rows) % global_batch
     rows = np.concatenate([rows, np.full((fill, 2), -1, dtype=np.int64)])
     return Epoch(rows.reshape(-1, global_batch, 2))
 
 
-def _repeat(group: int, count: int, weight: float, draw: np.random.Generator) -> Rows:
-    whole = np.tile(np.arange(count), int(weight))
-    extra = draw.permutation(count)[: round((weight - int(weight)) * count)]
-    rows = np.concatenate([whole, extra])
-    return np.stack([np.full(len(rows), group), rows], axis=1).astype(np.int64)
+def _shown(total: int, weight: float) -> int:
+    return int(weight) * total + round((weight - int(weight)) * total)
 
 
-def steps_per_epoch(group_rows: Sequence[int], group_weight: Sequence[float], global_batch: int) -> int:
-    total = sum(
-        int(weight) * count + round((weight - int(weight)) * count)
-        for count, weight in zip(group_rows, group_weight, strict=True)
-    )
-    return -(-total // global_batch)
+def _times(mix: Mix, draw: np.random.Generator) -> list[Rows]:
+    """How often each sample of each row group is shown; the drawn share is one of the whole table, however it is cut."""
+    times: list[Rows] = [np.zeros(0, dtype=np.int64)] * len(mix.sizes)
+    for table, weight in enumerate(mix.weight):
+        groups = [group for group, owner in enumerate(mix.table) if owner == table]
+        total = sum(mix.sizes[group] for group in groups)
+        whole = np.full(total, int(weight), dtype=np.int64)
+        whole[draw.permutation(total)[: _shown(total, weight) - int(weight) * total]] += 1
+        cuts = np.cumsum([mix.sizes[group] for group in groups])[:-1]
+        for group, part in zip(groups, np.split(whole, cuts), strict=True):
+            times[group] = part
+    return times

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,8 +14,8 @@ import torch.distributed as dist
 from voco.model.batch import Batch
 
 
-class NonFiniteLoss(Exception):
-    """The loss is not a number any more; says at which step and for which samples."""
+class NonFinite(Exception):
+    """Loss or gradient is not a number any more; says at which step and for which samples. Raised on every rank."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class StepResult:
     loss: float  # mean over supervised tokens
     tokens: int  # supervised
     grad_norm: float  # before clipping
+    sample_ids_sha256: str  # of what was trained on: sha256 over each rank's sha256, in rank order
     stop: bool  # somebody asked this run to stop
 
 
@@ -54,30 +56,52 @@ def backward(engine: Any, batches: Sequence[Batch], step: int, stop: bool) -> Ba
     Every rank's gradient of sum/count is wanted, with one count for all. DeepSpeed averages gradients over ranks and
     divides each loss by the accumulation steps, so the local sum is scaled by (ranks x accumulation / count).
     The count is known before the first backward, by one all-reduce, which also carries the wish to stop.
-    Raises NonFiniteLoss on every rank when the global loss is not finite.
+    Raises NonFinite when the global loss is not finite, naming the samples of the micro-batches whose own loss is not.
     """
     device = engine.device
     facts = torch.tensor([sum(len(batch.predict_id) for batch in batches), int(stop)], device=device)
     dist.all_reduce(facts)
     count, asked = int(facts[0]), bool(facts[1])
     scale = dist.get_world_size() * len(batches) / max(1, count)
-    total = torch.zeros((), device=device)
+    losses = torch.zeros(len(batches), device=device)
     for index, batch in enumerate(batches):
         loss = engine(batch.to(device, torch.float32))
-        total += loss.detach()
+        losses[index] = loss.detach()
         engine.backward(loss * scale)
         if index < len(batches) - 1:
             engine.step()  # counts the micro-batch; weights move at the boundary only
+    total = losses.sum()
     dist.all_reduce(total)
     mean = float(total) / max(1, count)
     if not math.isfinite(mean):
-        ids = [sample_id for batch in batches for sample_id in batch.sample_ids]
-        raise NonFiniteLoss(f"loss is {mean} at step {step}; this rank's samples: {', '.join(ids)}")
+        bad = [batch for loss, batch in zip(losses.tolist(), batches, strict=True) if not math.isfinite(loss)]
+        guilty = [sample_id for batch in bad for sample_id in batch.sample_ids]
+        raise NonFinite(f"loss is {mean} at step {step}; samples: {', '.join(_gather(guilty))}")
     return Backward(mean, count, asked)
+
+
+def _gather(mine: list[str]) -> list[str]:
+    """A list of every rank's items, in rank order."""
+    everyone: list[list[str]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(everyone, mine)
+    return [item for theirs in everyone for item in theirs]
+
+
+def trained_on(batches: Sequence[Batch], device: Any) -> str:
+    """What `StepResult.sample_ids_sha256` holds; one small collective."""
+    ids = "\n".join(sample_id for batch in batches for sample_id in batch.sample_ids)
+    mine = torch.frombuffer(bytearray(hashlib.sha256(ids.encode()).digest()), dtype=torch.uint8).to(device)
+    everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    dist.all_gather(everyone, mine)
+    return hashlib.sha256(b"".join(one.cpu().numpy().tobytes() for one in everyone)).hexdigest()
 
 
 def train_step(engine: Any, batches: Sequence[Batch], step: int, stop: bool) -> StepResult:
     """One optimizer step over the global batch, of which `batches` are this rank's micro-batches."""
+    ids = trained_on(batches, engine.device)
     done = backward(engine, batches, step, stop)
     engine.step()
-    return StepResult(done.loss, done.tokens, float(engine.get_global_grad_norm() or 0.0), done.stop)
+    norm = float(engine.get_global_grad_norm() or 0.0)
+    if not math.isfinite(norm):  # the weights are lost with it: end before they reach a checkpoint
+        raise NonFinite(f"the gradient's norm is {norm} at step {step}, loss {done.loss}")
+    return StepResult(done.loss, done.tokens, norm, ids, done.stop)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tempfile
 import time
@@ -24,8 +23,8 @@ from voco.model.voco_llama import VocoLlama
 from voco.spec import ImageSft
 from voco.tokens import Layout, TokenSample, build
 from voco.train.data import SampleTables, TrainingSamples
-from voco.train.order import epoch_order, steps_per_epoch
-from voco.train.step import StepResult, learning_rate, train_step
+from voco.train.order import Rows, epoch_order
+from voco.train.step import NonFinite, StepResult, learning_rate, train_step
 from voco.train.zero import deepspeed_config
 
 TAG = "state"
@@ -35,7 +34,8 @@ SECONDS_BETWEEN_LINES = 5.0
 def train(config: dict[str, Any]) -> dict[str, Any]:
     """Entry of a worker. `config` is what `launch.fit` made: job block, URIs, layout, run id.
 
-    Returns {"stopped": bool, "steps": int, "cut": text tokens left out}.
+    Returns {"stopped": bool, "steps": int, "cut": text tokens left out by this rank}, or {"failed": why} for what no new
+    start of the workers would mend.
     """
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     import deepspeed
@@ -51,14 +51,22 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
     deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     engine, _, _, _ = deepspeed.initialize(model=model, model_parameters=trained, config=deepspeed_config(block, world))
-    tables = SampleTables([item["uri"] for item in config["samples"]], [item["weight"] for item in config["samples"]])
+    uris, shares = [item["uri"] for item in config["samples"]], [item["weight"] for item in config["samples"]]
+    tables = SampleTables(uris, shares, block.share_vision)
     samples = TrainingSamples(tables, model.tokenizer, model.layout, block.max_tokens, block.share_vision)
     loop = TrainLoop(config, block, engine, model, samples, FeatureStore(config["features"]), rank, world)
-    loop.resume()
-    stopped = loop.run()
+    try:
+        loop.resume()
+        stopped = loop.run()
+    except (NonFinite, OtherWorkers) as error:
+        return {"failed": str(error)}
     if not stopped:
         loop.export()
     return {"stopped": stopped, "steps": loop.step, "cut": samples.cut}
+
+
+class OtherWorkers(Exception):
+    """The checkpoint holds the shards of another number of workers."""
 
 
 class TrainLoop:
@@ -77,8 +85,7 @@ class TrainLoop:
     ) -> None:
         self.config, self.block, self.engine, self.model = config, block, engine, model
         self.samples, self.features, self.rank, self.world = samples, features, rank, world
-        tables = samples.tables
-        self.steps_per_epoch = steps_per_epoch(tables.group_rows, tables.group_weight, block.global_batch)
+        self.steps_per_epoch = samples.tables.mix.steps(block.global_batch)
         self.total = block.epochs * self.steps_per_epoch
         self.step = 0
         self.metrics: list[dict[str, Any]] = []
@@ -89,10 +96,9 @@ class TrainLoop:
         last_line = 0.0
         while self.step < self.total:
             epoch, at = divmod(self.step, self.steps_per_epoch)
-            tables = self.samples.tables
-            order = epoch_order(tables.group_rows, tables.group_weight, self.config["seed"], epoch, self.block.global_batch)
+            order = epoch_order(self.samples.tables.mix, self.config["seed"], epoch, self.block.global_batch)
             for index in range(at, self.steps_per_epoch):
-                result = self._one(epoch, order.of_rank(index, self.rank, self.world), order.rows[index])
+                result = self._one(epoch, order.of_rank(index, self.rank, self.world))
                 if time.monotonic() - last_line > SECONDS_BETWEEN_LINES or self.step == self.total:
                     last_line = time.monotonic()
                     self._say(result)
@@ -103,7 +109,7 @@ class TrainLoop:
                     self.save()
         return False
 
-    def _one(self, epoch: int, mine: Any, everyone: Any) -> StepResult:
+    def _one(self, epoch: int, mine: Rows) -> StepResult:
         started = time.monotonic()
         block = self.block
         rate = learning_rate(self.step, self.total, block.learning_rate, block.warmup_share, block.final_lr_share)
@@ -118,7 +124,7 @@ class TrainLoop:
                 "epoch": epoch,
                 "loss": result.loss,
                 "tokens": result.tokens,
-                "sample_ids_sha256": hashlib.sha256(everyone.tobytes()).hexdigest(),
+                "sample_ids_sha256": result.sample_ids_sha256,
                 "lr": rate,
                 "grad_norm": result.grad_norm,
                 "seconds": time.monotonic() - started,
@@ -127,7 +133,7 @@ class TrainLoop:
         self.step += 1
         return result
 
-    def _batch(self, wanted: Any) -> Batch:
+    def _batch(self, wanted: Rows) -> Batch:
         taken: list[TokenSample] = self.samples.take(wanted) or [self.filler]
         empty = (self.model.layout.vision_slots, self.model.feature_width)
         return collate(taken, self.features, empty, self.model.layout.pad_id)
@@ -148,8 +154,9 @@ class TrainLoop:
     def save(self) -> None:
         """A checkpoint of every rank's shards, with the next step and the metrics so far."""
         with tempfile.TemporaryDirectory() as folder:
-            self.engine.save_checkpoint(folder, tag=TAG, client_state={"step": self.step, "world": self.world})
+            self.engine.save_checkpoint(folder, tag=TAG)
             if self.rank == 0:
+                storage.write_json(str(Path(folder) / "progress.json"), {"step": self.step, "workers": self.world})
                 write_metrics(str(Path(folder) / "metrics.parquet"), self.metrics)
             dist.barrier()
             ray.train.report(
@@ -159,16 +166,20 @@ class TrainLoop:
             )
 
     def resume(self) -> None:
-        """Continue after the last checkpoint, if there is one. Raises ValueError for another number of workers."""
+        """Continue after the last checkpoint, if there is one. Raises OtherWorkers when it is of another number of them."""
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is None:
             return
         with checkpoint.as_directory() as folder:
-            _, state = self.engine.load_checkpoint(folder, tag=TAG)
-            if state["world"] != self.world:
-                raise ValueError(f"the checkpoint was written by {state['world']} workers, this run has {self.world}")
+            progress = storage.read_json(str(Path(folder) / "progress.json"))
+            if progress["workers"] != self.world:
+                raise OtherWorkers(
+                    f"its checkpoint holds the shards of {progress['workers']} workers, the job now has {self.world}; "
+                    f"set resources.workers back to {progress['workers']}"
+                )
+            self.engine.load_checkpoint(folder, tag=TAG)
             self.metrics = rows.read_table(str(Path(folder) / "metrics.parquet")).to_pylist()
-        self.step = int(state["step"])
+        self.step = int(progress["step"])
         if self.rank == 0:
             print(f"{self.config['name']}: continues at step {self.step}/{self.total}", flush=True)
 
