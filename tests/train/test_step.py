@@ -96,8 +96,6 @@ def test_weights_repeat_and_thin_out_tables_however_they_are_cut():
     assert order.steps == mix.steps(5) == 9
     drawn = [{tuple(row) for row in one.rows.reshape(-1, 2).tolist()} for one in (order, epoch_order(mix, 1, 1, 5))]
     assert drawn[0] != drawn[1]
-        tuple(r) for r in epoch_order(mix, 1, 1, 5).rows.reshape(-1, 2).tolist()
-    }
 
 
 def test_learning_rate_warms_up_and_follows_a_cosine():
