@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import s3fs
 import torch
 from ingest import source
 from test_spec import TRAIN, changed
@@ -47,6 +48,7 @@ def test_not_checked_inputs_are_sized_by_expect(monkeypatch: pytest.MonkeyPatch)
     for name, value in {"ENDPOINT_URL": "http://127.0.0.1:9", "ACCESS_KEY_ID": "k", "SECRET_ACCESS_KEY": "s"}.items():
         monkeypatch.setenv(f"AWS_{name}", value)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    s3fs.S3FileSystem.clear_instance_cache()  # another test's server may be in it
     told = "\n".join(plan.lines("job.yaml", spec.build("job.yaml", raw)))
     assert "s3://YOUR-BUCKET/a: not checked, expect: 1,001 rows, 5.0 GiB" in told
     assert "s3://nowhere/f: not checked, expect" in told

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import os
 import time
 from typing import Any
 
@@ -124,7 +125,8 @@ def begin(job: Job, run_id: str, replace: bool = False) -> Manifest | None:
     storage.check_writable(output)
     # A flow that was replacing when it was killed goes on replacing when it is sent again.
     again = job.kind == "flow" and (replace or (other == run_id and replacing(output)))
-    record = {"run_id": run_id, "replace": again, "job": job.model_dump(exclude_none=True)}
+    # `root` is what the job's local paths are relative to
+    record = {"run_id": run_id, "replace": again, "root": os.getcwd(), "job": job.model_dump(exclude_none=True)}
     storage.write_json(storage.join(output, "run.json"), record)
     if finished is not None or other not in (None, run_id):
         # after the claim, so that a kill meanwhile leaves an output that still names a run

@@ -80,6 +80,14 @@ class TokenSample:
         return len(self.ids)
 
 
+def filler(layout: Layout) -> TokenSample:
+    """One token that predicts nothing: stands where an epoch's last step has no sample for a rank."""
+    one = {"ids": layout.eos_id, "kinds": TEXT, "view": NONE, "conversation": 0, "position": 0}
+    arrays = {key: np.full(1, value, dtype=np.int64) for key, value in one.items()}
+    none = np.zeros(0, dtype=np.int64)
+    return TokenSample(sample_id="", predict_at=none, predict_id=none, media=(), cut=0, **arrays)
+
+
 def encode(parts: Sequence[Part], tokenizer: Any, layout: Layout) -> tuple[list[int], list[bool]]:
     """Ids and whether each is trained on. Adjoining strings are tokenised as one and marked by character offsets.
 

@@ -34,8 +34,12 @@ class Output:
     @cached_property
     def job(self) -> dict[str, Any]:
         """The job as sent; empty when `run.json` is gone."""
+        return dict(self._run.get("job", {}))
+
+    @cached_property
+    def _run(self) -> dict[str, Any]:
         place = storage.join(self.uri, "run.json")
-        return dict(storage.read_json(place)["job"]) if storage.exists(place) else {}
+        return dict(storage.read_json(place)) if storage.exists(place) else {}
 
     @cached_property
     def parents(self) -> list[Parent]:
@@ -49,11 +53,12 @@ class Output:
     def input(self, key: str) -> str | None:
         """The resolved URI of a single input of the job, e.g. `upper`."""
         uri = self.job.get("inputs", {}).get(key)
-        return storage.resolve(uri) if isinstance(uri, str) else None
+        return storage.resolve(uri, self._run.get("root")) if isinstance(uri, str) else None
 
     def samples_inputs(self) -> list[str]:
         """The resolved URIs of the job's `inputs.samples`."""
-        return [storage.resolve(item["uri"]) for item in self.job.get("inputs", {}).get("samples", [])]
+        root = self._run.get("root")
+        return [storage.resolve(item["uri"], root) for item in self.job.get("inputs", {}).get("samples", [])]
 
     def files(self, table: str) -> list[str]:
         """URIs of a table's files, in the order of the manifest."""

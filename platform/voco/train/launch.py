@@ -16,6 +16,7 @@ from voco.spec import Job, Text
 from voco.tokens import Layout
 from voco.train.data import SampleTables
 
+STARTS = 3  # of the worker group, when a worker dies before training begins
 TOKENIZER_ROWS = 200_000  # rows whose text a new tokenizer is trained on, at most
 
 
@@ -56,11 +57,6 @@ def fit(job: Job, run_id: str, output: str) -> dict[str, Any]:
 
     Raises Stopped after a clean stop, JobFailed when a worker failed.
     """
-    import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    from voco.train.worker_loop import train
-
     block = job.image_sft
     assert block is not None
     model, layout = starting_point(job, output)
@@ -78,37 +74,51 @@ def fit(job: Job, run_id: str, output: str) -> dict[str, Any]:
     check(job, layout, model)
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "900")  # nodes may have to boot first
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # it prints every line of a worker twice
-    resources = job.resources
-    filesystem, path = storage.arrow_filesystem(storage.join(output, "checkpoints"))
-    trainer = TorchTrainer(
-        train,
-        train_loop_config=config,
-        torch_config=TorchConfig(backend="nccl" if resources.gpus_per_worker else "gloo"),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=resources.workers,
-            use_gpu=resources.gpus_per_worker > 0,
-            resources_per_worker={"CPU": resources.cpus_per_worker}
-            | ({"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {}),
-            accelerator_type=resources.accelerator,
-        ),
-        run_config=ray.train.RunConfig(
-            name=run_id,
-            storage_path=path,
-            storage_filesystem=filesystem,
-            failure_config=ray.train.FailureConfig(max_failures=3),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-        ),
-    )
-    try:
-        result = apart(trainer.fit)
-    except ray.train.TrainingFailedError as error:
-        raise JobFailed(f"{job.name}: training failed: {_last_line(error)}") from error
-    returned: dict[str, Any] = result.return_value
+    returned = _run(job, run_id, output, config)
     if "failed" in returned:
         raise JobFailed(f"{job.name}: {returned['failed']}")
     if returned["stopped"]:
         raise Stopped(f"{job.name}: stopped at step {returned['steps']}; sent again, it continues there")
     return returned
+
+
+def _run(job: Job, run_id: str, output: str, config: dict[str, Any]) -> dict[str, Any]:
+    """What rank 0 returned. Ray starts failed workers again, but not when one dies while the group is starting: we do."""
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from voco.train.worker_loop import train
+
+    resources = job.resources
+    gpus = {"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {}
+    filesystem, path = storage.arrow_filesystem(storage.join(output, "checkpoints"))
+    for start in range(STARTS):
+        trainer = TorchTrainer(
+            train,
+            train_loop_config=config,
+            torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=resources.workers,
+                use_gpu=bool(gpus),
+                resources_per_worker={"CPU": resources.cpus_per_worker} | gpus,
+                accelerator_type=resources.accelerator,
+            ),
+            run_config=ray.train.RunConfig(
+                name=run_id,
+                storage_path=path,
+                storage_filesystem=filesystem,
+                failure_config=ray.train.FailureConfig(max_failures=3),
+                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            ),
+        )
+        try:
+            returned: dict[str, Any] = apart(trainer.fit).return_value
+            return returned
+        except ray.train.TrainingFailedError as error:
+            if not isinstance(error, ray.train.ControllerError) or start == STARTS - 1:
+                raise JobFailed(f"{job.name}: training failed: {_last_line(error)}") from error
+            print(f"{job.name}: the workers did not start ({_last_line(error)[:120]}); again", flush=True)
+    raise AssertionError("unreachable")
 
 
 def apart(call: Callable[[], Any]) -> Any:

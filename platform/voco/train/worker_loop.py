@@ -21,7 +21,7 @@ from voco.model import weights
 from voco.model.batch import Batch, collate
 from voco.model.voco_llama import VocoLlama
 from voco.spec import ImageSft
-from voco.tokens import Layout, TokenSample, build
+from voco.tokens import Layout, TokenSample, filler
 from voco.train.data import SampleTables, TrainingSamples
 from voco.train.order import Rows, epoch_order
 from voco.train.step import NonFinite, StepResult, learning_rate, train_step
@@ -89,7 +89,7 @@ class TrainLoop:
         self.total = block.epochs * self.steps_per_epoch
         self.step = 0
         self.metrics: list[dict[str, Any]] = []
-        self.filler = build("", [], [], None, model.layout)  # takes the place of an epoch's missing rows
+        self.filler = filler(model.layout)  # takes the place of an epoch's missing rows
 
     def run(self) -> bool:
         """Train to the end. Returns True when the run was asked to stop, after a checkpoint."""
