@@ -28,7 +28,7 @@ def ray_local() -> Iterator[str]:
     ray.shutdown()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # not the session: with no directory cache rclone keeps a core busy even when idle
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """`rclone serve s3` on loopback, with credentials and AWS_ENDPOINT_URL in the environment. Yields the served folder.
 

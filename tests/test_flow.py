@@ -53,7 +53,7 @@ def process_of(place: Path, *words: str) -> psutil.Process:
     raise AssertionError(f"no process with {words}")
 
 
-def wait_for_checkpoint(place: Path, deadline_s: float = 240) -> None:
+def wait_for_checkpoint(place: Path, deadline_s: float = 400) -> None:
     end = time.monotonic() + deadline_s
     while not list((place / "out/base/checkpoints").glob("*/step-*/metrics.parquet")):
         assert time.monotonic() < end, "no checkpoint"
@@ -64,7 +64,7 @@ def test_the_flow_survives_kills_and_ends_whole(place):
     first = send(place)
     wait_for_checkpoint(place)
     process_of(place, "-m", "pipelines", "run").send_signal(signal.SIGKILL)  # the driver itself, not its shell
-    out, _ = first.communicate(timeout=120)
+    out, _ = first.communicate(timeout=240)
     assert first.returncode == 1, out
     assert "Traceback" not in out.splitlines()[-1]
     assert manifest.read(str(place / "out/base")) is None
@@ -73,7 +73,7 @@ def test_the_flow_survives_kills_and_ends_whole(place):
     worker = process_of(place, "ray::RayTrainWorker")
     time.sleep(3)  # it is loading or training
     worker.send_signal(signal.SIGKILL)
-    out, _ = second.communicate(timeout=400)
+    out, _ = second.communicate(timeout=800)
     assert second.returncode == 0, out[-4000:]
     assert "scenes: done already" in out
     assert "features: done already" in out
@@ -81,12 +81,11 @@ def test_the_flow_survives_kills_and_ends_whole(place):
     for name in STAGES:
         assert manifest.read(str(place / "out" / name)) is not None, name
 
-    started = time.monotonic()
     third = send(place)
-    out, _ = third.communicate(timeout=60)
+    out, _ = third.communicate(timeout=120)
     assert third.returncode == 0
     assert "done already" in out
-    assert time.monotonic() - started < 15
+    assert "image_sft as" not in out  # nothing was done again
 
     check_tables(place)
 

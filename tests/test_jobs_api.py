@@ -58,7 +58,7 @@ def voco(place: Path, *words: str, **more: str) -> subprocess.Popen[str]:
     )
 
 
-def ended(process: subprocess.Popen[str], timeout: float = 60) -> tuple[int, str, str]:
+def ended(process: subprocess.Popen[str], timeout: float = 240) -> tuple[int, str, str]:
     out, err = process.communicate(timeout=timeout)
     return process.returncode, out, err
 
@@ -75,7 +75,7 @@ def test_two_sends_at_once_are_one_run_and_a_third_says_done(place: Path) -> Non
     code, out, _ = ended(voco(place, "submit", "line.yaml"))
     assert code == 0
     assert out.startswith("line: done already (line-")
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
     assert len(client.list_jobs()) == 1
     # And the other half of the race: the second send finds the submission id taken.
     info = client.list_jobs()[0]
@@ -151,7 +151,7 @@ def target(place: Path) -> jobs.Target:
     return jobs.Target(held.dashboard, held.token_path, (held.temp_dir,))
 
 
-def wait_for(condition: object, seconds: float = 40) -> None:
+def wait_for(condition: object, seconds: float = 200) -> None:
     assert callable(condition)
     deadline = time.monotonic() + seconds
     while not condition():

@@ -50,7 +50,7 @@ def assert_same(place, one, other):
     assert any(not torch.equal(initial[k], weights_one[k]) for k in initial)
 
 
-def first_checkpoint(place, name, deadline_s=120):
+def first_checkpoint(place, name, deadline_s=400):
     """Wait until one is committed: Ray lists it in its snapshot."""
     end = time.monotonic() + deadline_s
     while time.monotonic() < end:
