@@ -79,9 +79,12 @@ def test_driver_killed_under_zero_2(inputs, ray_local, tmp_path):
         os.killpg(driver.pid, signal.SIGKILL)
         driver.wait()
     assert manifest.read(f"{inputs}/killed2") is None
+    (first, *_) = sorted(Path(f"{inputs}/killed2/checkpoints").glob("*/step-*/metrics.parquet"))
+    before = rows.read_table(str(first))["seconds"].to_pylist()
     done = pipelines.run(killed)
     assert done.counts["steps"] == 60
     assert_same(inputs, "whole2", "killed2")
+    assert outcome(inputs, "killed2")[1]["seconds"].to_pylist()[: len(before)] == before  # went on, did not start again
     assert pipelines.run(killed) == done  # a third time it has nothing to do
     with pytest.raises(Refused, match="holds run"):
         pipelines.run(job(inputs, "killed2", learning_rate=0.5))
