@@ -1,4 +1,4 @@
-"""Reads samples/, features/ and a checkpoint; writes answers/ and scores/."""
+"""Reads samples/, features/ or frame_cache/, and a checkpoint; writes answers/ and scores/."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import pyarrow as pa
 from voco import manifest, rows, storage, work
 from voco.errors import Refused
 from voco.evaluate import answering, scores
-from voco.features import check_tower
+from voco.features import FeatureStore, check_tower
 from voco.manifest import Manifest
 from voco.model import weights
 from voco.spec import Job
+from voco.video.frame_store import FrameStore, check_maker
 
 
 def run(job: Job, run_id: str) -> Manifest:
@@ -26,15 +27,20 @@ def run(job: Job, run_id: str) -> Manifest:
         answering.layout_for(checkpoint, block.read_as)
     except ValueError as error:
         raise Refused(f"evaluate.{error}") from error
-    features = storage.resolve(job.inputs.features or "")
-    check_tower(features, weights.read_config(checkpoint)["preprocessing"])
+    config = weights.read_config(checkpoint)
+    features = storage.resolve(job.inputs.features) if job.inputs.features is not None else None
+    frames = storage.resolve(job.inputs.frame_cache) if job.inputs.frame_cache is not None else None
+    if features is not None:
+        check_tower(FeatureStore(features), config["preprocessing"])
+    if frames is not None:
+        check_maker(FrameStore(frames), config, config["layout"]["tokens"])
     units = answering.write_list(output, [storage.resolve(item.uri) for item in job.inputs.samples], block.unit_samples)
     arguments: dict[str, Any] = {"output": output, "checkpoint": checkpoint, "block": block.model_dump()}
-    arguments["features"] = features
+    arguments |= {"features": features, "frame_cache": frames}
     if units == 0:
         raise Refused("inputs.samples: no rows to answer")
     done = work.run(output, units, answering.AnswerWorker, arguments, job.resources, in_process=False, label=job.name)
-    answers, upper, lower = (_answers(uri) for uri in (job.output, job.inputs.upper, job.inputs.lower))
+    answers, upper, lower = (answers_of(uri) for uri in (job.output, job.inputs.upper, job.inputs.lower))
     assert answers is not None
     total = {key: sum(record["figures"][key] for record in done) for key in done[0]["figures"]}
     images, questions = sum(record["counts"]["images"] for record in done), answers.num_rows
@@ -63,7 +69,7 @@ def run(job: Job, run_id: str) -> Manifest:
     )
 
 
-def _answers(uri: str | None) -> pa.Table | None:
+def answers_of(uri: str | None) -> pa.Table | None:
     """The answers of a finished or just written evaluation, in the order of their units."""
     if uri is None:
         return None

@@ -68,7 +68,8 @@ def test_parameters_are_those_of_transformers() -> None:
 def test_zero_memory_adds_up() -> None:
     def told(stage: int, precision: str) -> str:
         raw = changed(changed(TRAIN, "image_sft.zero_stage", stage), "image_sft.precision", precision)
-        return plan.memory(spec.build("x", raw))[1]
+        job = spec.build("x", raw)
+        return plan.memory(job, job.model.llama)[1]  # type: ignore[union-attr, arg-type]
 
     assert "x (2 + 2 + 12/2) bytes" in told(1, "bf16")
     assert "x (2 + 2/2 + 12/2) bytes" in told(2, "bf16")

@@ -94,17 +94,11 @@ def write_list(output: str, samples: list[str], unit_images: int) -> int:
     return work.write_list(output, work.cut(unique_images(samples), unit_images, LIST), LIST)
 
 
-def check_tower(features: str, wanted: str) -> None:
-    """Refuse features of another tower or preprocessing than a model's (`preprocessing` of its config)."""
-    made = FeatureStore(features).tower
-    if made != wanted:
-        raise Refused(f"inputs.features: {features} was made by tower {made[:12]}, the model wants {wanted[:12]}")
-
-
 class FeatureStore:
     """Reads features by image hash; the latest row groups stay in memory up to `limit` bytes."""
 
     def __init__(self, uri: str, limit: int = 1 << 30) -> None:
+        self.uri = uri
         folder = storage.join(uri, "features")
         self.files = [rows.open_parquet(storage.join(folder, name)) for name in storage.names(folder)]
         if not self.files:
@@ -138,3 +132,9 @@ class FeatureStore:
         self.held.move_to_end((number, group))
         data = np.frombuffer(self.held[(number, group)][row].as_buffer(), dtype=np.float16).reshape(self.shape)
         return torch.from_numpy(data.copy())
+
+
+def check_tower(features: FeatureStore, wanted: str) -> None:
+    """Refuse features of another tower or preprocessing than a model's (`preprocessing` of its config)."""
+    if features.tower != wanted:
+        raise Refused(f"inputs.features: {features.uri} was made by tower {features.tower[:12]}, the model wants {wanted[:12]}")

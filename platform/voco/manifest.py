@@ -69,7 +69,7 @@ def input_states(job: Job) -> dict[str, str]:
     states: dict[str, str] = {}
     for index, stage in enumerate(stages):
         prefix = f"flow.stages[{index}]." if job.flow is not None else ""
-        for key, uri in stage.inputs.uris().items():
+        for key, uri in stage.uris().items():
             if not uri.startswith("@"):
                 states[uri] = input_state(f"{prefix}{key}", uri)
     return states
@@ -156,13 +156,16 @@ def changed_parent(manifest: Manifest) -> str | None:
 def finish(job: Job, run_id: str, started: float, **fields: Any) -> Manifest:
     """Write the manifest, which makes the output finished. `started` is `time.time()` of the start."""
     parents, source = [], []
-    for key, uri in job.inputs.uris().items():
+    for key, uri in job.uris().items():
         place = storage.resolve(uri)
         if key == "inputs.annotations":
             source.append(storage.fingerprint(place))
         elif key != "inputs.media":
             parents.append({"uri": place, "manifest_sha256": str(sha256(place))})
-    for stage in job.flow.stages if job.flow is not None else []:
+    inner = job.flow.stages if job.flow is not None else []
+    if job.sweep is not None:
+        inner = [one for trial in spec.trials(job) for one in (trial.train, *trial.evaluations)]
+    for stage in inner:
         place = storage.resolve(stage.output)
         parents.append({"uri": place, "manifest_sha256": str(sha256(place))})
     text = job.model_dump_json(exclude_none=True)

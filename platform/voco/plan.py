@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass
 
 from voco import manifest, spec, storage
+from voco.blocks import Llama, Training
 from voco.errors import Refused
-from voco.spec import Job, stage_with_inputs
+from voco.spec import TRAINING, Job, stage_with_inputs
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ def input_size(job: Job, key: str, uri: str, made: dict[str, Size]) -> Size:
     `made` holds the outputs of earlier stages by `@name`. Not checked: a placeholder, or storage that does not answer.
     """
     if uri.startswith("@"):
-        return made[uri]
+        name, _, inside = uri.partition("/")
+        return Size(None, None, f"in {made[name].source}") if inside else made[name]
     expected = job.expect
     unchecked = Size(expected.rows, expected.bytes, "not checked, expect") if expected else Size(None, None, "not checked")
     if storage.is_placeholder(uri):
@@ -91,14 +93,14 @@ def lines(file: str, job: Job) -> list[str]:
             out.append(f"[{number}/{len(stages)}] {stage.name}: {stage.kind} -> {stage.output}: {state}")
         where = f"{file}: flow.stages[{number - 1}]." if job.flow is not None else f"{file}: "
         sizes: dict[str, Size] = {}
-        for key, uri in stage.inputs.uris().items():
+        for key, uri in stage.uris().items():
             try:
                 sizes[key] = input_size(stage, key, uri, made)
             except Refused as error:
                 raise Refused(f"{where}{error}") from None
             out.append(f"  {key} {uri}: {sizes[key]}")
         out.append(f"  resources: {_resources(stage)}")
-        out += [f"  {line}" for line in (training(stage, sizes) if stage.kind == "image_sft" else [])]
+        out += [f"  {line}" for line in details(stage, sizes)]
         outputs[stage.name] = stage.output
         made[f"@{stage.name}"] = _made(stage, sizes)
     return out
@@ -145,10 +147,38 @@ def _resources(job: Job) -> str:
     return f"{held.workers} x {held.cpus_per_worker:g} CPU{gpus}" + (f" ({held.accelerator})" if held.accelerator else "")
 
 
+def details(job: Job, sizes: dict[str, Size]) -> list[str]:
+    """What is known of the work of one stage: steps and memory, frames and bytes, trials."""
+    if job.kind in TRAINING:
+        return training(job, sizes)
+    if job.sweep is not None:
+        found = spec.trials(job)
+        inner = {key.removeprefix("sweep.train."): size for key, size in sizes.items()}
+        lines = [f"{len(found)} trials, {job.sweep.concurrent} at a time: {', '.join(trial.name for trial in found)}"]
+        return lines + [f"each trial: {line}" for line in [_resources(job.sweep.train), *training(job.sweep.train, inner)]]
+    if job.frame_cache is not None:
+        return _frame_bytes(job)
+    return []
+
+
+def _frame_bytes(job: Job) -> list[str]:
+    """Bytes of a cached frame, when the checkpoint is there to tell its shape."""
+    uri = job.inputs.checkpoint or ""
+    place = storage.join("" if uri.startswith("@") or storage.is_placeholder(uri) else storage.resolve(uri), "model/config.json")
+    formula = "2 x layers x kv_heads x head_dim x N x bytes of the dtype (524,288 at 7B, N=1, bf16)"
+    if place.startswith("/model") or not storage.exists(place):
+        return [f"bytes a frame: {formula}"]
+    config = storage.read_json(place)
+    held, n = config["language_model"], config["layout"]["tokens"]
+    width = held.get("head_dim") or held["hidden_size"] // held["num_attention_heads"]
+    each = 4 if "32" in str(held.get("dtype")) else 2
+    count = 2 * held["num_hidden_layers"] * held["num_key_value_heads"] * width * n * each
+    return [f"bytes a frame: {formula} = {count:,}"]
+
+
 def training(job: Job, sizes: dict[str, Size]) -> list[str]:
-    """Steps of image_sft, and what a new model takes in memory, with the arithmetic."""
-    block = job.image_sft
-    assert block is not None
+    """Steps of a training job, and what a new model takes in memory, with the arithmetic."""
+    block: Training = job.block
     counted = [(sizes[f"inputs.samples[{index}].uri"].rows, item.weight) for index, item in enumerate(job.inputs.samples)]
     out = []
     if all(rows is not None for rows, _ in counted):
@@ -158,12 +188,12 @@ def training(job: Job, sizes: dict[str, Size]) -> list[str]:
         out.append(f"steps: ceil({rows:,} rows / {block.global_batch}) x {block.epochs} epochs = {each * block.epochs:,}{how}")
     else:
         out.append(f"steps: rows / {block.global_batch} x {block.epochs} epochs; rows are known once the samples are there")
-    if job.model is not None:
-        out += memory(job)
+    if job.model is not None and job.model.llama is not None:
+        out += memory(job, job.model.llama)
     return out
 
 
-def parameters(llama: spec.Llama) -> int:
+def parameters(llama: Llama) -> int:
     """Weights of the language model: embedding and output head apart, no biases, two norms a layer and one at the end."""
     head = llama.width // llama.heads
     attention = 2 * llama.width * llama.width + 2 * llama.width * llama.kv_heads * head
@@ -171,13 +201,12 @@ def parameters(llama: spec.Llama) -> int:
     return llama.layers * layer + 2 * llama.vocabulary * llama.width + llama.width
 
 
-def memory(job: Job) -> list[str]:
+def memory(job: Job, llama: Llama) -> list[str]:
     """Bytes a worker for weights, gradients and Adam's state under ZeRO; activations and the projector come on top."""
-    assert job.model is not None
-    assert job.image_sft is not None
-    count, workers, stage = parameters(job.model.llama), job.resources.workers, job.image_sft.zero_stage
+    block: Training = job.block
+    count, workers, stage = parameters(llama), job.resources.workers, block.zero_stage
     # bf16: 2 + 2 bytes and 12 of fp32 master weights and moments; fp32: 4 + 4 and 8 of moments.
-    weights, gradients, adam = (2, 2, 12) if job.image_sft.precision == "bf16" else (4, 4, 8)
+    weights, gradients, adam = (2, 2, 12) if block.precision == "bf16" else (4, 4, 8)
     split = [workers if stage >= least else 1 for least in (3, 2, 1)]
     total = sum(count * size / share for size, share in zip((weights, gradients, adam), split, strict=True))
     terms = " + ".join(

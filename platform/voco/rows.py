@@ -114,6 +114,28 @@ SCORES = pa.schema(
     ]
 )
 
+# Which row groups of which file of a frame cache are whose; a row group is never of two videos.
+FRAME_INDEX = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("media_index", pa.int32()),
+        ("file", pa.string()),
+        ("row_group", pa.int32()),
+        ("frames", pa.int32()),  # rows of the group
+    ]
+)
+
+# A sweep's result: a row of scores and the trial that it is of.
+TRIALS = pa.schema(
+    [
+        ("trial", pa.string()),
+        ("output", pa.string()),
+        ("final_loss", pa.float64()),
+        ("train_seconds", pa.float64()),
+        *SCORES,
+    ]
+)
+
 METRICS = pa.schema(
     [
         ("step", pa.int64()),
@@ -126,6 +148,26 @@ METRICS = pa.schema(
         ("seconds", pa.float64()),
     ]
 )
+
+FRAME_GROUP_BYTES = 16 << 20  # of keys and values in one row group of a frame cache
+
+
+def frame_cache(bytes_each: int) -> pa.Schema:
+    """Schema of `frame_cache/`, one row a frame: keys and values of `bytes_each` bytes, row-major (layer, kv_head, token, dim).
+
+    File metadata `voco.frame_cache` holds dtype, shape, compressor, N, prefix ids, preprocessing and rope parameters.
+    """
+    return pa.schema(
+        [
+            ("sample_id", pa.string()),
+            ("media_index", pa.int32()),
+            ("frame_index", pa.int64()),
+            ("timestamp_s", pa.float64()),
+            ("keys", pa.binary(bytes_each)),
+            ("values", pa.binary(bytes_each)),
+        ]
+    )
+
 
 UNCOMPRESSED = {"bytes", "features", "keys", "values"}  # leaf columns that hold media or tensors
 

@@ -71,6 +71,20 @@ def claim(run_id: str, wait_s: float = 15.0) -> Any:
     return handle
 
 
+def adopt(run_id: str | None) -> None:
+    """In another process that works for a driver (a Tune trial): the driver's run is this process's, and so is its stop flag."""
+    if run_id is None:
+        return
+    _claimed[:] = [run_id]
+
+    def watch() -> None:
+        while not stop_requested(run_id):
+            time.sleep(2)
+        _stop.set()
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def listen() -> None:
     """Make SIGTERM and SIGINT ask this driver to stop; a second one ends it at once. Call it in the main thread."""
     for number in (signal.SIGTERM, signal.SIGINT):

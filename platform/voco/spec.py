@@ -9,184 +9,47 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from voco import mistakes, storage
+from voco import axes, mistakes, storage
+from voco.blocks import (
+    Compression,
+    Evaluate,
+    Expect,
+    Features,
+    FrameCache,
+    Ingest,
+    Inputs,
+    Model,
+    Report,
+    Resources,
+    Strict,
+    Tracking,
+    Training,
+    VideoSft,
+)  # fmt: skip
 from voco.errors import Refused
 
-Kind = Literal["ingest", "features", "image_sft", "evaluate", "report", "flow"]
-Method = Literal["voco", "none", "avg_pool"]
+Kind = Literal[
+    "ingest", "align", "features", "image_sft", "frame_cache", "video_sft", "evaluate", "sweep", "report", "flow"
+]  # fmt: skip
+TRAINING = ("align", "image_sft", "video_sft")  # kinds that run DeepSpeed workers and write a checkpoint
 
 
-class Strict(BaseModel):
-    """Immutable, no unknown keys, no silent conversion of types."""
+class Sweep(Strict):
+    """Trials on Ray Tune: each trains, then evaluates. `@train` in `evaluate` is the trial's own checkpoint."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
-
-
-class WeightedSamples(Strict):
-    """One `samples/` table in a training mix."""
-
-    uri: str
-    weight: float = Field(default=1.0, gt=0)  # rows seen in one epoch, as a multiple of the table's rows
-
-
-class Inputs(Strict):
-    """Where a job reads; each kind takes some of these (`TAKES`)."""
-
-    annotations: str | None = None  # the source's annotation file
-    media: str | None = None  # the folder that media paths are relative to
-    samples: list[WeightedSamples] = []  # outputs of ingest
-    features: str | None = None  # output of features: vision features by image hash
-    checkpoint: str | None = None  # output of a training job
-    upper: str | None = None  # evaluate: answers of the upper bound, for retention
-    lower: str | None = None  # evaluate: answers of the lower bound
-    outputs: list[str] = []  # report: outputs of any kind
-
-    def uris(self) -> dict[str, str]:
-        """Every input that is given, by its key path."""
-        single = {key: getattr(self, key) for key in ("annotations", "media", "features", "checkpoint", "upper", "lower")}
-        found = {f"inputs.{key}": uri for key, uri in single.items() if uri is not None}
-        found |= {f"inputs.samples[{index}].uri": item.uri for index, item in enumerate(self.samples)}
-        return found | {f"inputs.outputs[{index}]": uri for index, uri in enumerate(self.outputs)}
-
-
-class Resources(Strict):
-    """What the job's Ray workers take."""
-
-    workers: int = Field(default=1, ge=1)
-    cpus_per_worker: float = Field(default=1, gt=0)
-    gpus_per_worker: float = Field(default=0, ge=0)
-    accelerator: str | None = None  # Ray accelerator type, e.g. A100
-
-
-class Compression(Strict):
-    """How an image's vision tokens reach the text."""
-
-    method: Method
-    tokens: int = Field(ge=1)  # N: <voco> tokens per view; avg_pool: pooled vectors per view
-
-
-class Tower(Strict):
-    """The frozen vision net and its preprocessing. Both are part of every cache key."""
-
-    name: Literal["efficientnet_lite0", "clip"]
-    image_size: int = Field(ge=32)  # pixels; the image is padded to a square with the mean colour and resized
-    path: str | None = None  # clip: a local directory or hub name with transformers' weights
-    layer: int = -2  # clip: the hidden state that is used, as LLaVA does
-
-    @model_validator(mode="after")
-    def _path(self) -> Self:
-        if (self.name == "clip") != (self.path is not None):
-            raise ValueError("expected `path` with clip and only with clip")
-        return self
-
-
-class Llama(Strict):
-    """A Llama built from nothing, for small machines."""
-
-    layers: int = Field(ge=1)
-    width: int = Field(ge=8)
-    heads: int = Field(ge=1)
-    kv_heads: int = Field(ge=1)
-    mlp_width: int = Field(ge=8)
-    vocabulary: int = Field(ge=300)  # entries of the byte-level BPE that is trained on the job's own samples
-
-    @model_validator(mode="after")
-    def _heads(self) -> Self:
-        if self.width % self.heads or self.heads % self.kv_heads or self.width // self.heads % 2:
-            raise ValueError("expected width to be an even multiple of heads and heads a multiple of kv_heads")
-        return self
-
-
-class Model(Strict):
-    """A new model; a job that starts from `inputs.checkpoint` has none of it."""
-
-    llama: Llama
-    tower: Tower
-
-
-class Text(Strict):
-    """How turns become a prompt; saved in the checkpoint."""
-
-    template: Literal["vicuna_v1", "plain", "chatml", "question_answer"] = "vicuna_v1"
-    newlines: Literal["keep", "strip"] = "keep"  # strip: as the released code does
-
-
-class Ingest(Strict):
-    """Source files to `samples/` and `rejects/`."""
-
-    format: Literal["llava_json"]
-    dataset: str
-    split: str = "train"
-    check: Literal["full", "header"] = "header"  # decode every pixel, or the header only
-    duplicates: Literal["reject", "keep"] = "reject"
-    max_missing_share: float = Field(default=0.02, ge=0, le=1)
-    max_reject_share: float = Field(default=0.01, ge=0, le=1)
-    max_text_bytes: int = Field(default=1 << 20, ge=1)
-    max_media_bytes: int = Field(default=256 << 20, ge=1)
-    max_pixels: int = Field(default=178_956_970, ge=1)  # Pillow's own limit against decompression bombs
-    unit_rows: int = Field(default=2000, ge=1)  # samples of one work unit, which is one Parquet file
-    in_process_rows: int = Field(default=2000, ge=0)  # up to so many samples the driver does the work itself
-
-
-class Features(Strict):
-    """Vision features of every unique image, once."""
-
-    tower: Tower
-    unit_images: int = Field(default=2000, ge=1)
-    batch: int = Field(default=64, ge=1)
-
-
-class ImageSft(Strict):
-    """Supervised fine-tuning on images with DeepSpeed."""
-
-    epochs: int = Field(ge=1)
-    global_batch: int = Field(ge=1)  # samples of one optimizer step, over all workers
-    micro_batch: int = Field(ge=1)  # samples of one forward pass of one worker
-    learning_rate: float = Field(gt=0)
-    warmup_share: float = Field(default=0.03, ge=0, le=1)  # of all steps; then a cosine to `final_lr_share`
-    final_lr_share: float = Field(default=0.0, ge=0, le=1)
-    weight_decay: float = Field(default=0.0, ge=0)
-    clip_grad_norm: float = Field(default=1.0, gt=0)
-    precision: Literal["bf16", "fp32"] = "bf16"
-    zero_stage: Literal[1, 2, 3] = 2
-    save_every: int = Field(default=500, ge=1)  # steps between checkpoints
-    share_vision: bool = True  # a row whole: its vision prefix once, each conversation a text segment of its own
-    attention: Literal["sdpa", "eager"] = "sdpa"
-    max_tokens: int = Field(default=2048, ge=8)  # of a prefix with one conversation; text is cut at its end, never the prefix
-    text: Text | None = None  # default: the checkpoint's, or Text() for a new model
-
-
-class Evaluate(Strict):
-    """Answers to evaluation rows by the cached path, and their scores."""
-
-    benchmark: str
-    read_as: Literal["own", "voco"] = "own"  # voco: a `none` checkpoint under the voco mask, the lower bound
-    max_new_tokens: int = Field(default=8, ge=1)
-    batch: int = Field(default=256, ge=1)  # questions of one forward pass
-    unit_samples: int = Field(default=500, ge=1)
-    resamples: int = Field(default=1000, ge=100)  # of the bootstrap
-
-
-class Report(Strict):
-    """One HTML file from any outputs."""
-
-    title: str = "VoCo report"
-
-
-class Expect(Strict):
-    """Sizes of inputs that `plan` cannot see."""
-
-    rows: int = Field(ge=1)
-    bytes: int = Field(ge=1)
+    axes: dict[str, list[Any]] = Field(min_length=1)  # dotted key of the training job -> its values; trials are the product
+    train: Job
+    evaluate: Job
+    concurrent: int = Field(default=1, ge=1)  # trials at a time, each with its own workers
 
 
 class Flow(Strict):
-    """Jobs in order. An input `@name` is the output of the earlier stage of that name."""
+    """Jobs in order. An input `@name` is the output of the earlier stage of that name, `@name/path` what lies in it."""
 
     stages: list[Job] = Field(min_length=1)
 
@@ -203,10 +66,15 @@ class Job(Strict):
     compression: Compression | None = None
     model: Model | None = None
     expect: Expect | None = None
+    tracking: Tracking = Tracking()
     ingest: Ingest | None = None
+    align: Training | None = None
     features: Features | None = None
-    image_sft: ImageSft | None = None
+    image_sft: Training | None = None
+    frame_cache: FrameCache | None = None
+    video_sft: VideoSft | None = None
     evaluate: Evaluate | None = None
+    sweep: Sweep | None = None
     report: Report | None = None
     flow: Flow | None = None
 
@@ -215,26 +83,47 @@ class Job(Strict):
         """The block named as the kind."""
         return getattr(self, self.kind)
 
+    @property
+    def parts(self) -> dict[str, Job]:
+        """The jobs inside a sweep, by key path; none for other kinds."""
+        return {} if self.sweep is None else {"sweep.train": self.sweep.train, "sweep.evaluate": self.sweep.evaluate}
+
+    def uris(self) -> dict[str, str]:
+        """Every input of the job and of its parts, by key path."""
+        found = self.inputs.uris()
+        for where, part in self.parts.items():
+            found |= {f"{where}.{key}": uri for key, uri in part.inputs.uris().items() if uri != OWN}
+        return found
+
     @model_validator(mode="after")
     def _combination(self) -> Self:
         if self.kind == "report" and self.report is None:
             raise ValueError("report: expected a block, got nothing; write `report: {}`")
         if self.block is None:
             raise ValueError(f"{self.kind}: expected a block, got nothing")
-        for kind in ("ingest", "features", "image_sft", "evaluate", "report", "flow"):
+        for kind in get_args(Kind):
             if kind != self.kind and getattr(self, kind) is not None:
                 raise ValueError(f"{kind}: not for a job of kind {self.kind}")
         _check_inputs(self)
         _check_model(self)
+        if self.kind == "sweep":
+            _check_sweep(self)
         return self
 
+
+OWN = "@train"  # in a sweep's `evaluate`: the checkpoint of the trial
+MODEL_BLOCKS = {"align": ("model",), "image_sft": ("compression", "model"), "video_sft": ("compression",)}
 
 # What each kind needs, and what it may have besides.
 TAKES: dict[str, tuple[set[str], set[str]]] = {
     "ingest": ({"annotations"}, {"media"}),
     "features": ({"samples"}, set()),
-    "image_sft": ({"samples", "features"}, {"checkpoint"}),
-    "evaluate": ({"samples", "features", "checkpoint"}, {"upper", "lower"}),
+    "align": ({"samples", "features"}, {"checkpoint", "vocabulary"}),
+    "image_sft": ({"samples", "features"}, {"checkpoint", "vocabulary"}),
+    "frame_cache": ({"samples", "checkpoint"}, set()),
+    "video_sft": ({"samples", "frame_cache", "checkpoint"}, set()),
+    "evaluate": ({"samples", "checkpoint"}, {"features", "frame_cache", "upper", "lower"}),
+    "sweep": (set(), set()),
     "report": ({"outputs"}, set()),
     "flow": (set(), set()),
 }
@@ -249,27 +138,41 @@ def _check_inputs(job: Job) -> None:
         raise ValueError(f"inputs.{key}: not for a job of kind {job.kind}, which takes {', '.join(sorted(needs | may))}")
     if (job.inputs.upper is None) != (job.inputs.lower is None):
         raise ValueError("inputs: expected `upper` and `lower` together, for retention")
+    if job.kind == "evaluate" and (job.inputs.features is None) == (job.inputs.frame_cache is None):
+        raise ValueError("inputs: expected either `features`, for images, or `frame_cache`, and not both")
 
 
 def _check_model(job: Job) -> None:
-    if job.kind != "image_sft":
-        if job.model is not None or job.compression is not None:
-            raise ValueError(f"{'model' if job.model else 'compression'}: not for a job of kind {job.kind}")
+    for key in ("compression", "model"):
+        if getattr(job, key) is not None and key not in MODEL_BLOCKS.get(job.kind, ()):
+            raise ValueError(f"{key}: not for a job of kind {job.kind}")
+    if job.kind not in TRAINING:
         return
-    if job.compression is None:
+    block: Training = job.block
+    if job.compression is None and job.kind != "align":
         raise ValueError("compression: expected a block, got nothing")
-    if job.model is not None and job.image_sft and job.image_sft.text and job.image_sft.text.template == "chatml":
+    if job.kind == "video_sft" and job.compression is not None and job.compression.method != "voco":
+        raise ValueError(f"compression.method: frame caches hold <voco> tokens: expected voco, got {job.compression.method}")
+    if job.model is not None and job.model.llama is not None and block.text is not None and block.text.template == "chatml":
         raise ValueError(
-            "image_sft.text.template: chatml needs a checkpoint whose tokenizer has its markers; a new model has none"
+            f"{job.kind}.text.template: chatml needs a tokenizer that has its markers; a model from nothing has none"
         )
     if (job.model is None) == (job.inputs.checkpoint is None):
         raise ValueError("model: expected either a `model` block or `inputs.checkpoint`, and not both")
-    block = job.image_sft
-    assert block is not None
     if block.global_batch % (job.resources.workers * block.micro_batch):
         step = job.resources.workers * block.micro_batch
         got = f"got {block.global_batch}"
-        raise ValueError(f"image_sft.global_batch: expected a multiple of workers x micro_batch = {step}, {got}")
+        raise ValueError(f"{job.kind}.global_batch: expected a multiple of workers x micro_batch = {step}, {got}")
+
+
+def _check_sweep(job: Job) -> None:
+    assert job.sweep is not None
+    if job.sweep.train.kind not in ("image_sft", "video_sft"):
+        raise ValueError(f"sweep.train.kind: expected image_sft or video_sft, got {job.sweep.train.kind}")
+    if job.sweep.evaluate.kind != "evaluate":
+        raise ValueError(f"sweep.evaluate.kind: expected evaluate, got {job.sweep.evaluate.kind}")
+    if job.sweep.evaluate.inputs.checkpoint != OWN:
+        raise ValueError(f'sweep.evaluate.inputs.checkpoint: expected "{OWN}", the checkpoint of the trial itself')
 
 
 def load(path: str, text: str | None = None) -> Job:
@@ -294,18 +197,16 @@ def build(path: str, raw: dict[str, Any]) -> Job:
         job = Job.model_validate(raw)
     except ValidationError as error:
         raise Refused(f"{path}: {mistakes.first_line(error, Job)}") from None
-    if job.kind == "flow":
-        job = _fill_stages(path, job)
-    elif not job.output:
+    if not job.output:
         raise Refused(f"{path}: output: expected a path or s3:// URI, got nothing")
-    return job
+    if job.kind == "flow":
+        return _fill_stages(path, job)
+    return _fill_parts(f"{path}: ", job)
 
 
 def _fill_stages(path: str, job: Job) -> Job:
-    """Default outputs and seeds of a flow's stages; `@name` must be an earlier stage."""
+    """Default outputs, seeds, resources and tracking of a flow's stages; `@name` must be an earlier stage."""
     assert job.flow is not None
-    if not job.output:
-        raise Refused(f"{path}: output: expected a path or s3:// URI, got nothing")
     stages: list[Job] = []
     for index, stage in enumerate(job.flow.stages):
         where = f"{path}: flow.stages[{index}]"
@@ -314,54 +215,130 @@ def _fill_stages(path: str, job: Job) -> Job:
         earlier = [done.name for done in stages]
         if stage.name in earlier:
             raise Refused(f"{where}.name: {stage.name} is used twice")
-        for key, uri in stage.inputs.uris().items():
-            if uri.startswith("@") and uri[1:] not in earlier:
-                raise Refused(f"{where}.{key}: expected an earlier stage, got {uri}{mistakes.hint(uri[1:], earlier, '@')}")
-        changes: dict[str, Any] = {} if stage.output else {"output": storage.join(job.output, stage.name)}
-        if "seed" not in stage.model_fields_set:
-            changes["seed"] = job.seed
-        if "resources" not in stage.model_fields_set:
-            changes["resources"] = job.resources
-        filled = stage.model_copy(update=changes)
-        try:
-            _check_model(filled)
-        except ValueError as error:
-            raise Refused(f"{where}.{error}") from None
-        stages.append(filled)
+        for key, uri in stage.uris().items():
+            name = uri[1:].split("/")[0]
+            if uri.startswith("@") and name not in earlier:
+                raise Refused(f"{where}.{key}: expected an earlier stage, got {uri}{mistakes.hint(name, earlier, '@')}")
+        output = stage.output or storage.join(job.output, stage.name)
+        stages.append(_fill_parts(f"{where}.", _inherit(f"{where}.", stage, job).model_copy(update={"output": output})))
     return job.model_copy(update={"flow": job.flow.model_copy(update={"stages": stages})})
 
 
+def _inherit(where: str, part: Job, whole: Job) -> Job:
+    """The part with the seed, resources and tracking of what it is in, unless it has its own."""
+    keys = [key for key in ("seed", "resources", "tracking") if key not in part.model_fields_set]
+    filled = part.model_copy(update={key: getattr(whole, key) for key in keys})
+    try:
+        _check_model(filled)
+    except ValueError as error:
+        raise Refused(f"{where}{error}") from None
+    return filled
+
+
+def _fill_parts(where: str, job: Job) -> Job:
+    """A sweep's inner jobs made whole; every trial of it must be a job that could be sent alone."""
+    if job.sweep is None:
+        return job
+    held = {name.split(".")[1]: _inherit(f"{where}{name}.", part, job) for name, part in job.parts.items()}
+    filled = job.model_copy(update={"sweep": job.sweep.model_copy(update=held)})
+    try:
+        trials(filled)
+    except ValidationError as error:
+        raise Refused(f"{where}sweep.axes: {mistakes.first_line(error, Job)}") from None
+    except (ValueError, KeyError) as error:
+        raise Refused(f"{where}sweep.axes: {error.args[0]}") from None
+    return filled
+
+
+class Trial(NamedTuple):
+    """One point of a sweep: a training job, and the evaluations of its checkpoint, bounds first."""
+
+    name: str
+    values: dict[str, Any]  # dotted key -> value
+    train: Job  # its output is `<sweep output>/runs/<name>/train`
+    evaluations: list[Job]
+
+    @property
+    def is_bound(self) -> bool:
+        return self.train.compression is not None and self.train.compression.method == "none"
+
+
+def trials(job: Job) -> list[Trial]:
+    """The trials of a sweep, in the order of its axes.
+
+    A trial of method none is the upper bound of those that differ from it in compression alone; read under the voco mask
+    it is their lower bound. Raises ValueError or pydantic's error for a value that cannot be.
+    """
+    assert job.sweep is not None
+    raw = job.sweep.train.model_dump(exclude_none=True, exclude_unset=True)
+    raw |= {key: getattr(job.sweep.train, key) for key in ("seed", "resources", "tracking")}
+    found: list[Trial] = []
+    for values in axes.product(job.sweep.axes):
+        name = axes.name(values)
+        if name in [trial.name for trial in found]:
+            raise ValueError(f"two trials would be called {name}")
+        place = storage.join(job.output, "runs", name)
+        train = Job.model_validate({**axes.put(raw, values), "name": name[:40], "output": f"{place}/train"})
+        found.append(Trial(name, values, train, []))
+    for trial in found:
+        same = [one for one in found if one.is_bound and _beside(one.values) == _beside(trial.values)]
+        trial.evaluations.extend(_evaluations(job, trial, same[0] if same else None))
+    return found
+
+
+def _beside(values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a trial that are not about compression."""
+    return {key: value for key, value in values.items() if key.split(".")[0] != "compression"}
+
+
+def _evaluations(job: Job, trial: Trial, bound: Trial | None) -> list[Job]:
+    assert job.sweep is not None
+    plain = job.sweep.evaluate
+    place = storage.join(job.output, "runs", trial.name)
+
+    def answers(name: str, **inputs: str) -> Job:
+        changes = {"name": f"{name}-{trial.name}"[:40], "output": f"{place}/{name}"}
+        held = plain.inputs.model_copy(update={"checkpoint": trial.train.output, **inputs})
+        return plain.model_copy(update={**changes, "inputs": held})
+
+    if trial.is_bound and plain.block.frames == "all":
+        block = plain.block.model_copy(update={"read_as": "voco"})
+        return [answers("answers"), answers("lower").model_copy(update={"evaluate": block})]
+    if bound is None:
+        return [answers("answers")]
+    theirs = storage.join(job.output, "runs", bound.name)
+    return [answers("answers", upper=f"{theirs}/answers", lower=f"{theirs}/lower")]
+
+
 def stage_with_inputs(stage: Job, outputs: dict[str, str]) -> Job:
-    """The stage with every `@name` replaced by that stage's output."""
+    """The stage with every `@name` replaced by that stage's output, `@name/path` by what lies in it."""
 
-    def real(uri: str | None) -> str | None:
-        return outputs[uri[1:]] if uri is not None and uri.startswith("@") else uri
+    def real(uri: str) -> str:
+        if not uri.startswith("@") or (uri == OWN and OWN[1:] not in outputs):
+            return uri
+        name, _, rest = uri[1:].partition("/")
+        return storage.join(outputs[name], rest) if rest else outputs[name]
 
-    inputs = stage.inputs
-    new = inputs.model_copy(
-        update={
-            **{key: real(getattr(inputs, key)) for key in ("annotations", "media", "features", "checkpoint", "upper", "lower")},
-            "samples": [item.model_copy(update={"uri": real(item.uri)}) for item in inputs.samples],
-            "outputs": [real(uri) for uri in inputs.outputs],
-        }
-    )
-    return stage.model_copy(update={"inputs": new})
+    changes: dict[str, Any] = {"inputs": stage.inputs.replaced(real)}
+    if stage.sweep is not None:
+        held = {name.split(".")[1]: stage_with_inputs(part, outputs) for name, part in stage.parts.items()}
+        changes["sweep"] = stage.sweep.model_copy(update=held)
+    return stage.model_copy(update=changes)
 
 
 def content(job: Job) -> dict[str, Any]:
     """What is hashed into the run id, besides the inputs: kind, blocks and seed. Not resources, output or name."""
     if job.flow is not None:
-        stages = [{**content(stage), "name": stage.name, "inputs": stage.inputs.uris()} for stage in job.flow.stages]
+        stages = [{**content(stage), "name": stage.name, "inputs": stage.uris()} for stage in job.flow.stages]
         return {"kind": job.kind, "seed": job.seed, "stages": stages}
+    if job.sweep is not None:
+        parts = {where: {**content(part), "inputs": part.inputs.uris()} for where, part in job.parts.items()}
+        return {"kind": job.kind, "seed": job.seed, "axes": job.sweep.axes, **parts}
     blocks = {key: getattr(job, key) for key in ("compression", "model", job.kind)}
     # neither the limits that fail a job nor the place where it works change what it writes
     unhashed = {"max_missing_share", "max_reject_share", "in_process_rows"}
-    return {
-        "kind": job.kind,
-        "seed": job.seed,
-        **{key: block.model_dump(exclude=unhashed) for key, block in blocks.items() if block is not None},
-        "weights": [item.weight for item in job.inputs.samples],
-    }
+    held = {key: block.model_dump(exclude=unhashed) for key, block in blocks.items() if block is not None}
+    return {"kind": job.kind, "seed": job.seed, **held}
 
 
 def run_id(job: Job, inputs: dict[str, str]) -> str:
@@ -370,5 +347,6 @@ def run_id(job: Job, inputs: dict[str, str]) -> str:
     return f"{job.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
+Sweep.model_rebuild()
 Flow.model_rebuild()
 Job.model_rebuild()

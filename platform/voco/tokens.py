@@ -161,28 +161,31 @@ def build(
     layout: Layout,
     voco_tokens: Sequence[int] | None = None,
     max_tokens: int | None = None,
+    cached: bool = False,
 ) -> TokenSample:
     """One sample: its views' prefixes, then each conversation as a text segment of its own.
 
     `media` holds one content hash a view; `voco_tokens` N of each view (default: the layout's). A conversation that
-    would pass `max_tokens` together with the prefix is cut at its end; the prefix never is.
+    would pass `max_tokens` together with the prefix is cut at its end; the prefix never is. With `cached` the views are
+    read from a cache: only their text is in the sample, at the positions that it has behind them, and they count N each.
     Raises ValueError when the prefix alone passes `max_tokens`.
     """
     counts = [layout.voco_tokens() for _ in media] if voco_tokens is None else list(voco_tokens)
     if len(counts) != len(media):
         raise ValueError(f"expected N for each of {len(media)} views, got {len(counts)}")
-    columns = prefix(layout, counts)
+    columns = prefix(layout, () if cached else counts)
     columns["conversation"] = [NONE] * len(columns["ids"])
     predict_at: list[int] = []
     predict_id: list[int] = []
     size, start, cut = len(columns["ids"]), text_start(layout, counts), 0
-    if max_tokens is not None and size >= max_tokens:
-        raise ValueError(f"a prefix of {size} tokens leaves no room for text in max_tokens {max_tokens}")
+    taken = sum(counts) if cached else size
+    if max_tokens is not None and taken >= max_tokens:
+        raise ValueError(f"a prefix of {taken} tokens leaves no room for text in max_tokens {max_tokens}")
     for index, turns in enumerate(conversations):
         ids, trained = encode(render(turns, layout.template, layout.newlines, bool(media)), tokenizer, layout)
         if not media and layout.bos_id is not None:
             ids, trained = [layout.bos_id, *ids], [False, *trained]
-        room = len(ids) if max_tokens is None else max_tokens - size
+        room = len(ids) if max_tokens is None else max_tokens - taken
         cut += max(0, len(ids) - room)
         ids, trained = ids[:room], trained[:room]
         first = len(columns["ids"])

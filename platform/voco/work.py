@@ -15,8 +15,25 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from voco import rows, running, storage
+from voco.blocks import Resources
 from voco.errors import Stopped
-from voco.spec import Resources
+
+# A row of `samples/` tables, by the place where it stands.
+SAMPLE_LIST = pa.schema([("part", pa.string()), ("group", pa.int32()), ("row", pa.int32())])
+
+
+def sample_rows(samples: list[str], with_media: bool = False) -> Iterator[dict[str, Any]]:
+    """Every row of the `samples/` tables, or every one that has media, as rows of `SAMPLE_LIST`."""
+    for uri in samples:
+        folder = storage.join(uri, "samples")
+        for name in storage.names(folder):
+            place = storage.join(folder, name)
+            with rows.open_parquet(place) as file:
+                for group in range(file.num_row_groups):
+                    held = file.read_row_group(group, columns=["modality"])["modality"].to_pylist()
+                    for row, modality in enumerate(held):
+                        if modality != "text" or not with_media:
+                            yield {"part": place, "group": group, "row": row}
 
 
 class Worker(Protocol):

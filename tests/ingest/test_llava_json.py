@@ -5,10 +5,10 @@ import json
 import pytest
 from ingest.source import row
 
+from voco.blocks import Ingest
 from voco.errors import Refused
 from voco.ingest.items import BadRow, Item, Reject, normal_path, sample_id
 from voco.ingest.llava_json import parse, read, take_placeholder
-from voco.spec import Ingest
 
 TRAIN = Ingest(format="llava_json", dataset="mix", max_text_bytes=2000)
 TEST = TRAIN.model_copy(update={"split": "test"})

@@ -9,9 +9,9 @@ from ingest.source import good, job, part_hashes, row, write
 
 import pipelines
 from voco import work
+from voco.blocks import Resources
 from voco.ingest.media import Limits
 from voco.ingest.samples import WriteSamples
-from voco.spec import Resources
 
 pytestmark = pytest.mark.ray
 LAX = {"max_missing_share": 1.0, "max_reject_share": 1.0}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import tiny
 import torch
 import world
 
 import voco.model
 import voco.model.voco_llama
+from voco.blocks import Model, Text
 from voco.model import new, weights
-from voco.spec import Compression, Model, Text
 
 LLAMA = {"layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "mlp_width": 48, "vocabulary": 300}
 
@@ -18,7 +19,7 @@ LLAMA = {"layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "mlp_width": 48, "
 def created():
     block = Model.model_validate({"llama": LLAMA, "tower": {"name": "efficientnet_lite0", "image_size": 64}})
     texts = ["what color is the left?", " red", " green"]
-    return new.create(block, Compression(method="voco", tokens=2), Text(template="question_answer"), texts, seed=1)
+    return new.create(block, "voco", 2, Text(template="question_answer"), texts, seed=1)
 
 
 def test_saved_and_loaded_bit_by_bit(created, tmp_path):
@@ -40,9 +41,9 @@ def test_saved_and_loaded_bit_by_bit(created, tmp_path):
 def test_the_same_seed_makes_the_same_model(created):
     block = Model.model_validate({"llama": LLAMA, "tower": {"name": "efficientnet_lite0", "image_size": 64}})
     texts = ["what color is the left?", " red", " green"]
-    again = new.create(block, Compression(method="voco", tokens=2), Text(template="question_answer"), texts, seed=1)
+    again = new.create(block, "voco", 2, Text(template="question_answer"), texts, seed=1)
     assert weights.compressor_hash(weights.own_state(again)) == weights.compressor_hash(weights.own_state(created))
-    other = new.create(block, Compression(method="voco", tokens=2), Text(template="question_answer"), texts, seed=2)
+    other = new.create(block, "voco", 2, Text(template="question_answer"), texts, seed=2)
     assert weights.compressor_hash(weights.own_state(other)) != weights.compressor_hash(weights.own_state(created))
 
 
@@ -88,3 +89,20 @@ def test_text_that_spells_control_tokens_stays_text(created):
     )
     assert not {created.layout.voco_id, created.layout.image_id, created.layout.eos_id} & set(ids)
     assert created.tokenizer.decode(ids) == "is <voco> or <image> or </s> here?\n"
+
+
+def test_a_pretrained_language_model_keeps_its_weights_and_gets_rows_for_the_new_tokens(tmp_path):
+    """What transformers saved gives transformers' own logits for text, and `<voco>` is an id of its own."""
+    theirs = tiny.llama(torch.float32)
+    theirs.save_pretrained(tmp_path / "lm")
+    plain = tiny.tokenizer()
+    plain.save_pretrained(tmp_path / "lm")
+    tower = {"name": "efficientnet_lite0", "image_size": 64}
+    block = Model.model_validate({"pretrained": str(tmp_path / "lm"), "tower": tower})
+    model = new.create(block, "none", 0, Text(), [], seed=0)
+    ids = torch.tensor([plain("a small test")["input_ids"]])
+    ours = model.language_model(ids).logits[..., : theirs.config.vocab_size]
+    assert tiny.close(ours, theirs(ids).logits)  # not bit by bit: angles are fp64 here
+    assert model.layout.voco_id != model.layout.image_id
+    assert model.tokenizer("<voco>", split_special_tokens=True)["input_ids"] != [model.layout.voco_id]
+    assert model.language_model.get_input_embeddings().weight.shape[0] % 64 == 0

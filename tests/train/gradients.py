@@ -11,10 +11,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from voco.blocks import Training
 from voco.features import FeatureStore
 from voco.model import weights
 from voco.model.batch import collate
-from voco.spec import ImageSft
 from voco.train.data import SampleTables, TrainingSamples
 from voco.train.order import epoch_order
 from voco.train.step import backward
@@ -35,7 +35,7 @@ def main(folder: str, cases: list[str]) -> None:
         model = weights.load(f"{folder}/initial", dtype=torch.float32)
         model.tower = None
         samples = TrainingSamples(tables, model.tokenizer, model.layout, 512, share_vision=True)
-        block = ImageSft(
+        block = Training(
             epochs=1, global_batch=BATCH, micro_batch=BATCH // world // int(accumulation), learning_rate=1e-3,
             precision="fp32", zero_stage=int(stage),
         )  # fmt: skip

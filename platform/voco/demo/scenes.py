@@ -76,20 +76,39 @@ def _shape_rows(images: Path, split: str, asked: list[easy_vqa_shapes.Question])
     return rows
 
 
+def tiles(split: str, labels: dict[int, tuple[str, str]]) -> dict[tuple[str, str], list[Image.Image]]:
+    """The package's images of one split by (color, shape): RGB, CELL x CELL pixels, in the order of their numbers."""
+    found: dict[tuple[str, str], list[Image.Image]] = {}
+    for image, label in labels.items():
+        with Image.open(easy_vqa_shapes.folder(split) / "images" / f"{image}.png") as opened:
+            found.setdefault(label, []).append(opened.convert("RGB"))
+    return found
+
+
+def draw_scene(rng: random.Random) -> scene_questions.Scene:
+    """Four (color, shape) at random, of a few colors."""
+    palette = rng.sample(COLORS, rng.randint(*PALETTE))
+    return [(rng.choice(palette), rng.choice(SHAPES)) for _ in range(4)]
+
+
+def compose(four: list[Image.Image]) -> Image.Image:
+    """A 2x2 grid of four tiles in the order of `scene_questions.PLACES`: RGB, 2 CELL x 2 CELL pixels."""
+    picture = Image.new("RGB", (2 * CELL, 2 * CELL))
+    for place, tile in enumerate(four):
+        picture.paste(tile, (place % 2 * CELL, place // 2 * CELL))
+    return picture
+
+
 def _scene_rows(images: Path, split: str, labels: dict[int, tuple[str, str]], scenes: int, rng: random.Random) -> list[Row]:
     """Compose and save `scenes` different grids; rows in scene order, eight a scene."""
     target = images / "scenes" / split
     target.mkdir(parents=True)
-    cells: dict[tuple[str, str], list[Image.Image]] = {}
-    for image, label in labels.items():
-        with Image.open(easy_vqa_shapes.folder(split) / "images" / f"{image}.png") as opened:
-            cells.setdefault(label, []).append(opened.convert("RGB"))
+    cells = tiles(split, labels)
     asker = scene_questions.Asker(rng)
     seen: set[tuple[int, ...]] = set()
     rows: list[Row] = []
     while len(seen) < scenes:
-        palette = rng.sample(COLORS, rng.randint(*PALETTE))
-        scene = [(rng.choice(palette), rng.choice(SHAPES)) for _ in range(4)]
+        scene = draw_scene(rng)
         picks = tuple(rng.randrange(len(cells[label])) for label in scene)
         grid = tuple(id(cells[label][pick]) for label, pick in zip(scene, picks, strict=True))
         asked = asker.ask(scene) if grid not in seen else None
@@ -97,9 +116,7 @@ def _scene_rows(images: Path, split: str, labels: dict[int, tuple[str, str]], sc
             continue
         name = f"{len(seen):06d}"
         seen.add(grid)
-        picture = Image.new("RGB", (2 * CELL, 2 * CELL))
-        for place, (label, pick) in enumerate(zip(scene, picks, strict=True)):
-            picture.paste(cells[label][pick], (place % 2 * CELL, place // 2 * CELL))
+        picture = compose([cells[label][pick] for label, pick in zip(scene, picks, strict=True)])
         picture.save(target / f"{name}.png", compress_level=1)
         for index, (category, question, answer) in enumerate(asked):
             rows.append(_row(f"scenes-{split}-{name}-{index}", f"scenes/{split}/{name}.png", question, answer, category))

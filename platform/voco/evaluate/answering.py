@@ -6,10 +6,12 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 
-from voco import rows, storage, work
+from voco import rows, work
+from voco.blocks import Evaluate
 from voco.errors import Refused
 from voco.evaluate.scores import exact_match
 from voco.features import FeatureStore
@@ -17,28 +19,18 @@ from voco.model import weights
 from voco.model.cache import VocoCache
 from voco.model.flops import cache_bytes, read_flops
 from voco.model.voco_llama import prompt_ids
-from voco.spec import Evaluate
 from voco.tokens import Layout
+from voco.video.frame_store import FrameStore
 from voco.work import part
 
-LIST = pa.schema([("part", pa.string()), ("group", pa.int32()), ("row", pa.int32())])
 COLUMNS = ["sample_id", "media.list.element.sha256", "conversations"]
 IMAGES_AT_ONCE = 64  # compressed in one forward pass
+VARIANTS = {"shuffled": "shuffled_frames", "one": "one_frame"}  # what answers to less than the video are called
 
 
 def write_list(output: str, samples: list[str], unit_samples: int) -> int:
     """The work list of an evaluate job: every row of the `samples/` tables. Returns the number of units."""
-
-    def everything() -> Iterator[dict[str, Any]]:
-        for uri in samples:
-            folder = storage.join(uri, "samples")
-            for name in storage.names(folder):
-                with rows.open_parquet(storage.join(folder, name)) as file:
-                    for group in range(file.num_row_groups):
-                        for row in range(file.metadata.row_group(group).num_rows):
-                            yield {"part": storage.join(folder, name), "group": group, "row": row}
-
-    return work.write_list(output, work.cut(everything(), unit_samples, LIST), LIST)
+    return work.write_list(output, work.cut(work.sample_rows(samples), unit_samples, work.SAMPLE_LIST), work.SAMPLE_LIST)
 
 
 def layout_for(checkpoint: str, read_as: str) -> Layout:
@@ -54,12 +46,15 @@ def layout_for(checkpoint: str, read_as: str) -> Layout:
 class AnswerWorker:
     """Answers the questions of one unit's samples."""
 
-    def __init__(self, output: str, checkpoint: str, features: str, block: dict[str, Any]) -> None:
+    def __init__(
+        self, output: str, checkpoint: str, features: str | None, frame_cache: str | None, block: dict[str, Any]
+    ) -> None:
         self.output, self.checkpoint = output, checkpoint
         self.block = Evaluate.model_validate(block)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model = weights.load(checkpoint, layout_for(checkpoint, self.block.read_as), device=device)
-        self.features = FeatureStore(features)
+        self.features = FeatureStore(features) if features is not None else None
+        self.frames = FrameStore(frame_cache) if frame_cache is not None else None
         self.caches: dict[tuple[str, ...], VocoCache] = {}
 
     def __call__(self, unit: int, listed: pa.Table) -> dict[str, Any]:
@@ -78,7 +73,7 @@ class AnswerWorker:
         held = [cache.bytes / len(cache.tokens) for cache in self.caches.values()]
         config = self.model.language_model.config
         each = next(self.model.parameters()).element_size()
-        kept = {media: self._kept(media) for media in {q["media"] for q in questions}}
+        kept = {media: sum(self.caches[media].tokens) if media else 0 for media in {q["media"] for q in questions}}
         layout = self.model.layout
         whole = (layout.bos_id is not None) + layout.vision_slots + len(layout.separator_ids) + layout.voco_tokens()
         return {
@@ -93,21 +88,31 @@ class AnswerWorker:
             },
         }
 
-    def _kept(self, media: tuple[str, ...]) -> int:
-        return sum(self.caches[media].tokens) if media else 0
-
     def _compress(self, samples: list[dict[str, Any]]) -> None:
-        """One cache for each distinct list of images."""
-        wanted = list(dict.fromkeys(media_of(sample) for sample in samples if sample["media"]))
+        """One cache for each distinct list of images, or of frames; frames are compressed already."""
+        wanted = list(dict.fromkeys(self._media(sample) for sample in samples if sample["media"]))
+        if self.frames is not None:
+            n = self.model.layout.tokens
+            self.caches.update({media: self.frames.read(media[0], [int(at) for at in media[1:]], n) for media in wanted})
+            return
+        assert self.features is not None
         for start in range(0, len(wanted), IMAGES_AT_ONCE):
             some = wanted[start : start + IMAGES_AT_ONCE]
             made = self.model.compress_features([[self.features(sha256) for sha256 in media] for media in some])
             self.caches.update(zip(some, made, strict=True))
 
+    def _media(self, sample: dict[str, Any]) -> tuple[str, ...]:
+        """What a sample's cache is of: its images' hashes, or its id and the places of its frames in reading order."""
+        if self.frames is None or not sample["media"]:
+            return tuple(one["sha256"] for one in sample["media"] or [])
+        sample_id = sample["sample_id"]
+        places = ordered(self.frames.taken(sample_id, self.block.max_frames), self.block.frames, sample_id)
+        return (sample_id, *(str(place) for place in places))
+
     def _questions(self, samples: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         asked: set[tuple[str, ...]] = set()
         for sample in samples:
-            media = media_of(sample)
+            media = self._media(sample)
             for index, conversation in enumerate(sample["conversations"]):
                 turns = conversation["turns"]
                 if turns[-1]["role"] != "user" or not conversation["answers"]:
@@ -128,6 +133,7 @@ class AnswerWorker:
         new = self.model.answer(caches, [q["prompt"] for q in questions], self.block.max_new_tokens)
         texts = self.model.tokenizer.batch_decode(new, skip_special_tokens=True)
         layout = self.model.layout
+        method = "lower_bound" if self.block.read_as == "voco" else VARIANTS.get(self.block.frames, layout.method)
         return [
             {
                 "sample_id": question["sample_id"],
@@ -135,7 +141,7 @@ class AnswerWorker:
                 "source_id": question["conversation"]["source_id"],
                 "benchmark": self.block.benchmark,
                 "category": question["conversation"]["category"] or "none",
-                "method": layout.method if self.block.read_as == "own" else "lower_bound",
+                "method": method,
                 "n": layout.tokens,
                 "checkpoint": self.checkpoint,
                 "prompt": question["text"],
@@ -149,8 +155,14 @@ class AnswerWorker:
         ]
 
 
-def media_of(sample: dict[str, Any]) -> tuple[str, ...]:
-    return tuple(one["sha256"] for one in sample["media"] or [])
+def ordered(places: list[int], how: str, sample_id: str) -> list[int]:
+    """A video's frames as they are read: all in order, all in an order drawn from the sample's id, or the middle one only."""
+    if how == "one":
+        return [places[len(places) // 2]]
+    if how == "shuffled":
+        draw = np.random.default_rng(int(sample_id[:8], 16))
+        return [int(place) for place in draw.permutation(places)]
+    return places
 
 
 def read_rows(wanted: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -21,11 +21,15 @@ from typing import Any
 import pyarrow as pa
 
 from voco import rows, storage, work
-from voco.ingest import llava_json
+from voco.blocks import Ingest
+from voco.ingest import llava_json, video_chatgpt, webvid_csv
 from voco.ingest.items import Item, Reject, sample_id
-from voco.spec import Ingest
 
-FORMATS: dict[str, Callable[[str, Ingest], Iterator[Item | Reject]]] = {"llava_json": llava_json.read}
+FORMATS: dict[str, Callable[[str, Ingest], Iterator[Item | Reject]]] = {
+    "llava_json": llava_json.read,
+    "webvid_csv": webvid_csv.read,
+    "video_chatgpt": video_chatgpt.read,
+}
 
 BUCKET_BYTES = 16 << 20  # of the source file; as Python objects about six times that
 MAX_BUCKETS = 512  # files open at once

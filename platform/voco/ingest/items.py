@@ -1,14 +1,20 @@
 """What every source format is read into: one `Item` or one `Reject` for each source row, nothing else.
 
-A new format is one more reader that yields these; grouping, media checks, limits and tables stay as they are.
+A new format is one more reader: an iterator of raw rows and a function that makes one of them an item. Numbering, the
+rules that every conversation must keep, grouping, media checks, limits and tables stay as they are.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from voco.blocks import Ingest
+
+EVALUATION = {"val", "test"}  # splits whose last answer is a reference, not text
 
 
 class BadRow(Exception):
@@ -24,7 +30,7 @@ class BadRow(Exception):
 class Reject:
     """A source row that is left out."""
 
-    source: str  # file and row: "mix.json:17", rows counted from 0
+    source: str  # file and row: "mix.json:17", rows counted from 0, a header not counted
     reason: str
     detail: str
 
@@ -58,3 +64,69 @@ def normal_path(path: str) -> str:
     if not parts:
         raise BadRow("bad_record", f"the media path is empty: {path[:200]!r}")
     return "/".join(parts)
+
+
+def read_rows(uri: str, raws: Iterable[Any], parse: Callable[[Any, int, str], Item]) -> Iterator[Item | Reject]:
+    """Number the raw rows of a file and parse each: `parse(raw, index, source)` is an item or raises BadRow."""
+    name = uri.rsplit("/", 1)[-1]
+    for index, raw in enumerate(raws):
+        source = f"{name}:{index}"
+        try:
+            yield parse(raw, index, source)
+        except BadRow as bad:
+            yield Reject(source, bad.reason, bad.detail)
+
+
+def make_item(
+    source: str,
+    block: Ingest,
+    *,
+    modality: str,
+    path: str | None,
+    turns: Sequence[tuple[str, str]],
+    placeholder: str,
+    source_id: str = "",
+    category: str = "",
+    extra: dict[str, Any] | None = None,
+) -> Item:
+    """One conversation, by the rules of every format. In split val or test a last answer becomes the reference.
+
+    Raises BadRow: bad_record (text that no UTF-8 file can hold, no path), text_too_large, empty_text, bad_conversation
+    (training without an answer), unsafe_path.
+    """
+    notes = json.dumps(extra or {}, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    _check_text([source_id, category, notes, path or "", *(text for _, text in turns)], block.max_text_bytes)
+    evaluation = block.split in EVALUATION
+    _check_turns(turns, placeholder != "none", evaluation)
+    spoken, answers = list(turns), []
+    if evaluation and turns[-1][0] == "assistant":
+        spoken, answers = spoken[:-1], [turns[-1][1]]
+    conversation = {
+        "source_id": source_id,
+        "turns": [{"role": role, "text": text} for role, text in spoken],
+        "placeholder": placeholder,
+        "answers": answers,
+        "choices": [],
+        "category": category,
+        "extra": notes,
+    }
+    paths = () if path is None else (normal_path(path),)
+    return Item(source, modality, paths, tuple(turns), conversation)
+
+
+def _check_text(texts: list[str], limit: int) -> None:
+    try:
+        size = sum(len(text.encode()) for text in texts)
+    except UnicodeEncodeError as error:  # a lone surrogate: no UTF-8 file can hold it
+        raise BadRow("bad_record", f"text that is not Unicode: {error.reason}") from error
+    if size > limit:
+        raise BadRow("text_too_large", f"{size} bytes of text, more than ingest.max_text_bytes {limit}")
+
+
+def _check_turns(turns: Sequence[tuple[str, str]], placeholder: bool, evaluation: bool) -> None:
+    for index, (role, text) in enumerate(turns):
+        # A first turn that was the placeholder alone is LLaVA's way to write "caption this".
+        if not text.strip() and not (index == 0 and placeholder):
+            raise BadRow("empty_text", f"turn {index} ({role}) has no text")
+    if len(turns) == 1 and not evaluation:
+        raise BadRow("bad_conversation", "there is no answer to learn from")

@@ -1,4 +1,4 @@
-"""One image file: read it without leaving the media folder, know its format by content, prove that it is whole."""
+"""Media folders, and one image file: read it without leaving the folder, know its format by content, prove that it is whole."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
@@ -44,6 +44,13 @@ class Limits:
     max_pixels: int  # Pillow itself refuses more than 357,913,940
 
 
+class MediaSource(Protocol):
+    """What media are read from: a folder (`MediaRoot`) or an archive (`archive.ZipArchive`)."""
+
+    def read(self, path: str, limit: int) -> bytes:
+        """The bytes at a normalised path, at most `limit`. Raises BadRow."""
+
+
 class MediaRoot:
     """The folder that media paths are relative to, on disk or in S3."""
 
@@ -62,7 +69,7 @@ class MediaRoot:
         key = f"{self.root}/{path}"
         try:
             size = int(self.fs.info(key)["size"])
-            _check_size(path, size, limit)
+            check_size(path, size, limit)
             return bytes(self.fs.cat_file(key, max_concurrency=1))  # more would ask for the size once again
         except (FileNotFoundError, IsADirectoryError) as error:
             raise BadRow("missing_media", f"{path}: {os.strerror(errno.ENOENT)}") from error
@@ -78,7 +85,7 @@ def _read_local(root: Path, path: str, limit: int) -> bytes:
         found = real.stat()
         if not stat.S_ISREG(found.st_mode):  # a folder, or a pipe that would never end
             raise BadRow("missing_media", f"{path}: not a regular file")
-        _check_size(path, found.st_size, limit)
+        check_size(path, found.st_size, limit)
         return real.read_bytes()
     except OSError as error:
         if error.errno in ABSENT:
@@ -88,15 +95,13 @@ def _read_local(root: Path, path: str, limit: int) -> bytes:
         raise
 
 
-def _check_size(path: str, size: int, limit: int) -> None:
+def check_size(path: str, size: int, limit: int) -> None:
     if size > limit:
         raise BadRow("media_too_large", f"{path}: {size} bytes, more than ingest.max_media_bytes {limit}")
 
 
-def read_image(root: MediaRoot | None, path: str, limits: Limits) -> dict[str, Any]:
+def read_image(root: MediaSource, path: str, limits: Limits) -> dict[str, Any]:
     """One image as a `voco.rows.MEDIUM`. Raises BadRow when it is not there, not safe or not whole."""
-    if root is None:
-        raise BadRow("missing_media", f"{path}: the job has no inputs.media")
     data = root.read(path, limits.max_media_bytes)
     try:
         kind, width, height = check_image(data, limits)

@@ -11,8 +11,11 @@ import pyarrow as pa
 
 from voco import rows, storage, work
 from voco.ingest import spread
+from voco.ingest.archive import open_media
 from voco.ingest.items import BadRow
-from voco.ingest.media import Limits, MediaRoot, read_image
+from voco.ingest.media import Limits, read_image
+from voco.ingest.video_media import read_video
+from voco.ingest.video_probe import VideoProbe
 
 
 class WriteSamples:
@@ -23,8 +26,9 @@ class WriteSamples:
 
     def __init__(self, output: str, media: str | None, limits: Limits) -> None:
         self.output = output
-        self.root = MediaRoot(media) if media is not None else None
+        self.root = open_media(media) if media is not None else None
         self.limits = limits
+        self.probe = VideoProbe()
 
     def __call__(self, unit: int, listed: pa.Table) -> dict[str, Any]:
         rejects: list[dict[str, str]] = []
@@ -60,7 +64,7 @@ class WriteSamples:
         size = 0
         for index, sample in enumerate(listed.select(["dataset", "modality", "paths", "sources"]).to_pylist()):
             try:
-                media = [read_image(self.root, path, self.limits) for path in sample["paths"]]
+                media = [self._read(sample["modality"], path) for path in sample["paths"]]
             except BadRow as bad:
                 lost = {"dataset": sample["dataset"], "reason": bad.reason, "detail": bad.detail}
                 rejects.extend({**lost, "source": source} for source in sample["sources"])
@@ -75,6 +79,13 @@ class WriteSamples:
             _describe(figures, kinds, sample["modality"], media, listed["conversations"][index].as_py())
         if held:
             yield _group(listed, indices, held)
+
+    def _read(self, modality: str, path: str) -> dict[str, Any]:
+        if self.root is None:
+            raise BadRow("missing_media", f"{path}: the job has no inputs.media")
+        if modality == "video":
+            return read_video(self.root, path, self.limits, self.probe)
+        return read_image(self.root, path, self.limits)
 
 
 def _group(listed: pa.Table, indices: list[int], media: list[list[dict[str, Any]]]) -> pa.Table:
@@ -99,5 +110,6 @@ def _describe(
     for medium in media:
         kinds[f"format.{medium['format']}"] += 1
         spread.add(figures, "media_bytes", len(medium["bytes"]))
-        spread.add(figures, "width", medium["width"])
-        spread.add(figures, "height", medium["height"])
+        for name in ("width", "height", "duration_s", "fps", "num_frames"):
+            if medium[name] is not None:
+                spread.add(figures, name, medium[name])

@@ -1,4 +1,4 @@
-"""Samples to one batch of tensors: padded on either side, several samples in a row, or all in one row.
+"""Samples to one batch of tensors: padded on either side, several samples in a row, or all in one row; or text with caches.
 
 Legend: B rows, L tokens of a row, F views of the batch in order, V vision slots, C feature width, S predictions.
 """
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from voco.model.cache import VocoCache
 from voco.model.voco_mask import TokenIds
 from voco.tokens import NONE, PAD, TokenSample
 
@@ -41,6 +42,25 @@ class Batch:
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Batch:
         moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name not in ("sample_ids", "features")}
         return replace(self, **moved, features=self.features.to(device=device, dtype=dtype))
+
+
+@dataclass(frozen=True)
+class CachedBatch:
+    """Text of B samples, one in a row, and the cache that each reads; None for a sample without views."""
+
+    text: Batch
+    caches: tuple[VocoCache | None, ...]
+
+    @property
+    def predict_id(self) -> Tensor:
+        return self.text.predict_id
+
+    @property
+    def sample_ids(self) -> tuple[str, ...]:
+        return self.text.sample_ids
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> CachedBatch:
+        return replace(self, text=self.text.to(device, dtype))  # the model moves caches when it places them
 
 
 def rows_of(lengths: Sequence[int], padding: Padding) -> list[list[int]]:
@@ -107,3 +127,10 @@ def collate(
         predict_id=torch.from_numpy(np.concatenate(predict_id)),
         sample_ids=tuple(sample.sample_id for sample in samples),
     )
+
+
+def collate_cached(samples: Sequence[TokenSample], caches: Sequence[VocoCache | None], pad_id: int) -> CachedBatch:
+    """A batch of samples that were built with `cached`, and the caches that they read."""
+    none = [replace(sample, media=()) for sample in samples]  # their views are not in the rows
+    text = collate(none, lambda _: torch.empty(0), (0, 0), pad_id, padding="right")
+    return CachedBatch(text, tuple(caches))

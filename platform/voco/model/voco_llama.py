@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from transformers import DynamicCache
 
 from voco.conversation import Turn
-from voco.model.batch import Batch, collate
+from voco.model.batch import Batch, CachedBatch, collate
 from voco.model.cache import CacheKey, VocoCache, join
 from voco.model.rope import ExactRotary, check_rope, rotate
 from voco.model.vision_tower import VisionTower
@@ -58,7 +58,8 @@ class VocoLlama(nn.Module):
         self.layout = layout
         self.tokenizer = tokenizer
         self.feature_width = feature_width
-        self.compressor = ""  # hash of the weights on disk; set when they are loaded
+        # whose caches this model reads: hash of the weights on disk and their N; set when they are loaded
+        self.compressor, self.compressor_tokens = "", layout.tokens
         self.preprocessing = tower.identity if tower is not None else ""
 
     @property
@@ -93,11 +94,21 @@ class VocoLlama(nn.Module):
         logits: Tensor = self.language_model.lm_head(self.hidden(batch))
         return logits
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: Batch | CachedBatch) -> Tensor:
         """Sum of the cross-entropy over the batch's S predictions, fp32 scalar; the caller divides by the global count."""
-        states = self.hidden(batch).flatten(0, 1)[batch.predict_at]
-        logits = self.language_model.lm_head(states)
-        return F.cross_entropy(logits.float(), batch.predict_id, reduction="sum")
+        if isinstance(batch, CachedBatch):
+            states, text = self.hidden_cached(batch), batch.text
+        else:
+            states, text = self.hidden(batch), batch
+        logits = self.language_model.lm_head(states.flatten(0, 1)[text.predict_at])
+        return F.cross_entropy(logits.float(), text.predict_id, reduction="sum")
+
+    def hidden_cached(self, batch: CachedBatch) -> Tensor:
+        """(B, L, W): states of text that reads caches: pass 2 alone. Gradients reach this model's weights, not the caches."""
+        past, real, _ = self.past(batch.caches)
+        text = batch.text
+        mask = allowed(_ids_of_read(real, text.kind == TEXT, text.conversation), "voco", queries=text.ids.shape[1])
+        return self._run(self.language_model.model.embed_tokens(text.ids), mask[:, None], text.position, past)
 
     def _run(self, embeds: Tensor, mask: Tensor, position: Tensor, past: Any = None) -> Tensor:
         if self.language_model.config._attn_implementation == "eager":  # wants an additive mask
@@ -162,7 +173,7 @@ class VocoLlama(nn.Module):
     def cache_key(self) -> CacheKey:
         bos = () if self.layout.bos_id is None else (self.layout.bos_id,)
         return CacheKey(
-            self.compressor, self.layout.method, self.layout.tokens, bos + self.layout.separator_ids, self.preprocessing
+            self.compressor, self.layout.method, self.compressor_tokens, bos + self.layout.separator_ids, self.preprocessing
         )
 
     # ---- read and answer ------------------------------------------------------------------------------------------
@@ -210,7 +221,7 @@ class VocoLlama(nn.Module):
         ids = torch.tensor(padded, device=self.device)
         steps = torch.arange(width, device=self.device)[None]
         text = steps < lengths[:, None]
-        mask = allowed(_ids_of_read(real, text), "voco", queries=width)
+        mask = allowed(_ids_of_read(real, text, torch.zeros_like(ids)), "voco", queries=width)
         states = self._run(self.language_model.model.embed_tokens(ids), mask[:, None], start[:, None] + steps, past)
         last = states[torch.arange(len(prompts), device=self.device), lengths - 1]
         seen = torch.cat((real, text), dim=1)
@@ -281,13 +292,12 @@ def pool(features: Tensor, layout: Layout) -> Tensor:
     return features.reshape(len(features), layout.tokens, -1, features.shape[2]).mean(dim=2)
 
 
-def _ids_of_read(real: Tensor, text: Tensor) -> TokenIds:
-    """Ids of [cached tokens, text]: as if every cached token were a <voco> of the sample."""
+def _ids_of_read(real: Tensor, text: Tensor, conversation: Tensor) -> TokenIds:
+    """Ids of [cached tokens, text]: as if every cached token were a <voco> of the sample. All (B, M) or (B, L)."""
     cached = torch.where(real, VOCO, PAD)
     kind = torch.cat((cached, torch.where(text, TEXT, PAD)), dim=1)
     view = torch.cat((torch.zeros_like(cached), torch.full_like(text, NONE, dtype=torch.int64)), dim=1)
-    conversation = torch.cat((torch.full_like(cached, NONE), torch.zeros_like(text, dtype=torch.int64)), dim=1)
-    return TokenIds(kind, torch.zeros_like(kind), view, conversation)
+    return TokenIds(kind, torch.zeros_like(kind), view, torch.cat((torch.full_like(cached, NONE), conversation), dim=1))
 
 
 @contextmanager

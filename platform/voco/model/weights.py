@@ -19,6 +19,7 @@ from voco.model.voco_llama import VocoLlama
 from voco.tokens import Layout
 
 FORMAT = 1
+COMPRESSOR = "compressor"  # directory in a video checkpoint that holds the frozen maker of its caches
 
 
 def compressor_hash(state: dict[str, Tensor]) -> str:
@@ -34,18 +35,20 @@ def own_state(model: VocoLlama) -> dict[str, Tensor]:
     return state
 
 
-def save(model: VocoLlama, state: dict[str, Tensor], folder: Path) -> str:
+def save(model: VocoLlama, state: dict[str, Tensor], folder: Path, keep_compressor: bool = False) -> str:
     """Write `state` (names as in `own_state`) with the model's configuration, and return the compressor's hash.
 
-    The state is apart from the model because training gathers it from shards.
+    The state is apart from the model because training gathers it from shards. With `keep_compressor` the model goes on
+    reading the caches of the compressor that it was loaded with; else it is its own.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    compressor = compressor_hash(tensors)
+    compressor = model.compressor if keep_compressor else compressor_hash(tensors)
     tower = model.tower
     config = {
         "format": FORMAT,
         "compressor": compressor,
+        "compressor_tokens": model.compressor_tokens if keep_compressor else model.layout.tokens,
         "layout": model.layout.model_dump(),
         "feature_width": model.feature_width,
         "language_model": model.language_model.config.to_dict(),
@@ -65,6 +68,13 @@ def read_config(checkpoint: str) -> dict[str, Any]:
     """`model/config.json` of a checkpoint directory, at a local path or `s3://`."""
     config: dict[str, Any] = storage.read_json(storage.join(storage.resolve(checkpoint), "model", "config.json"))
     return config
+
+
+def load_compressor(checkpoint: str, device: str = "cpu") -> VocoLlama:
+    """The model that makes the caches which a checkpoint reads: what it was trained against, or itself."""
+    kept = storage.join(storage.resolve(checkpoint), COMPRESSOR)
+    place = kept if storage.exists(storage.join(kept, "model", "config.json")) else checkpoint
+    return load(place, device=device)
 
 
 def load(
@@ -95,6 +105,15 @@ def load(
     model.to(dtype or trained.dtype)
     if model.tower is not None:
         model.tower.float()
-    model.compressor = config["compressor"]
+    model.compressor, model.compressor_tokens = config["compressor"], config["compressor_tokens"]
     model.preprocessing = config["preprocessing"]
     return model.to(device).eval()
+
+
+def keep_compressor(start: str, output: str) -> None:
+    """Copy the maker of a checkpoint's caches to `<output>/compressor`, for a model that was trained against them."""
+    kept = storage.join(start, COMPRESSOR)
+    source = kept if storage.exists(storage.join(kept, "model", "config.json")) else start
+    with tempfile.TemporaryDirectory() as place:
+        folder = storage.get_directory(storage.join(source, "model"), Path(place) / "model")
+        storage.put_directory(folder, storage.join(output, COMPRESSOR, "model"))

@@ -1,16 +1,22 @@
-"""Rows of `samples/` to token samples, row group by row group; nothing is read twice within a window."""
+"""Rows of `samples/` to token samples and batches, row group by row group; nothing is read twice within a window."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pyarrow.parquet as pq
 
 from voco import rows, storage
+from voco.blocks import Training, VideoSft
+from voco.features import FeatureStore
+from voco.model.batch import Batch, CachedBatch, collate, collate_cached
+from voco.model.cache import VocoCache
+from voco.model.voco_llama import VocoLlama
 from voco.tokens import Layout, TokenSample, build
 from voco.train.order import WINDOW, Mix, Rows
+from voco.video.frame_store import FrameStore
 
 COLUMNS = ["sample_id", "media.list.element.sha256", "conversations"]
 
@@ -57,11 +63,22 @@ def _samples_in(file: pq.ParquetFile, group: int, share_vision: bool) -> int:
 
 
 class TrainingSamples:
-    """Token samples by (row group, place in it), with the last window of row groups kept."""
+    """Token samples by (row group, place in it), with the last window of row groups kept.
 
-    def __init__(self, tables: SampleTables, tokenizer: Any, layout: Layout, max_tokens: int, share_vision: bool) -> None:
-        self.tables, self.tokenizer, self.layout = tables, tokenizer, layout
-        self.max_tokens, self.share_vision = max_tokens, share_vision
+    `views` names the views of a row: images by their hash, or under `cached` the places of its frames.
+    """
+
+    def __init__(
+        self,
+        tables: SampleTables,
+        tokenizer: Any,
+        layout: Layout,
+        block: Training,
+        views: Callable[[dict[str, Any]], list[str]],
+        cached: bool = False,
+    ) -> None:
+        self.tables, self.tokenizer, self.layout, self.block = tables, tokenizer, layout, block
+        self.views, self.cached = views, cached
         self.held: OrderedDict[int, list[TokenSample]] = OrderedDict()
         self.cut = 0  # text tokens left out of the samples that were taken
 
@@ -80,7 +97,41 @@ class TrainingSamples:
         return self.held[group]
 
     def _build(self, row: dict[str, Any]) -> Iterator[TokenSample]:
-        media = [one["sha256"] for one in row["media"] or []]
+        views, limit = self.views(row), self.block.max_tokens
         conversations = [one["turns"] for one in row["conversations"]]
-        for part in [conversations] if self.share_vision else [[one] for one in conversations]:
-            yield build(row["sample_id"], part, media, self.tokenizer, self.layout, max_tokens=self.max_tokens)
+        for part in [conversations] if self.block.share_vision else [[one] for one in conversations]:
+            yield build(row["sample_id"], part, views, self.tokenizer, self.layout, max_tokens=limit, cached=self.cached)
+
+
+def images_of(row: dict[str, Any]) -> list[str]:
+    """Content hashes of a row's images."""
+    return [one["sha256"] for one in row["media"] or []]
+
+
+class ImageBatches:
+    """Batches of samples whose images are read as features."""
+
+    def __init__(self, tables: SampleTables, features: FeatureStore, model: VocoLlama, block: Training) -> None:
+        self.samples = TrainingSamples(tables, model.tokenizer, model.layout, block, images_of)
+        self.features, self.layout, self.width = features, model.layout, model.feature_width
+
+    def collate(self, samples: list[TokenSample]) -> Batch:
+        return collate(samples, self.features, (self.layout.vision_slots, self.width), self.layout.pad_id)
+
+
+class VideoBatches:
+    """Batches of samples whose frames are read as caches."""
+
+    def __init__(self, tables: SampleTables, frames: FrameStore, model: VocoLlama, block: VideoSft) -> None:
+        def places(row: dict[str, Any]) -> list[str]:
+            return [str(place) for place in frames.taken(row["sample_id"], block.max_frames)] if row["media"] else []
+
+        self.samples = TrainingSamples(tables, model.tokenizer, model.layout, block, places, cached=True)
+        self.frames, self.layout = frames, model.layout
+
+    def collate(self, samples: list[TokenSample]) -> CachedBatch:
+        caches = [self._cache(sample) if sample.media else None for sample in samples]
+        return collate_cached(samples, caches, self.layout.pad_id)
+
+    def _cache(self, sample: TokenSample) -> VocoCache:
+        return self.frames.read(sample.sample_id, [int(place) for place in sample.media], self.layout.tokens)

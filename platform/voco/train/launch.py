@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from voco import running, storage
+from voco import manifest, rows, running, storage
+from voco.blocks import Method, Text, Training, VideoSft
 from voco.errors import JobFailed, Refused, Stopped
-from voco.spec import Job, Text
+from voco.manifest import Manifest
+from voco.spec import Job
 from voco.tokens import Layout
 from voco.train.data import SampleTables
 
@@ -27,19 +29,20 @@ def starting_point(job: Job, output: str) -> tuple[str, Layout]:
     """
     from voco.model import new, weights
 
-    block, compression = job.image_sft, job.compression
-    assert block is not None
-    assert compression is not None
+    block, compression = job.block, job.compression
+    method: Method = "none" if compression is None else compression.method
+    tokens = 0 if compression is None else compression.tokens  # align has no <voco>
     if job.inputs.checkpoint is not None:
         config = weights.read_config(job.inputs.checkpoint)
         layout = Layout(**config["layout"])
         text = block.text or Text(template=layout.template, newlines=layout.newlines)  # type: ignore[arg-type]
-        changes = {**compression.model_dump(), "template": text.template, "newlines": text.newlines}
+        changes = {"method": method, "tokens": tokens, "template": text.template, "newlines": text.newlines}
         return storage.resolve(job.inputs.checkpoint), layout.model_copy(update=changes)
     assert job.model is not None
     initial = storage.join(output, "initial")
     if not storage.exists(storage.join(initial, "model", "config.json")):
-        model = new.create(job.model, compression, block.text or Text(), _texts(job), job.seed)
+        text = block.text or (Text(template="plain") if job.kind == "align" else Text())
+        model = new.create(job.model, method, tokens, text, _texts(job), job.seed)
         with tempfile.TemporaryDirectory() as folder:
             weights.save(model, weights.own_state(model), Path(folder) / "model")
             storage.put_directory(Path(folder) / "model", storage.join(initial, "model"))
@@ -47,7 +50,9 @@ def starting_point(job: Job, output: str) -> tuple[str, Layout]:
 
 
 def _texts(job: Job) -> Iterator[str]:
-    for row in itertools.islice(_tables(job).rows(["conversations"]), TOKENIZER_ROWS):
+    uris = job.inputs.vocabulary or [item.uri for item in job.inputs.samples]
+    tables = SampleTables([storage.resolve(uri) for uri in uris], [1.0] * len(uris))
+    for row in itertools.islice(tables.rows(["conversations"]), TOKENIZER_ROWS):
         for conversation in row["conversations"]:
             yield from (turn["text"] for turn in conversation["turns"])
 
@@ -57,16 +62,17 @@ def fit(job: Job, run_id: str, output: str) -> dict[str, Any]:
 
     Raises Stopped after a clean stop, JobFailed when a worker failed.
     """
-    block = job.image_sft
-    assert block is not None
+    block: Training = job.block
     model, layout = starting_point(job, output)
     config = {
         "name": job.name,
+        "kind": job.kind,
         "run": running.current(),
         "seed": job.seed,
         "block": block.model_dump(),
         "samples": [{"uri": storage.resolve(item.uri), "weight": item.weight} for item in job.inputs.samples],
         "features": storage.resolve(job.inputs.features or ""),
+        "frame_cache": storage.resolve(job.inputs.frame_cache or ""),
         "model": model,
         "layout": layout.model_dump(),
         "output": output,
@@ -141,29 +147,85 @@ def apart(call: Callable[[], Any]) -> Any:
 
 
 def check(job: Job, layout: Layout, model: str) -> None:
-    """Refuse what would only fail on the workers: features of another tower or not of these samples, sizes that do not fit."""
-    from voco.features import FeatureStore, check_tower
+    """Refuse what would only fail on the workers: features or caches of another maker or other samples, and sizes."""
     from voco.model import weights
 
-    block, config = job.image_sft, weights.read_config(model)
-    assert block is not None
-    features = storage.resolve(job.inputs.features or "")
-    check_tower(features, config["preprocessing"])
+    block: Training = job.block
+    config = weights.read_config(model)
+    longest = config["language_model"]["max_position_embeddings"]
+    if block.max_tokens > longest:
+        raise Refused(f"{job.kind}.max_tokens: expected at most the model's {longest} positions, got {block.max_tokens}")
+    if isinstance(block, VideoSft):
+        _check_frames(job, block, layout, config)
+        return
+    _check_features(job, config)
     if layout.method == "avg_pool" and layout.vision_slots % layout.tokens:
         raise Refused(
             f"compression.tokens: expected a divisor of the tower's {layout.vision_slots} positions, got {layout.tokens}"
         )
     prefix = layout.prefix_length + layout.voco_tokens()
     if prefix >= block.max_tokens:
-        raise Refused(f"image_sft.max_tokens: expected more than the prefix's {prefix} tokens, got {block.max_tokens}")
-    longest = config["language_model"]["max_position_embeddings"]
-    if block.max_tokens > longest:
-        raise Refused(f"image_sft.max_tokens: expected at most the model's {longest} positions, got {block.max_tokens}")
-    held = FeatureStore(features).index
+        raise Refused(f"{job.kind}.max_tokens: expected more than the prefix's {prefix} tokens, got {block.max_tokens}")
+
+
+def _check_features(job: Job, config: dict[str, Any]) -> None:
+    from voco.features import FeatureStore, check_tower
+
+    features = FeatureStore(storage.resolve(job.inputs.features or ""))
+    check_tower(features, config["preprocessing"])
     images = {one["sha256"] for row in _tables(job).rows(["media.list.element.sha256"]) for one in row["media"] or []}
-    missing = images - held.keys()
+    missing = images - features.index.keys()
     if missing:
-        raise Refused(f"inputs.features: {features} lacks {len(missing)} of {len(images)} images; make it from these samples")
+        raise Refused(
+            f"inputs.features: {job.inputs.features} lacks {len(missing)} of {len(images)} images; make it from these samples"
+        )
+
+
+def _check_frames(job: Job, block: VideoSft, layout: Layout, config: dict[str, Any]) -> None:
+    from voco.video.frame_store import FrameStore, check_maker
+
+    if layout.template == "plain":
+        raise Refused("video_sft.text.template: plain starts with the answer, which no cache can predict; use another template")
+    store = FrameStore(storage.resolve(job.inputs.frame_cache or ""))
+    check_maker(store, config, layout.tokens)
+    held = [row["sample_id"] for row in _tables(job).rows(["sample_id", "modality"]) if row["modality"] != "text"]
+    missing = [sample_id for sample_id in held if sample_id not in store.groups]
+    if missing:
+        raise Refused(
+            f"inputs.frame_cache: {job.inputs.frame_cache} lacks {len(missing)} of {len(held)} samples, {missing[0]} for one; "
+            "make it from these samples"
+        )
+    frames = max((len(store.taken(sample_id, block.max_frames)) for sample_id in held), default=0)
+    if frames * layout.tokens >= block.max_tokens:
+        most = (block.max_tokens - 1) // layout.tokens
+        raise Refused(
+            f"video_sft.max_frames: a sample has {frames} frames of {layout.tokens} tokens, which leaves no room for text in "
+            f"max_tokens {block.max_tokens}; set max_frames below {most}, and frames are dropped evenly"
+        )
+
+
+def finish(job: Job, run_id: str, started: float, returned: dict[str, Any]) -> Manifest:
+    """The manifest of a checkpoint directory whose training ended."""
+    output = storage.resolve(job.output)
+    metrics = rows.read_table(storage.join(output, "metrics.parquet"))
+    files = [storage.join("model", name) for name in storage.names(storage.join(output, "model"))]
+    entries = [
+        {"path": name, "bytes": storage.size(place), "sha256": storage.sha256(place)}
+        for name in files
+        for place in [storage.join(output, name)]
+    ]
+    return manifest.finish(
+        job,
+        run_id,
+        started,
+        counts={"steps": returned["steps"], "text_tokens_cut": returned["cut"]},
+        tables={"model": entries},
+        statistics={
+            "final_loss": metrics["loss"][-1].as_py(),
+            "supervised_tokens": sum(metrics["tokens"].to_pylist()),
+            "training_seconds": sum(metrics["seconds"].to_pylist()),
+        },
+    )
 
 
 def _tables(job: Job) -> SampleTables:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from voco.model.batch import Batch
+from voco.model.batch import Batch, CachedBatch
 
 
 class NonFinite(Exception):
@@ -50,7 +50,7 @@ class Backward:
     stop: bool
 
 
-def backward(engine: Any, batches: Sequence[Batch], step: int, stop: bool) -> Backward:
+def backward(engine: Any, batches: Sequence[Batch | CachedBatch], step: int, stop: bool) -> Backward:
     """Forward and backward of this rank's micro-batches.
 
     Every rank's gradient of sum/count is wanted, with one count for all. DeepSpeed averages gradients over ranks and
@@ -87,7 +87,7 @@ def _gather(mine: list[str]) -> list[str]:
     return [item for theirs in everyone for item in theirs]
 
 
-def trained_on(batches: Sequence[Batch], device: Any) -> str:
+def trained_on(batches: Sequence[Batch | CachedBatch], device: Any) -> str:
     """What `StepResult.sample_ids_sha256` holds; one small collective."""
     ids = "\n".join(sample_id for batch in batches for sample_id in batch.sample_ids)
     mine = torch.frombuffer(bytearray(hashlib.sha256(ids.encode()).digest()), dtype=torch.uint8).to(device)
@@ -96,7 +96,7 @@ def trained_on(batches: Sequence[Batch], device: Any) -> str:
     return hashlib.sha256(b"".join(one.cpu().numpy().tobytes() for one in everyone)).hexdigest()
 
 
-def train_step(engine: Any, batches: Sequence[Batch], step: int, stop: bool) -> StepResult:
+def train_step(engine: Any, batches: Sequence[Batch | CachedBatch], step: int, stop: bool) -> StepResult:
     """One optimizer step over the global batch, of which `batches` are this rank's micro-batches."""
     ids = trained_on(batches, engine.device)
     done = backward(engine, batches, step, stop)

@@ -16,19 +16,22 @@ import torch
 import torch.distributed as dist
 
 from voco import rows, running, storage
+from voco.blocks import Training, VideoSft
 from voco.features import FeatureStore
 from voco.model import weights
-from voco.model.batch import Batch, collate
+from voco.model.batch import Batch, CachedBatch
 from voco.model.voco_llama import VocoLlama
-from voco.spec import ImageSft
-from voco.tokens import Layout, TokenSample, filler
-from voco.train.data import SampleTables, TrainingSamples
+from voco.tokens import Layout, filler
+from voco.train.data import ImageBatches, SampleTables, VideoBatches
 from voco.train.order import Rows, epoch_order
 from voco.train.step import NonFinite, StepResult, learning_rate, train_step
 from voco.train.zero import deepspeed_config
+from voco.video.frame_store import FrameStore
 
 TAG = "state"
 SECONDS_BETWEEN_LINES = 5.0
+# What each kind trains. A video model's caches come from its frozen compressor, and nothing of it passes the projector.
+TRAINED = {"align": ("projector.",), "image_sft": ("projector.", "language_model."), "video_sft": ("language_model.",)}
 
 
 def train(config: dict[str, Any]) -> dict[str, Any]:
@@ -42,19 +45,25 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
 
     # its shared-memory all-reduce is compiled at first use, for half a minute, and a kill meanwhile leaves a lock behind
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    block = ImageSft.model_validate(config["block"])
+    block: Training = (VideoSft if config["kind"] == "video_sft" else Training).model_validate(config["block"])
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     torch.manual_seed(config["seed"])
     model = weights.load(config["model"], Layout(**config["layout"]), torch.float32, block.attention)
-    model.tower = None  # its features are there already
+    model.tower = None  # its features, or the frames' caches, are there already
+    for name, weight in model.named_parameters():
+        weight.requires_grad_(name.startswith(TRAINED[config["kind"]]))
     deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     engine, _, _, _ = deepspeed.initialize(model=model, model_parameters=trained, config=deepspeed_config(block, world))
     uris, shares = [item["uri"] for item in config["samples"]], [item["weight"] for item in config["samples"]]
     tables = SampleTables(uris, shares, block.share_vision)
-    samples = TrainingSamples(tables, model.tokenizer, model.layout, block.max_tokens, block.share_vision)
-    loop = TrainLoop(config, block, engine, model, samples, FeatureStore(config["features"]), rank, world)
+    data: ImageBatches | VideoBatches
+    if isinstance(block, VideoSft):
+        data = VideoBatches(tables, FrameStore(config["frame_cache"]), model, block)
+    else:
+        data = ImageBatches(tables, FeatureStore(config["features"]), model, block)
+    loop = TrainLoop(config, block, engine, model, data, rank, world)
     try:
         loop.resume()
         stopped = loop.run()
@@ -62,7 +71,7 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
         return {"failed": str(error)}
     if not stopped:
         loop.export()
-    return {"stopped": stopped, "steps": loop.step, "cut": samples.cut}
+    return {"stopped": stopped, "steps": loop.step, "cut": data.samples.cut}
 
 
 class OtherWorkers(Exception):
@@ -75,17 +84,17 @@ class TrainLoop:
     def __init__(
         self,
         config: dict[str, Any],
-        block: ImageSft,
+        block: Training,
         engine: Any,
         model: VocoLlama,
-        samples: TrainingSamples,
-        features: FeatureStore,
+        data: ImageBatches | VideoBatches,
         rank: int,
         world: int,
     ) -> None:
         self.config, self.block, self.engine, self.model = config, block, engine, model
-        self.samples, self.features, self.rank, self.world = samples, features, rank, world
-        self.steps_per_epoch = samples.tables.mix.steps(block.global_batch)
+        self.data, self.rank, self.world = data, rank, world
+        self.mix = data.samples.tables.mix
+        self.steps_per_epoch = self.mix.steps(block.global_batch)
         self.total = block.epochs * self.steps_per_epoch
         self.step = 0
         self.metrics: list[dict[str, Any]] = []
@@ -96,7 +105,7 @@ class TrainLoop:
         last_line = 0.0
         while self.step < self.total:
             epoch, at = divmod(self.step, self.steps_per_epoch)
-            order = epoch_order(self.samples.tables.mix, self.config["seed"], epoch, self.block.global_batch)
+            order = epoch_order(self.mix, self.config["seed"], epoch, self.block.global_batch)
             for index in range(at, self.steps_per_epoch):
                 result = self._one(epoch, order.of_rank(index, self.rank, self.world))
                 if time.monotonic() - last_line > SECONDS_BETWEEN_LINES or self.step == self.total:
@@ -133,10 +142,8 @@ class TrainLoop:
         self.step += 1
         return result
 
-    def _batch(self, wanted: Rows) -> Batch:
-        taken: list[TokenSample] = self.samples.take(wanted) or [self.filler]
-        empty = (self.model.layout.vision_slots, self.model.feature_width)
-        return collate(taken, self.features, empty, self.model.layout.pad_id)
+    def _batch(self, wanted: Rows) -> Batch | CachedBatch:
+        return self.data.collate(self.data.samples.take(wanted) or [self.filler])
 
     def _say(self, result: StepResult) -> None:
         if self.rank:
@@ -196,7 +203,7 @@ class TrainLoop:
                 whole = weights.load(self.config["model"], self.model.layout)
                 if whole.tower is not None:
                     state |= {f"tower.{name}": tensor for name, tensor in whole.tower.state_dict().items()}
-                weights.save(whole, state, Path(folder) / "model")
+                weights.save(whole, state, Path(folder) / "model", keep_compressor=self.config["kind"] == "video_sft")
                 storage.put_directory(Path(folder) / "model", storage.join(self.config["output"], "model"))
             write_metrics(storage.join(self.config["output"], "metrics.parquet"), self.metrics)
         dist.barrier()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from voco.spec import ImageSft
+from voco.blocks import Training
 
 
-def deepspeed_config(block: ImageSft, workers: int) -> dict[str, Any]:
+def deepspeed_config(block: Training, workers: int) -> dict[str, Any]:
     """DeepSpeed's configuration for a training block on `workers` ranks."""
     accumulation = block.global_batch // (workers * block.micro_batch)
     return {

@@ -1,0 +1,17 @@
+"""Reads samples/ of captions, features/ and a language model (or a new one); writes a checkpoint with a trained projector."""
+
+from __future__ import annotations
+
+import time
+
+from voco import storage
+from voco.manifest import Manifest
+from voco.spec import Job
+from voco.train import launch
+
+
+def run(job: Job, run_id: str) -> Manifest:
+    """The projector alone learns to speak to the frozen language model (LLaVA's first stage), without <voco> tokens."""
+    started = time.time()
+    returned = launch.fit(job, run_id, storage.resolve(job.output))
+    return launch.finish(job, run_id, started, returned)

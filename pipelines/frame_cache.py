@@ -1,0 +1,42 @@
+"""Reads samples/ and a checkpoint; writes frame_cache/, one row a frame, and index.parquet."""
+
+from __future__ import annotations
+
+import time
+
+import pyarrow as pa
+
+from voco import manifest, rows, storage, work
+from voco.errors import JobFailed, Refused
+from voco.manifest import Manifest
+from voco.model import weights
+from voco.spec import Job
+from voco.video import frame_cache
+
+
+def run(job: Job, run_id: str) -> Manifest:
+    """Every frame compressed once, alone, by the checkpoint's compressor, in work units on Ray Data."""
+    started = time.time()
+    block = job.frame_cache
+    assert block is not None
+    output, checkpoint = storage.resolve(job.output), storage.resolve(job.inputs.checkpoint or "")
+    method = weights.read_config(checkpoint)["layout"]["method"]
+    if method != "voco":
+        raise Refused(f"inputs.checkpoint: frame caches need a checkpoint of method voco, got {method}")
+    units = frame_cache.write_list(output, [storage.resolve(item.uri) for item in job.inputs.samples], block.unit_samples)
+    if units == 0:
+        raise Refused("inputs.samples: no rows with images or videos")
+    arguments = {"output": output, "checkpoint": checkpoint, "block": block.model_dump()}
+    done = work.run(output, units, frame_cache.FrameWorker, arguments, job.resources, in_process=False, label=job.name)
+    bad = [one for record in done for one in record["bad"]]
+    if bad:
+        raise JobFailed(f"{job.name}: {len(bad)} media cannot be decoded; ingest with `check: full` rejects them: {bad[0]}")
+    index = pa.Table.from_pylist([line for record in done for line in record["index"]], schema=rows.FRAME_INDEX)
+    entry = rows.write_table(storage.join(output, "index.parquet"), [index], rows.FRAME_INDEX)
+    frames, each = sum(record["counts"]["written"] for record in done), done[0]["bytes_per_frame"]
+    print(f"{job.name}: {frames:,} frames of {index.num_rows:,} row groups, {each:,} bytes a frame", flush=True)
+    tables = {"frame_cache": [one for record in done for one in record["tables"]["frame_cache"]], "index": [entry]}
+    stored = sum(one["bytes"] for one in tables["frame_cache"])
+    counts = {"read": sum(record["counts"]["read"] for record in done), "written": frames}
+    statistics = {"bytes_per_frame": each, "stored_bytes_per_frame": stored / max(1, frames)}
+    return manifest.finish(job, run_id, started, counts=counts, tables=tables, statistics=statistics)

@@ -1,0 +1,225 @@
+"""The blocks of a job file: one class for every key that holds a mapping, one field for every key in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Method = Literal["voco", "none", "avg_pool"]
+
+
+class Strict(BaseModel):
+    """Immutable, no unknown keys, no silent conversion of types."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
+
+
+class WeightedSamples(Strict):
+    """One `samples/` table in a training mix."""
+
+    uri: str
+    weight: float = Field(default=1.0, gt=0)  # rows seen in one epoch, as a multiple of the table's rows
+
+
+SINGLE = ("annotations", "media", "features", "frame_cache", "checkpoint", "upper", "lower")  # inputs that are one URI
+
+
+class Inputs(Strict):
+    """Where a job reads; each kind takes some of these (`TAKES`)."""
+
+    annotations: str | None = None  # the source's annotation file
+    media: str | None = None  # the folder, or the zip file, that media paths are relative to
+    samples: list[WeightedSamples] = []  # outputs of ingest
+    features: str | None = None  # output of features: vision features by image hash
+    frame_cache: str | None = None  # output of frame_cache: keys and values of every frame's <voco> tokens
+    checkpoint: str | None = None  # output of a training job
+    vocabulary: list[str] = []  # outputs of ingest whose text a new tokenizer is trained on; default: the job's samples
+    upper: str | None = None  # evaluate: answers of the upper bound, for retention
+    lower: str | None = None  # evaluate: answers of the lower bound
+    outputs: list[str] = []  # report: outputs of any kind
+
+    def uris(self) -> dict[str, str]:
+        """Every input that is given, by its key path."""
+        found = {f"inputs.{key}": uri for key in SINGLE if (uri := getattr(self, key)) is not None}
+        found |= {f"inputs.samples[{index}].uri": item.uri for index, item in enumerate(self.samples)}
+        found |= {f"inputs.vocabulary[{index}]": uri for index, uri in enumerate(self.vocabulary)}
+        return found | {f"inputs.outputs[{index}]": uri for index, uri in enumerate(self.outputs)}
+
+    def replaced(self, real: Callable[[str], str]) -> Inputs:
+        """The same inputs with `real(uri)` in the place of every URI."""
+        changes: dict[str, Any] = {key: real(uri) for key in SINGLE if (uri := getattr(self, key)) is not None}
+        changes["samples"] = [item.model_copy(update={"uri": real(item.uri)}) for item in self.samples]
+        changes["vocabulary"] = [real(uri) for uri in self.vocabulary]
+        changes["outputs"] = [real(uri) for uri in self.outputs]
+        return self.model_copy(update=changes)
+
+
+class Resources(Strict):
+    """What the job's Ray workers take."""
+
+    workers: int = Field(default=1, ge=1)
+    cpus_per_worker: float = Field(default=1, gt=0)
+    gpus_per_worker: float = Field(default=0, ge=0)
+    accelerator: str | None = None  # Ray accelerator type, e.g. A100
+
+
+class Compression(Strict):
+    """How an image's vision tokens reach the text."""
+
+    method: Method
+    tokens: int = Field(ge=1)  # N: <voco> tokens per view; avg_pool: pooled vectors per view
+
+
+class Tower(Strict):
+    """The frozen vision net and its preprocessing. Both are part of every cache key."""
+
+    name: Literal["efficientnet_lite0", "clip"]
+    image_size: int = Field(ge=32)  # pixels; the image is padded to a square with the mean colour and resized
+    path: str | None = None  # clip: a local directory or hub name with transformers' weights
+    layer: int = -2  # clip: the hidden state that is used, as LLaVA does
+
+    @model_validator(mode="after")
+    def _path(self) -> Self:
+        if (self.name == "clip") != (self.path is not None):
+            raise ValueError("expected `path` with clip and only with clip")
+        return self
+
+
+class Llama(Strict):
+    """A Llama built from nothing, for small machines."""
+
+    layers: int = Field(ge=1)
+    width: int = Field(ge=8)
+    heads: int = Field(ge=1)
+    kv_heads: int = Field(ge=1)
+    mlp_width: int = Field(ge=8)
+    vocabulary: int = Field(ge=300)  # entries of the byte-level BPE that is trained on the job's own samples
+
+    @model_validator(mode="after")
+    def _heads(self) -> Self:
+        if self.width % self.heads or self.heads % self.kv_heads or self.width // self.heads % 2:
+            raise ValueError("expected width to be an even multiple of heads and heads a multiple of kv_heads")
+        return self
+
+
+class Model(Strict):
+    """A new model; a job that starts from `inputs.checkpoint` has none of it."""
+
+    llama: Llama | None = None
+    pretrained: str | None = None  # or: a directory with a language model as transformers saves it, weights and tokenizer
+    tower: Tower
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.llama is None) == (self.pretrained is None):
+            raise ValueError("expected either `llama`, from nothing, or `pretrained`, a directory, and not both")
+        return self
+
+
+class Text(Strict):
+    """How turns become a prompt; saved in the checkpoint."""
+
+    template: Literal["vicuna_v1", "plain", "chatml", "question_answer"] = "vicuna_v1"
+    newlines: Literal["keep", "strip"] = "keep"  # strip: as the released code does
+
+
+class Ingest(Strict):
+    """Source files to `samples/` and `rejects/`."""
+
+    format: Literal["llava_json", "webvid_csv", "video_chatgpt"]
+    dataset: str
+    split: str = "train"
+    check: Literal["full", "header"] = "header"  # decode every pixel, or the header only
+    duplicates: Literal["reject", "keep"] = "reject"
+    max_missing_share: float | None = Field(default=None, ge=0, le=1)  # default 0.02, and 1.0 for video sets
+    max_reject_share: float = Field(default=0.01, ge=0, le=1)
+    max_text_bytes: int = Field(default=1 << 20, ge=1)
+    max_media_bytes: int = Field(default=256 << 20, ge=1)
+    max_pixels: int = Field(default=178_956_970, ge=1)  # Pillow's own limit against decompression bombs
+    unit_rows: int = Field(default=2000, ge=1)  # samples of one work unit, which is one Parquet file
+    in_process_rows: int = Field(default=2000, ge=0)  # up to so many samples the driver does the work itself
+
+
+class Features(Strict):
+    """Vision features of every unique image, once."""
+
+    tower: Tower
+    unit_images: int = Field(default=2000, ge=1)
+    batch: int = Field(default=64, ge=1)
+
+
+class Training(Strict):
+    """Supervised training with DeepSpeed: `align` (the projector only) and `image_sft` (all but the tower)."""
+
+    epochs: int = Field(ge=1)
+    global_batch: int = Field(ge=1)  # samples of one optimizer step, over all workers
+    micro_batch: int = Field(ge=1)  # samples of one forward pass of one worker
+    learning_rate: float = Field(gt=0)
+    warmup_share: float = Field(default=0.03, ge=0, le=1)  # of all steps; then a cosine to `final_lr_share`
+    final_lr_share: float = Field(default=0.0, ge=0, le=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    clip_grad_norm: float = Field(default=1.0, gt=0)
+    precision: Literal["bf16", "fp32"] = "bf16"
+    zero_stage: Literal[1, 2, 3] = 2
+    save_every: int = Field(default=500, ge=1)  # steps between checkpoints
+    share_vision: bool = True  # a row whole: its vision prefix once, each conversation a text segment of its own
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    max_tokens: int = Field(default=2048, ge=8)  # of a prefix with one conversation; text is cut at its end, never the prefix
+    text: Text | None = None  # default: the checkpoint's, or Text() for a new model
+
+
+class VideoSft(Training):
+    """Supervised fine-tuning on videos, which reads frame caches and no pixel."""
+
+    max_frames: int = Field(default=4096, ge=1)  # of one sample; more are dropped evenly
+
+
+class FrameCache(Strict):
+    """Frames of every video (an image is one frame), each compressed alone by the checkpoint."""
+
+    fps: float | None = Field(default=None, gt=0)  # frames of one second ...
+    frames: int | None = Field(default=None, ge=1)  # ... or the midpoints of so many equal parts
+    max_frames: int = Field(default=4096, ge=1)  # of one video; more are dropped evenly
+    batch: int = Field(default=64, ge=1)  # frames of one forward pass
+    unit_samples: int = Field(default=200, ge=1)
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.fps is None) == (self.frames is None):
+            raise ValueError("expected either `fps` or `frames`, and not both")
+        return self
+
+
+class Evaluate(Strict):
+    """Answers to evaluation rows by the cached path, and their scores."""
+
+    benchmark: str
+    read_as: Literal["own", "voco"] = "own"  # voco: a `none` checkpoint under the voco mask, the lower bound
+    frames: Literal["all", "shuffled", "one"] = "all"  # of a video: in order, in a drawn order, or the middle one only
+    max_frames: int = Field(default=4096, ge=1)  # of one video; more are dropped evenly
+    max_new_tokens: int = Field(default=8, ge=1)
+    batch: int = Field(default=256, ge=1)  # questions of one forward pass
+    unit_samples: int = Field(default=500, ge=1)
+    resamples: int = Field(default=1000, ge=100)  # of the bootstrap
+
+
+class Report(Strict):
+    """One HTML file from any outputs."""
+
+    title: str = "VoCo report"
+
+
+class Expect(Strict):
+    """Sizes of inputs that `plan` cannot see."""
+
+    rows: int = Field(ge=1)
+    bytes: int = Field(ge=1)
+
+
+class Tracking(Strict):
+    """Weights & Biases; offline unless WANDB_MODE says otherwise. Not part of a run's id."""
+
+    wandb: bool = True
+    project: str = "voco"

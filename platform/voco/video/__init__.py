@@ -1,0 +1,1 @@
+"""Videos: which frames, their pixels, and the cache of every frame."""

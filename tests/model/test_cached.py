@@ -1,0 +1,129 @@
+"""Text that reads caches in training (pass 2 alone) equals the one masked pass, whether or not the model is the compressor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+from voco.model.batch import Batch, collate, collate_cached
+from voco.model.cache import VocoCache, join
+from voco.model.voco_llama import VocoLlama, capture
+from voco.tokens import TEXT, build
+
+TALKS = [
+    [[tiny.question("which way does it move?", "left")], 3],
+    [[tiny.question("how often?", "twice"), tiny.question("what comes first?", "the circle")], 5],
+    [[tiny.question("say hello", "hello")], 0],
+    [[tiny.question("one frame?", "yes"), tiny.question("why?", "so"), tiny.question("and?", "no")], 1],
+]
+
+
+def world(model: VocoLlama) -> tuple[list[Any], dict[str, torch.Tensor], list[list[torch.Tensor]]]:
+    """Samples as (conversations, view names), features by name, features by sample."""
+    made = tiny.features(sum(count for _, count in TALKS))
+    store = {str(at): one for at, one in enumerate(made)}
+    names, samples = iter(store), []
+    for talks, count in TALKS:
+        samples.append((talks, [next(names) for _ in range(count)]))
+    return samples, store, [[store[name] for name in views] for _, views in samples]
+
+
+def one_pass(model: VocoLlama, samples: list[Any], store: dict[str, torch.Tensor]) -> Batch:
+    built = [build("s", talks, views, tiny.TOKENIZER, model.layout) for talks, views in samples]
+    return collate(built, store.__getitem__, (tiny.VISION_SLOTS, tiny.FEATURES), model.layout.pad_id, "right")
+
+
+def cached(model: VocoLlama, samples: list[Any], caches: list[VocoCache | None]) -> Any:
+    built = [build("s", talks, views, tiny.TOKENIZER, model.layout, cached=True) for talks, views in samples]
+    return collate_cached(built, caches, model.layout.pad_id)
+
+
+def caches_of(model: VocoLlama, by_sample: list[list[torch.Tensor]]) -> list[VocoCache | None]:
+    return [model.compress_features([views])[0] if views else None for views in by_sample]
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 4])
+def test_reading_caches_equals_one_masked_pass_over_all_frames(tokens: int) -> None:
+    model = tiny.model(tokens=tokens)
+    samples, store, by_sample = world(model)
+    whole, text = one_pass(model, samples, store), cached(model, samples, caches_of(model, by_sample))
+    states = model.hidden(whole)
+    expected = [states[row][whole.kind[row] == TEXT] for row in range(len(samples))]
+    found = model.hidden_cached(text)
+    for row, states_of_row in enumerate(expected):
+        assert tiny.close(found[row, : len(states_of_row)], states_of_row), f"sample {row}"
+    assert tiny.close(model(text), model(whole))
+    assert text.predict_id.tolist() == whole.predict_id.tolist()
+
+
+def test_a_frame_one_slot_off_is_seen() -> None:
+    """The equality above would notice: swapping two frames' caches moves the states by more than 1e-2."""
+    model = tiny.model(tokens=2)
+    samples, _, by_sample = world(model)
+    caches = caches_of(model, by_sample)
+    right = model.hidden_cached(cached(model, samples, caches))
+    swapped = [caches_of(model, [views[::-1]])[0] for views in by_sample]
+    wrong = model.hidden_cached(cached(model, samples, swapped))
+    assert (right[0] - wrong[0]).abs().max() > 1e-2
+
+
+def test_another_compressor_equals_one_pass_with_its_keys_and_values_put_in() -> None:
+    """The slow form: one masked pass of the reader over everything, in which every layer's keys and values of the prefix
+
+    are those of one masked pass of the compressor over the same sequence.
+    """
+    maker, reader = tiny.model(tokens=2, seed=0), tiny.model(tokens=2, seed=5)
+    reader.compressor = maker.compressor
+    samples, store, by_sample = world(maker)
+    whole = one_pass(reader, samples, store)
+    with capture(maker.language_model) as theirs:
+        maker.hidden(whole)
+    prefix = whole.view >= 0
+    handles = []
+    for layer, (keys, values) in zip(reader.language_model.model.layers, theirs, strict=True):
+        for module, held in ((layer.self_attn.k_proj, keys), (layer.self_attn.v_proj, values)):
+            flat = held.flatten(2)
+
+            def put(_module: Any, _inputs: Any, output: torch.Tensor, flat: torch.Tensor = flat) -> torch.Tensor:
+                return torch.where(prefix[:, :, None], flat, output)
+
+            handles.append(module.register_forward_hook(put))
+    expected = reader(whole)
+    for handle in handles:
+        handle.remove()
+    caches = caches_of(maker, by_sample)
+    assert tiny.close(reader(cached(reader, samples, caches)), expected)
+    assert not tiny.close(reader(whole), expected), "the two models must differ for this to say anything"
+
+
+def test_gradients_reach_every_layer_of_the_reader_and_no_cache() -> None:
+    model = tiny.model(tokens=2)
+    samples, _, by_sample = world(model)
+    caches = caches_of(model, by_sample)
+    model(cached(model, samples, caches)).backward()
+    for name, weight in model.language_model.named_parameters():
+        assert weight.grad is not None, name
+        assert weight.grad.abs().max() > 0, name
+    assert all(weight.grad is None for weight in model.projector.parameters())
+    assert all(not cache.keys.requires_grad for cache in caches if cache is not None)
+
+
+def test_fewer_tokens_of_a_cache_are_read_as_the_same_model_would_make_them() -> None:
+    model = tiny.model(tokens=4)
+    samples, store, by_sample = world(model)
+    caches = [None if cache is None else cache.take(2) for cache in caches_of(model, by_sample)]
+    model.layout = model.layout.model_copy(update={"tokens": 2})
+    assert tiny.close(model(cached(model, samples, caches)), model(one_pass(model, samples, store)))
+
+
+def test_a_cache_of_another_maker_is_refused() -> None:
+    model, other = tiny.model(tokens=2), tiny.model(tokens=2)
+    other.compressor = "another"
+    samples, _, by_sample = world(model)
+    with pytest.raises(ValueError, match="this cache was made by"):
+        model(cached(model, samples, caches_of(other, by_sample)))
+    with pytest.raises(ValueError, match="cannot be joined"):
+        join([caches_of(one, by_sample)[0] for one in (model, other)])  # type: ignore[list-item]

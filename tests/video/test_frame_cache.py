@@ -1,0 +1,169 @@
+"""Caches of real clips: what is written is what the model makes of the frames, and what is read is what was written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import clips
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import world
+from PIL import Image
+
+from voco import rows, work
+from voco.blocks import Model, Text
+from voco.errors import Refused
+from voco.model import new, weights
+from voco.model.cache import join
+from voco.video import frame_cache
+from voco.video.decode import Video
+from voco.video.frame_store import FrameStore, check_maker
+
+LLAMA = {"layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "mlp_width": 48, "vocabulary": 300}
+
+
+def video_row(index: int, frames: int) -> dict[str, Any]:
+    data = clips.clip(frames, offset=index)
+    digest = hashlib.sha256(data).hexdigest()
+    medium = {"bytes": data, "path": f"{index}.mp4", "format": "mp4", "sha256": digest, "width": 64, "height": 64}
+    medium |= {"duration_s": frames / 4, "fps": 4.0, "num_frames": frames}
+    talk = [world.conversation("what happens?", "it gets brighter", False)]
+    return {
+        "sample_id": digest[:32],
+        "dataset": "clips",
+        "split": "train",
+        "modality": "video",
+        "media": [medium],
+        "conversations": talk,
+    }
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    place = tmp_path_factory.mktemp("checkpoint")
+    block = Model.model_validate({"llama": LLAMA, "tower": world.TOWER})
+    model = new.create(block, "voco", 2, Text(template="question_answer"), ["what happens?"], seed=3)
+    weights.save(model, weights.own_state(model), place / "model")
+    return str(place)
+
+
+@pytest.fixture(scope="module")
+def made(checkpoint: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[dict[str, Any]]]:
+    """Caches of three clips of 8, 20 and 1 sampled frames, an image and a text-only row."""
+    place = tmp_path_factory.mktemp("frames")
+    listed = [video_row(0, 32), video_row(1, 80), video_row(2, 3), *world.sample_rows(2)]
+    samples = world.write_samples(str(place / "samples"), listed, rows_per_group=2)
+    output = str(place / "cache")
+    assert frame_cache.write_list(output, [samples], unit_samples=2) == 2  # of four rows with media
+    worker = frame_cache.FrameWorker(output, checkpoint, {"fps": 1.0, "batch": 3})
+    index = []
+    for unit in range(2):
+        with rows.open_parquet(work.list_uri(output)) as file:
+            index += worker(unit, file.read_row_group(unit))["index"]
+    rows.write_table(f"{output}/index.parquet", [pa.Table.from_pylist(index, schema=rows.FRAME_INDEX)], rows.FRAME_INDEX)
+    return output, [row for row in listed if row["media"]]
+
+
+def test_decoded_frames_are_the_ones_asked_for() -> None:
+    video = Video(clips.clip(24, fps=4.0, offset=2))
+    assert (video.num_frames, round(video.fps, 3)) == (24, 4.0)
+    for number, frame in zip([0, 7, 3, 23], video.frames([0, 7, 3, 23]), strict=True):
+        assert abs(float(frame.mean()) - clips.shade(number + 2)) < 4
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 3], lambda data: b"not a video" * 50, lambda data: b""])
+def test_what_is_no_video_is_a_clear_error(damage: Any) -> None:
+    with pytest.raises(ValueError, match="video"):
+        Video(damage(clips.clip(8)))
+
+
+def test_a_cached_frame_is_what_the_model_makes_of_it(made: tuple[str, list[dict[str, Any]]], checkpoint: str) -> None:
+    output, listed = made
+    store, model = FrameStore(output), weights.load(checkpoint)
+    assert model.tower is not None
+    assert [store.frames(row["sample_id"]) for row in listed] == [8, 20, 1, 1]
+    for row in listed:
+        data = row["media"][0]["bytes"]
+        if row["modality"] == "video":
+            video = Video(data)
+            pictures = [Image.fromarray(frame) for frame in video.frames(list(range(0, video.num_frames, 4)))]
+        else:
+            pictures = [data]
+        one_by_one = join([model.compress(model.tower.preprocess(picture)[None]) for picture in pictures])
+        read = store.read(row["sample_id"], range(len(pictures)))
+        assert read.key == one_by_one.key
+        assert read.tokens == one_by_one.tokens
+        for name in ("keys", "values"):
+            ours, theirs = getattr(read, name), getattr(one_by_one, name)
+            assert (ours - theirs).abs().max() <= 1e-5 * max(1.0, float(theirs.abs().max()))
+
+
+def test_places_order_and_fewer_tokens(made: tuple[str, list[dict[str, Any]]]) -> None:
+    output, listed = made
+    store = FrameStore(output)
+    name = listed[1]["sample_id"]
+    whole = store.read(name, range(20))
+    some = store.read(name, [13, 2], n=1)
+    assert some.tokens == (1, 1)
+    assert torch.equal(some.keys, whole.keys[:, :, [26, 4]])
+    assert store.taken(name, 4) == [2, 7, 12, 17]
+    assert store.taken(name, 100) == list(range(20))
+    with pytest.raises(KeyError, match="must read the same samples"):
+        store.frames("nobody")
+
+
+def test_files_are_as_the_design_says(made: tuple[str, list[dict[str, Any]]], checkpoint: str) -> None:
+    output, listed = made
+    config = weights.read_config(checkpoint)
+    held = []
+    for unit in range(2):
+        with pq.ParquetFile(work.part(output, "frame_cache", unit)) as file:
+            facts = json.loads(file.schema_arrow.metadata[b"voco.frame_cache"])
+            assert facts["shape"] == [2, 2, 2, 8]
+            assert facts["dtype"] == "float32"
+            assert facts["compressor"] == config["compressor"]
+            assert facts["n"] == 2
+            assert file.schema_arrow.field("keys").type == pa.binary(2 * 2 * 2 * 8 * 4)
+            for group in range(file.num_row_groups):
+                table = file.read_row_group(group)
+                assert len(set(table["sample_id"].to_pylist())) == 1, "a row group is never of two videos"
+                column = file.metadata.row_group(group).column(file.schema_arrow.names.index("keys"))
+                assert column.compression == "UNCOMPRESSED"
+                assert not column.has_dictionary_page
+                held += table.select(["sample_id", "frame_index", "timestamp_s"]).to_pylist()
+    first = [row for row in held if row["sample_id"] == listed[0]["sample_id"]]
+    assert [row["frame_index"] for row in first] == list(range(0, 32, 4))
+    assert [row["timestamp_s"] for row in first] == [float(second) for second in range(8)]
+
+
+def test_caches_of_another_maker_or_too_few_tokens_are_refused(made: tuple[str, list[dict[str, Any]]], checkpoint: str) -> None:
+    store, config = FrameStore(made[0]), weights.read_config(checkpoint)
+    check_maker(store, config, 2)
+    for wrong in ({"compressor": "f" * 64}, {"preprocessing": "other"}):
+        with pytest.raises(Refused, match=f"was made with {next(iter(wrong))}"):
+            check_maker(store, {**config, **wrong}, 2)
+    with pytest.raises(Refused, match="expected at most the 2 tokens of each cached frame, got 3"):
+        check_maker(store, config, 3)
+
+
+def test_row_groups_stay_below_their_limit(
+    made: tuple[str, list[dict[str, Any]]], checkpoint: str, monkeypatch: Any, tmp_path: Path
+) -> None:
+    """With room for seven frames of 2 x 256 bytes in a group, twenty frames are three groups, and read the same."""
+    output, listed = made
+    monkeypatch.setattr(rows, "FRAME_GROUP_BYTES", 7 * 2 * 256)
+    samples = world.write_samples(str(tmp_path / "samples"), [listed[1]])
+    frame_cache.write_list(str(tmp_path / "cache"), [samples], unit_samples=2)
+    with rows.open_parquet(work.list_uri(str(tmp_path / "cache"))) as file:
+        record = frame_cache.FrameWorker(str(tmp_path / "cache"), checkpoint, {"fps": 1.0})(0, file.read_row_group(0))
+    index = pa.Table.from_pylist(record["index"], schema=rows.FRAME_INDEX)
+    rows.write_table(str(tmp_path / "cache" / "index.parquet"), [index], rows.FRAME_INDEX)
+    assert [line["frames"] for line in record["index"]] == [7, 7, 6]
+    name = listed[1]["sample_id"]
+    ours, theirs = FrameStore(str(tmp_path / "cache")).read(name, range(20)), FrameStore(output).read(name, range(20))
+    assert (ours.keys - theirs.keys).abs().max() <= 1e-5
