@@ -1,7 +1,8 @@
 """A job as a KubeRay RayJob: a cluster of its own, sized for the job, that ends with it.
 
 The job file travels as it is in a ConfigMap and is mounted on the head, where Ray runs drivers. Field names and limits:
-KubeRay's CRD `ray.io/v1` and the operator's `validation.go`, as of KubeRay 1.7 (`resources`, `labels` and `priority` of a group are not in old versions).
+KubeRay's CRD `ray.io/v1` and the operator's `validation.go`, as of KubeRay 1.7: older ones may lack a group's `resources`,
+`labels` and `priority`.
 """
 
 from __future__ import annotations
