@@ -1,0 +1,98 @@
+"""Attempts of a tracked job in processes of their own, and what their W&B files hold."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from voco import storage, tracking
+
+ROOT = Path(__file__).parents[1]
+SECRETS = {"AWS_SECRET_ACCESS_KEY": "aws-secret-0123456789", "WANDB_API_KEY": "0123456789abcdef" * 2 + "feedbeef"}
+RUN = "voco1-sft-0a1b2c3d"
+
+START = """
+import json, os, signal, sys, time
+from voco import spec, tracking
+job = spec.build("job.yaml", json.loads(sys.argv[1]))
+def rows(first, end):
+    return [{"step": s, "epoch": 0, "loss": 1 / (1 + s), "tokens": 7 * s, "sample_ids_sha256": "ff", "lr": 1e-3,
+             "grad_norm": 0.5, "seconds": 0.25} for s in range(first, end)]
+run = tracking.start(tracking.tracked(job, "voco1-sft-0a1b2c3d", "flow-11223344"))
+"""
+
+
+def raw_job(folder: Path, output: str, **more: Any) -> dict[str, Any]:
+    """A training job whose two inputs are finished outputs."""
+    for name in ("samples", "features"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        (folder / name / "manifest.json").write_text(f'{{"name": "{name}"}}')
+    return {
+        "name": "voco1-sft",
+        "kind": "image_sft",
+        "output": output,
+        "inputs": {"samples": [{"uri": str(folder / "samples")}], "features": str(folder / "features")},
+        "compression": {"method": "voco", "tokens": 1},
+        "model": {"pretrained": "llama", "tower": {"name": "clip", "path": "clip", "image_size": 336}},
+        "image_sft": {"epochs": 1, "global_batch": 8, "micro_batch": 8, "learning_rate": 0.001},
+        "tracking": {"project": "voco-tests"},
+        **more,
+    }
+
+
+def command(raw: dict[str, Any], script: str) -> list[str]:
+    return [sys.executable, "-c", START + textwrap.dedent(script), json.dumps(raw)]
+
+
+def environment(home: Path, **more: str) -> dict[str, str]:
+    home.mkdir(exist_ok=True)
+    held = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
+    return {**held, "PYTHONPATH": str(ROOT / "platform"), "HOME": str(home), "TMPDIR": str(home), **more}
+
+
+def attempt(raw: dict[str, Any], script: str, home: Path, ends: int = 0, **more: str) -> subprocess.CompletedProcess[str]:
+    """One attempt in a process of its own."""
+    done = subprocess.run(
+        command(raw, script), env=environment(home, **more), cwd=home, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == ends, done.stderr
+    return done
+
+
+def attempts(output: str) -> list[list[Any]]:
+    """The records of each attempt, in order of time."""
+    place = storage.join(output, "wandb")
+    files = [storage.join(place, name, f"run-{RUN}.wandb") for name in storage.names(place) if "offline-run" in name]
+    assert files
+    return [[record for record, _ in tracking.records(storage.read_bytes(uri))] for uri in files]
+
+
+def of(records: list[Any], kind: str) -> list[Any]:
+    return [getattr(record, kind) for record in records if record.WhichOneof("record_type") == kind]
+
+
+def items(held: Any) -> dict[str, Any]:
+    return {"/".join([*([item.key] if item.key else []), *item.nested_key]): json.loads(item.value_json) for item in held}
+
+
+def steps(records: list[Any]) -> list[dict[str, Any]]:
+    """The training steps in the records: metrics by name."""
+    return [values for line in of(records, "history") if "step" in (values := items(line.item))]
+
+
+def files(place: Path) -> list[Path]:
+    return [path for path in place.rglob("*") if path.is_file() and not path.is_symlink()]
+
+
+def png(colour: tuple[int, int, int]) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (640, 320), colour).save(buffer, "PNG")
+    return buffer.getvalue()
