@@ -1,10 +1,13 @@
 """Units through an actor pool of Ray Data: the bytes of the in-process path, also when a worker process dies."""
 
+import json
 import os
 import signal
+import zipfile
 from pathlib import Path
 
 import pytest
+from ingest.clips import clip
 from ingest.source import good, job, part_hashes, row, write
 
 import pipelines
@@ -58,3 +61,20 @@ def test_a_killed_worker_process_costs_nothing(ray_local, source) -> None:
     assert [record["unit"] for record in records] == list(range(10))
     unbroken = {name: sha for name, sha in part_hashes(source / "here").items() if "listing" not in name}
     assert part_hashes(output) == unbroken
+
+
+def test_videos_and_archives_in_the_actor_pool(ray_local, tmp_path) -> None:
+    """Each worker's decoder process and each worker's view of the archive: the bytes of the in-process path."""
+    (tmp_path / "images").mkdir()
+    listed = [{"q": "What moves?", "a": f"Bar {index}", "video_id": f"v_{index}"} for index in range(6)]
+    (tmp_path / "mix.json").write_text(json.dumps(listed))
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as packed:
+        for index in range(5):
+            packed.writestr(f"v_{index}.mp4", clip(seed=index) if index else b"no video")
+    for output, where in (("here", {}), ("out", {"workers": 2, "in_process_rows": 0})):
+        asked = job(tmp_path, tmp_path / output, format="video_chatgpt", unit_rows=2, **where, **LAX)
+        inputs = asked.inputs.model_copy(update={"media": str(tmp_path / "images.zip")})
+        done = pipelines.run(asked.model_copy(update={"inputs": inputs}))
+        assert done.counts["rejected"] == {"missing_media": 1, "unsupported_format": 1}
+    assert len(part_hashes(tmp_path / "out")) > 3
+    assert part_hashes(tmp_path / "out") == part_hashes(tmp_path / "here")

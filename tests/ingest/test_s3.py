@@ -1,13 +1,17 @@
 """Annotations, media and output in S3, on a real server."""
 
 import hashlib
+import json
+import zipfile
 
 import pytest
+from ingest.clips import clip
 from ingest.source import good, image, job, part_hashes, row, write
 
 import pipelines
 from voco import manifest, rows, storage
-from voco.errors import JobFailed
+from voco.errors import JobFailed, Refused
+from voco.ingest.archive import check_media
 
 
 def test_round_trip_is_byte_equal_to_disk(s3_server, tmp_path) -> None:
@@ -37,3 +41,47 @@ def test_a_failed_job_has_no_manifest(s3_server) -> None:
         pipelines.run(job("s3://poor", "s3://poorout/x"))
     assert manifest.read("s3://poorout/x") is None
     assert storage.names("s3://poorout/x/rejects") == ["part-00000.parquet"]
+
+
+def test_an_archive_is_read_in_place(s3_server, tmp_path) -> None:
+    """Members larger and smaller than what is read ahead, in both methods, absent and damaged ones: as from the disk."""
+    listed, images = good(20, 5)
+    images["large.png"] = image(9, "PNG", (700, 500)) + bytes(200_000)
+    listed += [
+        row(1, "gone.jpg", "<image>\nHi", "Ho"),
+        row(2, "large.png", "<image>\nHi", "Ho"),
+        row(3, "cut.jpg", "<image>\nHi", "Ho"),
+    ]
+    folder = s3_server / "zipped"
+    write(folder, listed, {})
+    with zipfile.ZipFile(folder / "images.zip", "w") as packed:
+        for index, (name, data) in enumerate(images.items()):
+            packed.writestr(name, data, (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)[index % 2])
+        packed.writestr("cut.jpg", image(7) + b"damaged here")
+    raw = (folder / "images.zip").read_bytes().replace(b"damaged here", b"damaged HERE")
+    (folder / "images.zip").write_bytes(raw)
+    (s3_server / "zipout").mkdir()
+    done = {}
+    for place, output in (("s3://zipped", "s3://zipout/mix"), (str(folder), str(tmp_path / "out"))):
+        asked = job(place, output, unit_rows=4, max_missing_share=0.2, max_reject_share=0.2)
+        inputs = asked.inputs.model_copy(update={"media": f"{place}/images.zip"})
+        done[place] = pipelines.run(asked.model_copy(update={"inputs": inputs}))
+    assert part_hashes(s3_server / "zipout" / "mix") == part_hashes(tmp_path / "out")
+    assert done["s3://zipped"].counts["rejected"] == {"corrupt_media": 1, "missing_media": 1}
+    assert done["s3://zipped"].counts["written"] == 21
+    (folder / "no.zip").write_bytes(b"no archive")
+    for name in ("no.zip", "gone.zip"):
+        with pytest.raises(Refused, match=rf"inputs.media: s3://zipped/{name}: expected a zip archive"):
+            check_media(f"s3://zipped/{name}")
+
+
+def test_videos_with_any_extension(s3_server) -> None:
+    folder = s3_server / "videos"
+    (folder / "images").mkdir(parents=True)
+    for name, data in {"v_a.mp4": clip(), "v_b.webm": clip("webm")}.items():
+        (folder / "images" / name).write_bytes(data)
+    listed = [{"q": f"What {index}?", "a": "A bar", "video_id": f"v_{name}"} for index, name in enumerate("aabc")]
+    (folder / "mix.json").write_text(json.dumps(listed))
+    (s3_server / "videoout").mkdir()
+    done = pipelines.run(job("s3://videos", "s3://videoout/x", format="video_chatgpt"))
+    assert done.counts == {"read": 4, "written": 3, "samples": 2, "rejected": {"missing_media": 1}}

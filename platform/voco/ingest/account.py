@@ -79,8 +79,10 @@ def check_limits(block: Ingest, account: Account, output: str) -> None:
     for key, limit, lost, what in limits:
         if account.read and lost / account.read > limit:
             forget_rejecting_units(output)
+            whose = f", the default of {block.format}" if getattr(block, key) is None else ""
             raise JobFailed(
-                f"ingest.{key}: {lost:,} of {account.read:,} rows ({lost / account.read:.2%}) {what}, more than {limit:.2%}; "
+                f"ingest.{key}: {lost:,} of {account.read:,} rows ({lost / account.read:.2%}) {what}, "
+                f"more than {limit:.2%}{whose}; "
                 f"{output}/rejects says which and why: mend the source and send again, or raise the limit"
             )
 

@@ -1,0 +1,178 @@
+"""Media in a zip archive: read in place, whatever its headers say."""
+
+import io
+import json
+import stat
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from ingest.source import image, job, row, table
+
+import pipelines
+from voco.errors import Refused
+from voco.ingest.archive import ZipArchive, check_media, is_archive, open_media
+from voco.ingest.items import BadRow
+from voco.ingest.media import MediaRoot
+
+METHODS = [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED]
+
+
+def pack(place: Path, members: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> Path:
+    with zipfile.ZipFile(place, "w", method) as packed:
+        for name, data in members.items():
+            packed.writestr(name, data)
+    return place
+
+
+def reason(place: Path, name: str, limit: int = 1 << 20) -> str:
+    with pytest.raises(BadRow) as caught:
+        ZipArchive(str(place)).read(name, limit)
+    assert name in caught.value.detail
+    return caught.value.reason
+
+
+def put(data: bytearray, signature: bytes, at: int, value: int, width: int) -> None:
+    """Write a header field of the first record with this signature, `at` bytes behind it."""
+    start = data.index(signature) + at
+    data[start : start + width] = value.to_bytes(width, "little")
+
+
+CENTRAL, LOCAL = b"PK\x01\x02", b"PK\x03\x04"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_members_are_read_by_name(tmp_path, method: int) -> None:
+    members = {"a.jpg": image(1), "set/b.png": image(2, "PNG"), "set/ü.jpg": image(3), "empty": b""}
+    archive = ZipArchive(str(pack(tmp_path / "x.zip", members, method)))
+    for name, data in [*members.items(), *reversed(members.items())]:
+        assert archive.read(name, 1 << 20) == data
+    archive.close()
+
+
+def test_a_folder_and_an_archive_are_told_apart(tmp_path) -> None:
+    pack(tmp_path / "images.ZIP", {"a.jpg": image(1)})
+    assert isinstance(open_media(str(tmp_path / "images.ZIP")), ZipArchive)
+    assert isinstance(open_media(str(tmp_path)), MediaRoot)
+    assert not is_archive("s3://bucket/images.zip.d")
+
+
+def test_members_that_must_not_be_read(tmp_path) -> None:
+    place = pack(tmp_path / "x.zip", {"good.jpg": image(1), "set/": b"", "big": b"x" * 1001, "set/a.jpg": image(2)})
+    with zipfile.ZipFile(place, "a") as packed:
+        link = zipfile.ZipInfo("link.jpg")
+        link.external_attr = (stat.S_IFLNK | 0o777) << 16
+        packed.writestr(link, "/etc/passwd")
+        packed.writestr("packed.bz2", b"x" * 100, zipfile.ZIP_BZIP2)
+    assert reason(place, "gone.jpg") == "missing_media"
+    assert reason(place, "set") == "missing_media"
+    assert reason(place, "link.jpg") == "unsafe_path"
+    assert reason(place, "big", 1000) == "media_too_large"
+    assert reason(place, "packed.bz2") == "unsupported_format"
+    assert ZipArchive(str(place)).read("big", 1001) == b"x" * 1001
+
+
+def test_an_encrypted_member(tmp_path) -> None:
+    data = bytearray(pack(tmp_path / "x.zip", {"a.jpg": image(1)}).read_bytes())
+    put(data, CENTRAL, 8, 1, 2)  # the flag that zipfile itself asks a password for
+    (tmp_path / "x.zip").write_bytes(data)
+    assert reason(tmp_path / "x.zip", "a.jpg") == "unsupported_format"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_damage_inside_a_member_is_corrupt_and_costs_that_member(tmp_path, method: int) -> None:
+    data = bytearray(pack(tmp_path / "x.zip", {"a.jpg": image(1), "b.jpg": image(2)}, method).read_bytes())
+    data[200] ^= 1
+    (tmp_path / "x.zip").write_bytes(data)
+    assert reason(tmp_path / "x.zip", "a.jpg") == "corrupt_media"
+    assert ZipArchive(str(tmp_path / "x.zip")).read("b.jpg", 1 << 20) == image(2)
+
+
+@pytest.mark.parametrize(
+    ("signature", "at", "value", "width"),
+    [
+        (LOCAL, 0, 0, 4),
+        (LOCAL, 30, 0x7A7A, 2),
+        (CENTRAL, 16, 7, 4),
+        (CENTRAL, 42, 0x7FFFFF, 4),
+        (CENTRAL, 20, 3, 4),
+        (LOCAL, 26, 60_000, 2),
+    ],
+    ids=["no local header", "another name", "another checksum", "an offset past the end", "a short size", "a long name"],
+)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_damaged_header_is_corrupt(tmp_path, method: int, signature: bytes, at: int, value: int, width: int) -> None:
+    data = bytearray(pack(tmp_path / "x.zip", {"a.jpg": image(1)}, method).read_bytes())
+    put(data, signature, at, value, width)
+    (tmp_path / "x.zip").write_bytes(data)
+    assert reason(tmp_path / "x.zip", "a.jpg") == "corrupt_media"
+
+
+def test_a_header_that_lies_about_the_size_fills_no_memory(tmp_path) -> None:
+    """256 MiB of zeros in a quarter of one that says it is a thousand bytes: read to a thousand bytes, and refused."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as packed, packed.open("a.jpg", "w", force_zip64=True) as member:
+        for _ in range(256):
+            member.write(bytes(1 << 20))
+    data = bytearray(buffer.getvalue())
+    put(data, CENTRAL, 24, 1000, 4)
+    (tmp_path / "x.zip").write_bytes(data)
+    script = (
+        "import resource, sys; from voco.ingest.archive import ZipArchive; from voco.ingest.items import BadRow\n"
+        "archive = ZipArchive(sys.argv[1]); before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "try: archive.read('a.jpg', 1 << 20)\n"
+        "except BadRow as bad: print(bad.reason, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10)\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "x.zip")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={"PYTHONPATH": ":".join(sys.path)})
+    said, grown = done.stdout.split()
+    assert said == "corrupt_media"
+    assert int(grown) < 50  # MiB
+    put(data, CENTRAL, 24, 1 << 28, 4)  # and honest again
+    (tmp_path / "x.zip").write_bytes(data)
+    assert reason(tmp_path / "x.zip", "a.jpg") == "media_too_large"
+
+
+@pytest.mark.parametrize("data", [b"", b"no zip", b"PK\x05\x06" + b"\0" * 10, None], ids=["empty", "text", "cut", "truncated"])
+def test_an_archive_that_cannot_be_read_is_refused(tmp_path, data: bytes | None) -> None:
+    place = pack(tmp_path / "x.zip", {f"{index}.jpg": image(index) for index in range(5)})
+    place.write_bytes(place.read_bytes()[:-60] if data is None else data)
+    with pytest.raises(Refused, match=r"inputs.media: .*x.zip: expected a zip archive that can be read"):
+        check_media(str(place))
+
+
+def test_a_folder_named_as_an_archive_and_an_absent_one_are_refused(tmp_path) -> None:
+    (tmp_path / "x.zip").mkdir()
+    for name in ("x.zip", "gone.zip"):
+        with pytest.raises(Refused, match="expected a zip archive"):
+            check_media(str(tmp_path / name))
+    check_media(str(tmp_path))
+    check_media(None)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_cc3m_from_its_archive_equals_its_folder(tmp_path, method: int) -> None:
+    """LLaVA's CC3M layout, `chat.json` and a flat `images.zip`: the same table as from the unpacked folder."""
+    names = [f"GCC_train_{index:09d}.jpg" for index in range(12)]
+    images = {name: image(index) for index, name in enumerate(names)}
+    asked = ("Give a short description.\n<image>", "<image>\nWhat is in the picture?")
+    listed = [
+        row(name.removesuffix(".jpg"), name, asked[index % 2], f"a thing number {index} .") for index, name in enumerate(names)
+    ]
+    listed.append(row("GCC_train_999999999", "GCC_train_999999999.jpg", asked[0], "a link that died ."))
+    (tmp_path / "mix.json").write_text(json.dumps(listed))
+    (tmp_path / "images").mkdir()
+    for name, data in images.items():
+        (tmp_path / "images" / name).write_bytes(data)
+    pack(tmp_path / "images.zip", images, method)
+    outputs = {}
+    for media in ("images", "images.zip"):
+        asked_job = job(tmp_path, tmp_path / f"out-{media}", unit_rows=5, max_missing_share=0.1)
+        inputs = asked_job.inputs.model_copy(update={"media": str(tmp_path / media)})
+        done = pipelines.run(asked_job.model_copy(update={"inputs": inputs}))
+        assert done.counts == {"read": 13, "written": 12, "samples": 12, "rejected": {"missing_media": 1}}
+        outputs[media] = table(tmp_path / f"out-{media}", "samples")
+    assert outputs["images"] == outputs["images.zip"]
+    assert {sample["conversations"][0]["placeholder"] for sample in outputs["images"]} == {"after", "before"}

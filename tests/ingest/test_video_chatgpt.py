@@ -1,0 +1,99 @@
+"""How Video-ChatGPT's rows are read."""
+
+import json
+from typing import Any
+
+import pytest
+
+from voco.blocks import Ingest
+from voco.errors import Refused
+from voco.ingest.items import BadRow, Item, Reject
+from voco.ingest.video_chatgpt import MARKER, clean, parse, read, stem
+
+TRAIN = Ingest(format="video_chatgpt", dataset="vc", max_text_bytes=2000)
+
+
+def row(video: str = "v_AbCdEfGhIjK", question: str = "What then?", answer: str = "He waves.", **keys: Any) -> dict[str, Any]:
+    return {"q": question, "a": answer, "video_id": video, **keys}
+
+
+def test_golden_row() -> None:
+    item = parse(row(category="order", level=2), 4, "vc.json:4", TRAIN)
+    assert (item.modality, item.paths) == ("video", ("v_AbCdEfGhIjK",))
+    assert item.conversation == {
+        "source_id": "v_AbCdEfGhIjK",
+        "turns": [{"role": "user", "text": "What then?"}, {"role": "assistant", "text": "He waves."}],
+        "placeholder": "after", "answers": [], "choices": [], "category": "order", "extra": '{"level":2}',
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_an_evaluation_row_ends_on_the_user(split: str) -> None:
+    talk = parse(row(), 1, "vc.json:1", TRAIN.model_copy(update={"split": split})).conversation
+    assert ([turn["role"] for turn in talk["turns"]], talk["answers"]) == (["user"], ["He waves."])
+
+
+def test_the_placeholder_goes_by_the_row_number_of_the_file(tmp_path) -> None:
+    path = tmp_path / "vc.json"
+    path.write_text(json.dumps([row(), row(answer=""), row(), row()]))
+    found = list(read(str(path), TRAIN))
+    assert [item.conversation["placeholder"] if isinstance(item, Item) else item.reason for item in found] == [
+        "after", "empty_text", "after", "before",
+    ]  # fmt: skip
+    assert [item.source for item in found] == [f"vc.json:{index}" for index in range(4)]
+    assert isinstance(found[1], Reject)
+
+
+@pytest.mark.parametrize(
+    ("answer", "left"),
+    [
+        (f"He waves.\n{MARKER}", "He waves."),
+        (f"He waves. {MARKER} \n", "He waves."),
+        (f"{MARKER}\nHe waves.", "He waves."),
+        (f"He\n{MARKER}\nwaves.", "He waves."),
+        (f"He waves.{MARKER}{MARKER}", "He waves."),
+        (" He\n waves. ", " He\n waves. "),
+        (MARKER, ""),
+    ],
+)
+def test_stray_markers_go(answer: str, left: str) -> None:
+    assert clean(answer) == left
+
+
+def test_every_spelling_of_an_id_is_one_video() -> None:
+    assert {stem(name) for name in ("v_abc", "abc", "v_abc.mp4", "abc.mkv", " v_abc ")} == {"v_abc"}
+
+
+BAD = {
+    "a string": ("a", "bad_record"),
+    "no question": ({"a": "x", "video_id": "v_a"}, "bad_record"),
+    "an answer that is a number": (row() | {"a": 3}, "bad_record"),
+    "no id": (row() | {"video_id": None}, "bad_record"),
+    "an empty id": (row(video=" "), "bad_record"),
+    "a prefix without an id": (row(video="v_"), "bad_record"),
+    "an empty question": (row(question=" \n"), "empty_text"),
+    "an empty answer": (row(answer="\n"), "empty_text"),
+    "an answer that is a marker": (row(answer=MARKER), "empty_text"),
+    "a long answer": (row(answer="x" * 2001), "text_too_large"),
+    "a long extra": (row(note="x" * 2001), "text_too_large"),
+    "a lone surrogate": (row(answer="\ud800"), "bad_record"),
+    "a path that climbs": (row(video="v_/../../x"), "unsafe_path"),
+    "a NUL": (row(video="v_a\0"), "unsafe_path"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_rows(name: str) -> None:
+    raw, reason = BAD[name]
+    with pytest.raises(BadRow) as caught:
+        parse(raw, 0, "vc.json:0", TRAIN)
+    assert caught.value.reason == reason
+    assert caught.value.detail.encode()
+
+
+@pytest.mark.parametrize("text", ["{}", '[{"q": 1}', b'["\xff"]'.decode("latin-1") + "x"])
+def test_a_file_that_is_no_whole_list_is_refused(tmp_path, text: str) -> None:
+    path = tmp_path / "vc.json"
+    path.write_text(text, encoding="latin-1")
+    with pytest.raises(Refused, match=r"inputs.annotations: .*vc.json: "):
+        list(read(str(path), TRAIN))

@@ -1,0 +1,183 @@
+"""One video file: containers by content, damage, measures, and a decoder that dies."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ingest.clips import clip, shipped
+from ingest.source import image
+
+from voco.ingest.items import BadRow
+from voco.ingest.media import Limits, MediaRoot
+from voco.ingest.video_media import check_container, read_video
+from voco.ingest.video_probe import VideoProbe
+
+HEADER = Limits("header", 1 << 21, 10**6)
+FULL = Limits("full", 1 << 21, 10**6)
+KINDS = {"mp4": "mp4", "mov": "mov", "matroska": "mkv", "webm": "webm"}
+MP4_LAYOUTS = ({}, {"movflags": "faststart"}, {"movflags": "frag_keyframe+empty_moov"})
+
+
+@pytest.fixture(scope="module")
+def probe() -> Iterator[VideoProbe]:
+    made = VideoProbe()
+    yield made
+    made.close()
+
+
+def reason(tmp_path, probe: VideoProbe, data: bytes, limits: Limits = HEADER) -> str:
+    (tmp_path / "x.mp4").write_bytes(data)
+    with pytest.raises(BadRow) as caught:
+        read_video(MediaRoot(str(tmp_path)), "x.mp4", limits, probe)
+    assert "x.mp4" in caught.value.detail
+    return caught.value.reason
+
+
+@pytest.mark.parametrize("limits", [HEADER, FULL], ids=["header", "full"])
+@pytest.mark.parametrize("container", KINDS)
+def test_measures_of_our_own_clips(tmp_path, probe, container: str, limits: Limits) -> None:
+    data = clip(container, frames=25, fps=10, size=(80, 48))
+    (tmp_path / "x.mp4").write_bytes(data)  # the name says nothing
+    medium = read_video(MediaRoot(str(tmp_path)), "x.mp4", limits, probe)
+    assert (medium["bytes"], medium["format"], medium["width"], medium["height"]) == (data, KINDS[container], 80, 48)
+    assert (medium["num_frames"], medium["fps"]) == (25, pytest.approx(10))
+    assert medium["duration_s"] == pytest.approx(2.5, abs=0.01)
+
+
+def test_measures_of_shipped_files(tmp_path, probe) -> None:
+    for name, expected in {"bikes.mp4": (640, 272, 250, 25, 10), "carphone_pristine.mp4": (176, 144, 120, 29.97, 4.004)}.items():
+        (tmp_path / name).write_bytes(shipped(name))
+        medium = read_video(MediaRoot(str(tmp_path)), name, FULL, probe)
+        found = [medium[key] for key in ("width", "height", "num_frames", "fps", "duration_s")]
+        assert found == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.6, 0.95])
+@pytest.mark.parametrize("container", KINDS)
+def test_a_truncated_video_is_corrupt(tmp_path, probe, container: str, share: float) -> None:
+    """Also where the decoder would read on: a Matroska file cut in the middle opens with fewer frames."""
+    for options in MP4_LAYOUTS if container == "mp4" else ({},):
+        data = clip(container, frames=40, **options)
+        assert reason(tmp_path, probe, data[: max(16, int(len(data) * share))]) == "corrupt_media"
+    assert reason(tmp_path, probe, shipped("bikes.mp4")[:300_000]) == "corrupt_media"
+
+
+@pytest.mark.parametrize(
+    "data", [b"hello, not a video", b"%PDF-1.7 ....", b"\0\0\0\x18ftypavif\0\0\0\0avif", b"RIFF\0\0\0\0AVI LIST"]
+)
+def test_other_content_is_unsupported(tmp_path, probe, data: bytes) -> None:
+    assert reason(tmp_path, probe, data) == "unsupported_format"
+
+
+def test_images_and_foreign_containers_are_unsupported(tmp_path, probe) -> None:
+    assert reason(tmp_path, probe, image(1)) == "unsupported_format"
+    assert reason(tmp_path, probe, clip("avi")) == "unsupported_format"
+    assert reason(tmp_path, probe, clip("webm").replace(b"webm", b"mesh", 1)) == "unsupported_format"
+
+
+def test_an_empty_file_and_one_without_a_picture(tmp_path, probe) -> None:
+    assert reason(tmp_path, probe, b"") == "corrupt_media"
+    assert reason(tmp_path, probe, b"\0\0\0\x10ftypisom\0\0\0\0") == "corrupt_media"
+
+
+def test_what_is_behind_the_video_is_no_fault() -> None:
+    assert check_container(clip() + b"\0" * 100) == "mp4"
+    assert check_container(clip() + b"\0\0\xff\xfffree") == "mp4"  # cut in a box that holds nothing
+    assert check_container(clip("matroska") + b"more") == "mkv"
+    assert check_container(clip("matroska", live="1")) == "mkv"  # a segment of unknown size
+
+
+def test_limits(tmp_path, probe) -> None:
+    data = clip(size=(80, 48))
+    assert reason(tmp_path, probe, data, Limits("header", len(data) - 1, 10**6)) == "media_too_large"
+    assert reason(tmp_path, probe, data, Limits("header", len(data), 80 * 48 - 1)) == "media_too_large"
+
+
+def test_a_path_without_extension_is_tried_with_each(tmp_path, probe) -> None:
+    root = MediaRoot(str(tmp_path))
+    (tmp_path / "v_a.webm").write_bytes(clip("webm"))
+    assert read_video(root, "v_a", HEADER, probe)["path"] == "v_a.webm"
+    (tmp_path / "v_a.mkv").write_bytes(clip("matroska"))
+    assert read_video(root, "v_a", HEADER, probe)["path"] == "v_a.mkv"
+    (tmp_path / "v_a.mp4").symlink_to("/etc/passwd")
+    for path, expected in {"v_a": "unsafe_path", "v_b": "missing_media", "v_a.avi": "missing_media"}.items():
+        with pytest.raises(BadRow) as caught:
+            read_video(root, path, HEADER, probe)
+        assert caught.value.reason == expected
+
+
+def test_full_looks_further_than_the_header(tmp_path, probe) -> None:
+    """Damage behind the first pictures, in a file whose index is whole: the header's check passes it, the full one does not."""
+    data = bytearray(clip(frames=60))
+    for at in range(data.index(b"mdat") + 1000, data.index(b"moov") - 4):
+        data[at] ^= 0x5A
+    (tmp_path / "x.mp4").write_bytes(bytes(data))
+    assert read_video(MediaRoot(str(tmp_path)), "x.mp4", HEADER, probe)["width"] == 64
+    assert reason(tmp_path, probe, bytes(data), FULL) == "corrupt_media"
+
+
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGSEGV, "corrupt_media"), (signal.SIGALRM, "decode_timeout")])
+def test_a_decoder_that_dies_costs_one_video(tmp_path, number: signal.Signals, expected: str) -> None:
+    probe = VideoProbe()
+    assert probe(clip(), False)["num_frames"] == 20
+    assert probe.child is not None
+    os.kill(probe.child.pid, number)
+    with pytest.raises(BadRow) as caught:
+        probe(clip(), False)
+    assert (caught.value.reason, caught.value.detail) == (expected, f"the decoder ended by {number.name}")
+    assert probe(clip(), False)["num_frames"] == 20
+
+
+def test_damage_of_any_kind_is_measured_or_rejected() -> None:
+    """Bits turned in the index of a real file: some of these crash the decoder's process, none this one."""
+    probe, data = VideoProbe(), shipped("carphone_distorted.mp4")
+    start, reasons = data.index(b"moov"), []
+    for seed in range(40):
+        drawn, damaged = random.Random(seed), bytearray(data)
+        for _ in range(40):
+            damaged[drawn.randrange(start, len(data))] ^= 1 << drawn.randrange(8)
+        try:
+            assert probe(bytes(damaged), True)["num_frames"] > 0
+        except BadRow as bad:
+            reasons.append(bad.reason)
+    assert len(reasons) > 5
+    assert set(reasons) == {"corrupt_media"}
+    assert probe(data, True)["num_frames"] == 120
+
+
+ORPHAN = """
+import sys, time
+from ingest.clips import clip
+from voco.ingest.video_probe import VideoProbe
+probe = VideoProbe()
+probe(clip(), False)
+print(probe.child.pid, flush=True)
+time.sleep(100)
+"""
+
+
+def test_no_decoder_outlives_a_killed_worker() -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    worker = subprocess.Popen([sys.executable, "-c", ORPHAN], stdout=subprocess.PIPE, env=environment)
+    assert worker.stdout is not None
+    decoder = int(worker.stdout.readline())
+    assert b"video_probe" in Path(f"/proc/{decoder}/cmdline").read_bytes()
+    worker.kill()
+    worker.wait()
+    deadline = time.monotonic() + 20
+    while _alive(decoder) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _alive(decoder)
+
+
+def _alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
