@@ -1,4 +1,4 @@
-"""The stages in order, one driver-side module each: ingest, features, image_sft, evaluate, report; flow joins them.
+"""The stages, one driver-side module each, and the one way to run a job of any kind.
 
 Every module has `run(job, run_id) -> Manifest`: read the inputs, do the work, write the manifest last.
 """
@@ -6,10 +6,13 @@ Every module has `run(job, run_id) -> Manifest`: read the inputs, do the work, w
 from __future__ import annotations
 
 import importlib
+import os
 
-from voco import manifest
+from voco import manifest, tracking
 from voco.manifest import Manifest
 from voco.spec import Job
+
+RECORDED = ("evaluate", "sweep", "flow")  # kinds with a W&B run of their own; a flow's run names the outputs of its other stages
 
 
 def run(job: Job, replace: bool = False) -> Manifest:
@@ -20,6 +23,11 @@ def run(job: Job, replace: bool = False) -> Manifest:
         print(f"{job.name}: done already ({run_id})", flush=True)
         return finished
     print(f"{job.name}: {job.kind} as {run_id}", flush=True)
+    from pipelines.record import record
+
     stage = importlib.import_module(f"pipelines.{job.kind}")
     done: Manifest = stage.run(job, run_id)
+    if job.kind in RECORDED or tracking.GROUP not in os.environ:
+        with tracking.start(tracking.tracked(job, run_id)) as run_of_it:
+            record(run_of_it, job, done)
     return done

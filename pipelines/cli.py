@@ -8,11 +8,10 @@ from __future__ import annotations
 import argparse
 import os
 import secrets
-import sys
 from pathlib import Path
 
 from voco import spec, storage
-from voco.errors import JobFailed, Refused, Stopped
+from voco.errors import exit_code
 from voco.spec import Job
 
 COMMANDS = {
@@ -23,6 +22,7 @@ COMMANDS = {
     "logs": ("RUN", "follow a run; Ctrl-C leaves it"),
     "stop": ("RUN", "end a run cleanly; sent again, it continues"),
     "show": ("OUTPUT", "one sample or row of an output made visible"),
+    "render": ("JOB", "the same job for another runner: a KubeRay RayJob, to be applied with kubectl"),
     "report": ("OUTPUT", "HTML with tables and plots from any output directory"),
 }
 
@@ -30,17 +30,7 @@ COMMANDS = {
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     asked = _parser().parse_args(arguments)
-    try:
-        return _do(asked)
-    except Refused as error:
-        print(f"refused: {error}", file=sys.stderr)
-        return 2
-    except JobFailed as error:
-        print(f"failed: {error}", file=sys.stderr)
-        return 1
-    except (Stopped, KeyboardInterrupt) as error:
-        print(f"stopped: {error or 'at once'}", file=sys.stderr)
-        return 130
+    return exit_code(lambda: _do(asked))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -51,6 +41,9 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("operand", metavar=operand)
         if name in ("submit", "run"):
             command.add_argument("--replace", action="store_true", help="overwrite an output that holds another run")
+        if name == "render":
+            command.add_argument("--kuberay", action="store_true", required=True, help="as a RayJob with its ConfigMap")
+            command.add_argument("--image", help="container image with this package installed")
         if name in ("submit", "status", "logs", "stop"):
             command.add_argument("--address", help="of the Jobs API, http://HOST:8265")
     return parser
@@ -65,6 +58,11 @@ def _do(asked: argparse.Namespace) -> int:
         return plan.verdict(asked.operand, job)
     if asked.command == "run":
         return run(asked.operand, asked.replace)
+    if asked.command == "render":
+        from voco import kuberay
+
+        print(kuberay.render(asked.operand, asked.image or kuberay.IMAGE))
+        return 0
     if asked.command == "show":
         from voco import show
 
@@ -87,7 +85,7 @@ def _do(asked: argparse.Namespace) -> int:
 
 def run(file: str, replace: bool = False) -> int:
     """The driver: claim the run on this cluster, then do the job."""
-    from voco import manifest, running
+    from voco import manifest, running, tracking
 
     running.listen()  # a signal that comes while Ray starts counts too
     job = spec.load(file)
@@ -96,7 +94,8 @@ def run(file: str, replace: bool = False) -> int:
     import pipelines
 
     running.claim(run_id)
-    pipelines.run(job, replace)
+    with tracking.group(run_id if job.kind in ("flow", "sweep") else None):
+        pipelines.run(job, replace)
     return 0
 
 

@@ -7,9 +7,11 @@ import time
 import pyarrow as pa
 
 from voco import manifest, rows, storage
+from voco.evaluate.scores import ALL
 from voco.manifest import Manifest
 from voco.report import html, table
 from voco.report.comparison import SUMMARY, compare
+from voco.report.differences import in_words
 from voco.report.outputs import gather
 from voco.spec import Job
 
@@ -28,7 +30,9 @@ def run(job: Job, run_id: str) -> Manifest:
     storage.write_bytes(place, html.page(world, block.title).encode())
     entry = rows.write_table(storage.join(output, "summary", "part-00000.parquet"), [_table(summary)], SUMMARY)
     storage.write_json(storage.join(output, "summary.json"), summary)
-    print(table.text_table(compared), flush=True)
+    print(table.text_tables(compared), flush=True)
+    for difference in (one for comparison in comparisons for one in comparison.differences if one.category == ALL):
+        print(in_words(difference, whole=True), flush=True)
     print(f"{job.name}: {place}", flush=True)
     counts = {"read": len(world.outputs), "missing": len(world.missing), "written": 1}
     return manifest.finish(job, run_id, started, counts=counts, tables={"summary": [entry]}, statistics={"report": "report.html"})

@@ -7,7 +7,7 @@ import time
 import pyarrow as pa
 
 import pipelines
-from voco import manifest, rows, running, spec, storage, sweep, work
+from voco import manifest, rows, running, spec, storage, sweep, tracking, work
 from voco.errors import Stopped
 from voco.manifest import Manifest
 from voco.spec import Job
@@ -26,7 +26,8 @@ def run(job: Job, run_id: str) -> Manifest:
         for evaluation in trial.evaluations:
             if running.stopping():
                 raise Stopped(f"{job.name}: stopped before {evaluation.name}; sent again, it continues there")
-            pipelines.run(evaluation)
+            with tracking.group(run_id):
+                pipelines.run(evaluation)
             scores = rows.read_table(work.part(storage.resolve(evaluation.output), "scores", 0)).to_pylist()
             facts = {"trial": trial.name, "output": storage.resolve(evaluation.output)}
             facts |= {"final_loss": trained.statistics["final_loss"], "train_seconds": trained.seconds}

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+os.environ["WANDB_MODE"] = "disabled"  # what tests W&B turns it on; elsewhere it would only cost time
+
 
 @pytest.fixture(scope="session")
 def ray_local() -> Iterator[str]:
@@ -28,7 +30,7 @@ def ray_local() -> Iterator[str]:
     ray.shutdown()
 
 
-@pytest.fixture(scope="module")  # not the session: with no directory cache rclone keeps a core busy even when idle
+@pytest.fixture(scope="module")  # not the session: hardly any directory cache, or a put into new folders takes ever longer
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """`rclone serve s3` on loopback, with credentials and AWS_ENDPOINT_URL in the environment. Yields the served folder.
 
@@ -43,7 +45,7 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     rclone = Path(sys.executable).parent / "rclone"
     log = (tmp_path_factory.mktemp("rclone") / "log").open("w")
     command = [str(rclone), "serve", "s3", str(served), "--addr", f"127.0.0.1:{port}", "--auth-key", "key,secret"]
-    server = subprocess.Popen([*command, "--dir-cache-time", "0s"], stdout=log, stderr=log)
+    server = subprocess.Popen([*command, "--dir-cache-time", "5ms"], stdout=log, stderr=log)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ACCESS_KEY_ID", "key")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")

@@ -28,7 +28,7 @@ from wandb_world import (  # tests/wandb_world.py
     steps,
 )
 
-from voco import manifest, spec, storage, tracking
+from voco import manifest, spec, storage, tracking, wandb_records
 from voco.spec import Job
 
 WHOLE = """
@@ -200,21 +200,21 @@ def test_a_file_cut_or_damaged_anywhere_gives_the_records_before(tmp_path: Path)
     attempt(raw, "run.log_steps(rows(0, 300)); run.log_summary({'long': 'x' * 70000}); run.finish(0)", tmp_path)
     (file,) = (tmp_path / "out" / "wandb").glob(f"offline-run-*/run-{RUN}.wandb")
     data = file.read_bytes()
-    every = list(tracking.records(data))
+    every = list(wandb_records.records(data))
     assert len(data) > 4 * tracking.BLOCK, "records cross blocks, and one is longer than a block"
     assert every[-1][1] == len(data)
     assert {"long"} < set().union(*(items(update.update) for update in of([record for record, _ in every], "summary")))
     draw = random.Random(5)
     ends = [end for _, end in every]
     for cut in [0, 1, 7, 8, *ends[::40], *(draw.randrange(len(data)) for _ in range(60))]:
-        got = list(tracking.records(data[:cut]))
+        got = list(wandb_records.records(data[:cut]))
         assert [end for _, end in got] == [end for end in ends if end <= cut]
         assert got == every[: len(got)]
     for place in (draw.randrange(tracking.HEADER, len(data)) for _ in range(30)):
         hurt = data[:place] + bytes([data[place] ^ 0x40]) + data[place + 1 :]
-        assert len(list(tracking.records(hurt))) <= sum(end <= place for end in ends) or data[place] == 0
+        assert len(list(wandb_records.records(hurt))) <= sum(end <= place for end in ends) or data[place] == 0
     with pytest.raises(ValueError, match="record file"):
-        list(tracking.records(b"PAR1" * 10))
+        list(wandb_records.records(b"PAR1" * 10))
 
 
 def test_a_cut_attempt_is_sealed_and_the_next_fills_in_what_it_lacks(tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ def test_a_cut_attempt_is_sealed_and_the_next_fills_in_what_it_lacks(tmp_path: P
     still_open.close()
     both = attempts(raw["output"])
     assert sorted(line["step"] for each in both for line in steps(each)) == list(range(60))
-    assert list(tracking.records(file.read_bytes()))[-1][1] == file.stat().st_size
+    assert list(wandb_records.records(file.read_bytes()))[-1][1] == file.stat().st_size
 
 
 def test_s3_outputs_get_the_files_and_no_step_twice(s3_server: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from voco import storage, tracking
+from voco import storage, wandb_records
 
 ROOT = Path(__file__).parents[1]
 SECRETS = {"AWS_SECRET_ACCESS_KEY": "aws-secret-0123456789", "WANDB_API_KEY": "0123456789abcdef" * 2 + "feedbeef"}
@@ -26,7 +26,7 @@ job = spec.build("job.yaml", json.loads(sys.argv[1]))
 def rows(first, end):
     return [{"step": s, "epoch": 0, "loss": 1 / (1 + s), "tokens": 7 * s, "sample_ids_sha256": "ff", "lr": 1e-3,
              "grad_norm": 0.5, "seconds": 0.25} for s in range(first, end)]
-run = tracking.start(tracking.tracked(job, "voco1-sft-0a1b2c3d", "flow-11223344"))
+run = tracking.start(tracking.tracked(job, "voco1-sft-0a1b2c3d"))
 """
 
 
@@ -72,7 +72,7 @@ def attempts(output: str) -> list[list[Any]]:
     place = storage.join(output, "wandb")
     files = [storage.join(place, name, f"run-{RUN}.wandb") for name in storage.names(place) if "offline-run" in name]
     assert files
-    return [[record for record, _ in tracking.records(storage.read_bytes(uri))] for uri in files]
+    return [[record for record, _ in wandb_records.records(storage.read_bytes(uri))] for uri in files]
 
 
 def of(records: list[Any], kind: str) -> list[Any]:

@@ -1,13 +1,33 @@
-"""The three ways a job ends other than well. The command line turns each into one line and an exit code."""
+"""What a job can end with besides success, and the exit code of each."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
 
 
 class Refused(Exception):
-    """The job cannot start as asked: one line that names the place and says what to change. Exit code 2."""
+    """A mistake of the user, in one line that says what to change. Exit code 2."""
 
 
 class JobFailed(Exception):
-    """The job ran and failed for a reason that the user must know in one line. Exit code 1."""
+    """The job ran and failed. Exit code 1."""
 
 
 class Stopped(Exception):
-    """The job was asked to stop and ended cleanly; sent again, it continues. Exit code 130."""
+    """The job ended early and cleanly because it was asked to; sent again, it continues. Exit code 130."""
+
+
+def exit_code(call: Callable[[], int]) -> int:
+    """What `call` returns, or the exit code of the error that it ends with, told in one line on stderr."""
+    try:
+        return call()
+    except Refused as error:
+        print(f"refused: {error}", file=sys.stderr)
+        return 2
+    except JobFailed as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+    except (Stopped, KeyboardInterrupt) as error:
+        print(f"stopped: {error or 'at once'}", file=sys.stderr)
+        return 130

@@ -19,11 +19,10 @@ from voco import spec, storage
 from voco.blocks import Resources
 from voco.errors import Refused
 from voco.spec import Job
+from voco.work import POOL
 
 RAY_VERSION = "2.60.0"  # that of the image; a test holds it to the pin in pyproject.toml
 IMAGE = "YOUR-REGISTRY/voco:0.1.0"
-POOL = "voco-pool"  # label of every node: head, cpu or gpu
-CPU_WORK = {POOL: "!gpu"}  # label selector of work without a GPU; it also fits nodes that have no such label
 FOLDER = "/etc/voco"  # where the head finds the job file
 NAME_LENGTH = 47  # of a RayJob
 CONFIG_MAP_BYTES = 1 << 20

@@ -310,18 +310,18 @@ def _evaluations(job: Job, trial: Trial, bound: Trial | None) -> list[Job]:
     return [answers("answers", upper=f"{theirs}/answers", lower=f"{theirs}/lower")]
 
 
-def stage_with_inputs(stage: Job, outputs: dict[str, str]) -> Job:
-    """The stage with every `@name` replaced by that stage's output, `@name/path` by what lies in it."""
+def stage_with_inputs(stage: Job, outputs: dict[str, str], kept: str = "") -> Job:
+    """The stage with every `@name` replaced by that stage's output, `@name/path` by what lies in it; `kept` stays."""
 
     def real(uri: str) -> str:
-        if not uri.startswith("@") or (uri == OWN and OWN[1:] not in outputs):
+        if not uri.startswith("@") or uri == kept:
             return uri
         name, _, rest = uri[1:].partition("/")
         return storage.join(outputs[name], rest) if rest else outputs[name]
 
     changes: dict[str, Any] = {"inputs": stage.inputs.replaced(real)}
     if stage.sweep is not None:
-        held = {name.split(".")[1]: stage_with_inputs(part, outputs) for name, part in stage.parts.items()}
+        held = {name.split(".")[1]: stage_with_inputs(part, outputs, kept=OWN) for name, part in stage.parts.items()}
         changes["sweep"] = stage.sweep.model_copy(update=held)
     return stage.model_copy(update=changes)
 

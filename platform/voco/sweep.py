@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from voco import running, storage
+from voco import running, storage, tracking
 from voco.errors import JobFailed, Refused, Stopped
 from voco.spec import Job, Trial
 
@@ -27,7 +27,7 @@ def train_all(job: Job, run_id: str, trials: list[Trial], train: Callable[[Job],
     filesystem, path = storage.arrow_filesystem(place)
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     by_name = {trial.name: trial.train.model_dump(exclude_none=True) for trial in trials}
-    constants = {"root": os.getcwd(), "run": running.current(), "jobs": by_name, "train": train}
+    constants = {"root": os.getcwd(), "run": running.current(), "sweep": run_id, "jobs": by_name, "train": train}
     tuner = ray.tune.Tuner(
         # the trial's process only waits for its workers; the workers hold the resources
         ray.tune.with_resources(ray.tune.with_parameters(_trial, constants=constants), {"CPU": 0.01}),
@@ -61,7 +61,8 @@ def _trial(config: dict[str, Any], constants: dict[str, Any]) -> None:
     running.adopt(constants["run"])
     name = config["trial"]
     try:
-        loss = constants["train"](Job.model_validate(constants["jobs"][name]))
+        with tracking.group(constants["sweep"]):
+            loss = constants["train"](Job.model_validate(constants["jobs"][name]))
         ray.tune.report({"name": name, "loss": loss})
     except (Refused, JobFailed) as error:
         ray.tune.report({"name": name, "failed": str(error)})

@@ -12,12 +12,10 @@ import io
 import itertools
 import os
 import shutil
-import struct
 import sys
 import tempfile
 import threading
 import time
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +30,7 @@ from voco import manifest, storage
 from voco.errors import Stopped
 from voco.manifest import Manifest
 from voco.spec import Job
+from voco.wandb_records import ended, recorded_steps
 
 if TYPE_CHECKING:  # half a second to import; a job without tracking never does
     import wandb
@@ -39,9 +38,9 @@ if TYPE_CHECKING:  # half a second to import; a job without tracking never does
 CURVES = ("step", "epoch", "loss", "lr", "grad_norm", "tokens", "seconds")  # of rows.METRICS; `step` marks a training step
 PREDICTIONS = ("image", "question", "references", "prediction", "correct", "category")
 IMAGE_EDGE = 256  # pixels; pictures in a table are for looking at
+GROUP = "WANDB_RUN_GROUP"
 FLUSH_S = 1.0  # wandb-core writes its file this often: what a kill may take from the record
 CALL_S = 60.0  # after it wandb-core counts as hung
-BLOCK, HEADER = 32768, 7  # bytes; the record file is a LevelDB log
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,22 @@ class TrackedJob:
     config: dict[str, Any]
 
 
-def tracked(job: Job, run_id: str, group: str | None = None) -> TrackedJob | None:
+@contextmanager
+def group(run_id: str | None) -> Iterator[None]:
+    """What is tracked in here belongs to this flow or sweep, told in W&B's own variable. None changes nothing."""
+    before = os.environ.get(GROUP)
+    if run_id is not None:
+        os.environ[GROUP] = run_id
+    try:
+        yield
+    finally:
+        if run_id is not None:
+            os.environ.pop(GROUP)
+            if before is not None:
+                os.environ[GROUP] = before
+
+
+def tracked(job: Job, run_id: str) -> TrackedJob | None:
     """The job as W&B sees it; None when `tracking.wandb` is false or WANDB_MODE is disabled.
 
     Its config is the job file and `parents`, [{uri, manifest_sha256}]: the lineage of inputs, since `use_artifact`
@@ -76,7 +90,8 @@ def tracked(job: Job, run_id: str, group: str | None = None) -> TrackedJob | Non
             parents.append({"uri": place, "manifest_sha256": state})
     config = {**job.model_dump(mode="json", exclude_none=True, exclude={"tracking"}), "parents": parents}
     mode = "online" if mode in ("online", "run") else "offline"
-    return TrackedJob(run_id, group, job.kind, job.name, job.tracking.project, storage.resolve(job.output), mode, config)
+    place = storage.resolve(job.output)
+    return TrackedJob(run_id, os.environ.get(GROUP), job.kind, job.name, job.tracking.project, place, mode, config)
 
 
 def start(job: TrackedJob | None) -> TrackedRun:
@@ -200,7 +215,7 @@ class TrackedRun:
         assert self._job is not None
         file = self._folder / f"run-{self._job.run_id}.wandb"
         deadline = time.monotonic() + CALL_S / 4
-        while not _ended(file.read_bytes()):
+        while not ended(file.read_bytes()):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{file} was not closed")
             time.sleep(0.02)
@@ -335,62 +350,3 @@ def _picture(content: bytes | None) -> Any:
         return None
     picture.thumbnail((IMAGE_EDGE, IMAGE_EDGE))
     return wandb.Image(picture, file_type="jpg")
-
-
-# ---- what is recorded already ----------------------------------------------------------------------------------------
-
-
-def recorded_steps(output: str, run_id: str) -> set[int]:
-    """Training steps in the records of every earlier attempt at a resolved output.
-
-    A killed attempt's local file is cut after its last whole record and put in a new file of the same name: if its
-    wandb-core still lives for a moment, it writes on into a file that no one reads.
-    """
-    place = storage.join(output, "wandb")
-    steps: set[int] = set()
-    for attempt in storage.names(place):
-        uri = storage.join(place, attempt, f"run-{run_id}.wandb")
-        if attempt == "latest-run" or not storage.exists(uri):
-            continue
-        data = storage.read_bytes(uri)
-        whole, ended = HEADER, False
-        for record, whole in records(data):  # noqa: B007 - its last value is used below
-            kind = record.WhichOneof("record_type")
-            ended = ended or kind == "exit"
-            items = record.history.item if kind == "history" else ()
-            steps |= {int(float(item.value_json)) for item in items if [item.key, *item.nested_key] == ["", "step"]}
-        if not ended and "://" not in output:
-            storage.write_bytes(uri, data[:whole])
-    return steps
-
-
-def _ended(data: bytes) -> bool:
-    """True for the file of an attempt that finished."""
-    return any(record.WhichOneof("record_type") == "exit" for record, _ in records(data))
-
-
-def records(data: bytes) -> Iterator[tuple[Any, int]]:
-    """wandb's records in the bytes of a `run-*.wandb` file, each with the offset of its end.
-
-    Stops before the first one that is cut off or damaged, which is where a kill left it. The format is LevelDB's log with
-    seven bytes of wandb's own in front: blocks of 32 KiB, records in pieces of (crc32, length, type: whole, first, middle, last).
-    Raises ValueError for another kind of file.
-    """
-    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
-
-    if data and not data.startswith(b":W&B"[: len(data)]):
-        raise ValueError("expected a wandb record file")
-    at, parts = HEADER, b""
-    while True:
-        if BLOCK - at % BLOCK < HEADER:
-            at += BLOCK - at % BLOCK  # no header fits: zeros
-        if at + HEADER > len(data):
-            return
-        checksum, length, kind = struct.unpack_from("<IHB", data, at)
-        piece = data[at + HEADER : at + HEADER + length]
-        if len(piece) < length or kind not in (1, 2, 3, 4) or zlib.crc32(data[at + 6 : at + 7] + piece) != checksum:
-            return
-        at += HEADER + length
-        parts = piece if kind in (1, 2) else parts + piece
-        if kind in (1, 4):
-            yield Record.FromString(parts), at

@@ -36,6 +36,10 @@ def sample_rows(samples: list[str], with_media: bool = False) -> Iterator[dict[s
                             yield {"part": place, "group": group, "row": row}
 
 
+POOL = "voco-pool"  # label of every node of a cluster in `cluster/`: head, cpu or gpu
+CPU_WORK = {POOL: "!gpu"}  # label selector of work without a GPU; it also fits nodes that have no such label
+
+
 class Worker(Protocol):
     """What a unit is done by: built once in each process, called for each unit."""
 
@@ -152,6 +156,8 @@ def _calls(
         num_cpus=resources.cpus_per_worker,
         num_gpus=resources.gpus_per_worker,
         accelerator_type=resources.accelerator,
+        # CPU work fills CPU nodes and waits; without the selector it would make the autoscaler start GPU nodes
+        label_selector=None if resources.gpus_per_worker else CPU_WORK,
         max_task_retries=3,  # Ray's default is without end, and a unit that kills its process would never be given up
     )
     yield from dataset.iter_batches(batch_size=1, prefetch_batches=0)

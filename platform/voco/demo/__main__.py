@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from voco import jobs, manifest, spec, storage
 from voco.demo import cluster
-from voco.errors import JobFailed, Refused
+from voco.errors import exit_code
 from voco.report import table
 
 FLOW = "jobs/demo/flow.yaml"
@@ -23,31 +22,24 @@ def main() -> int:
     spent: dict[str, float] = {}
     if "VOCO_ENVIRONMENT_S" in os.environ:
         spent["environment"] = float(os.environ["VOCO_ENVIRONMENT_S"])
-    try:
-        timed(spent, "data", write_data)
-        job = spec.load(FLOW)
-        if jobs.finished(job, manifest.job_run_id(job)):
-            print(f"everything is done already: {job.output}")
-            code = 0
-        else:
-            timed(spent, "Ray start", cluster.start)
-            code = timed(spent, "flow", lambda: jobs.submit(FLOW, job, jobs.target(cluster.read().dashboard)))  # type: ignore[union-attr]
-    except Refused as error:
-        print(f"refused: {error}", file=sys.stderr)
-        return 2
-    except JobFailed as error:
-        print(f"failed: {error}", file=sys.stderr)
-        return 1
+    timed(spent, "data", write_data)
+    job = spec.load(FLOW)
+    if jobs.finished(job, manifest.job_run_id(job)):
+        print(f"everything is done already: {job.output}")
+        code = 0
+    else:
+        timed(spent, "Ray start", cluster.start)
+        code = timed(spent, "flow", lambda: jobs.submit(FLOW, job, jobs.target(cluster.read().dashboard)))  # type: ignore[union-attr]
     if code == 0:
         print_end(job, spent)
     return code
 
 
 def write_data() -> None:
-    """The dataset as LLaVA-style JSON and an image folder; nothing is written twice."""
-    from voco.demo import scenes
+    """The four datasets in their own file formats; nothing is written twice."""
+    from voco.demo import write
 
-    scenes.write(DATA)
+    write.write(DATA)
 
 
 def timed(spent: dict[str, float], part: str, call: Callable[[], Any]) -> Any:
@@ -77,4 +69,4 @@ def print_end(job: spec.Job, spent: dict[str, float]) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(exit_code(main))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from voco import manifest, rows, running, storage
+from voco import manifest, rows, running, storage, tracking
 from voco.blocks import Method, Text, Training, VideoSft
 from voco.errors import JobFailed, Refused, Stopped
 from voco.manifest import Manifest
@@ -68,6 +68,7 @@ def fit(job: Job, run_id: str, output: str) -> dict[str, Any]:
         "name": job.name,
         "kind": job.kind,
         "run": running.current(),
+        "tracked": tracking.tracked(job, run_id),
         "seed": job.seed,
         "block": block.model_dump(),
         "samples": [{"uri": storage.resolve(item.uri), "weight": item.weight} for item in job.inputs.samples],

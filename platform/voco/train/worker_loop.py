@@ -15,13 +15,14 @@ import ray.train
 import torch
 import torch.distributed as dist
 
-from voco import rows, running, storage
+from voco import rows, running, storage, tracking
 from voco.blocks import Training, VideoSft
 from voco.features import FeatureStore
 from voco.model import weights
 from voco.model.batch import Batch, CachedBatch
 from voco.model.voco_llama import VocoLlama
 from voco.tokens import Layout, filler
+from voco.tracking import TrackedRun
 from voco.train.data import ImageBatches, SampleTables, VideoBatches
 from voco.train.order import Rows, epoch_order
 from voco.train.step import NonFinite, StepResult, learning_rate, train_step
@@ -63,14 +64,17 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
         data = VideoBatches(tables, FrameStore(config["frame_cache"]), model, block)
     else:
         data = ImageBatches(tables, FeatureStore(config["features"]), model, block)
-    loop = TrainLoop(config, block, engine, model, data, rank, world)
-    try:
-        loop.resume()
-        stopped = loop.run()
-    except (NonFinite, OtherWorkers) as error:
-        return {"failed": str(error)}
-    if not stopped:
-        loop.export()
+    with tracking.start(config["tracked"] if rank == 0 else None) as record:
+        loop = TrainLoop(config, block, engine, model, data, record, rank, world)
+        try:
+            loop.resume()
+            stopped = loop.run()
+        except (NonFinite, OtherWorkers) as error:
+            record.finish(1)
+            return {"failed": str(error)}
+        if not stopped:
+            loop.export()
+        record.finish(130 if stopped else 0)
     return {"stopped": stopped, "steps": loop.step, "cut": data.samples.cut}
 
 
@@ -88,11 +92,12 @@ class TrainLoop:
         engine: Any,
         model: VocoLlama,
         data: ImageBatches | VideoBatches,
+        record: TrackedRun,
         rank: int,
         world: int,
     ) -> None:
         self.config, self.block, self.engine, self.model = config, block, engine, model
-        self.data, self.rank, self.world = data, rank, world
+        self.data, self.record, self.rank, self.world = data, record, rank, world
         self.mix = data.samples.tables.mix
         self.steps_per_epoch = self.mix.steps(block.global_batch)
         self.total = block.epochs * self.steps_per_epoch
@@ -140,6 +145,7 @@ class TrainLoop:
             }
         )
         self.step += 1
+        self.record.log_steps(self.metrics[-1:])
         return result
 
     def _batch(self, wanted: Rows) -> Batch | CachedBatch:
@@ -171,6 +177,7 @@ class TrainLoop:
                 checkpoint=ray.train.Checkpoint.from_directory(folder),
                 checkpoint_dir_name=f"step-{self.step:08d}",
             )
+        self.record.flush()
 
     def resume(self) -> None:
         """Continue after the last checkpoint, if there is one. Raises OtherWorkers when it is of another number of them."""
@@ -187,6 +194,7 @@ class TrainLoop:
             self.engine.load_checkpoint(folder, tag=TAG)
             self.metrics = rows.read_table(str(Path(folder) / "metrics.parquet")).to_pylist()
         self.step = int(progress["step"])
+        self.record.log_steps(self.metrics)  # what a kill took from the record
         if self.rank == 0:
             print(f"{self.config['name']}: continues at step {self.step}/{self.total}", flush=True)
 
