@@ -63,7 +63,7 @@ def sha256(output: str) -> str | None:
 def input_states(job: Job) -> dict[str, str]:
     """Each outside input URI of a job, with what identifies its state: manifest hash, or size and hash of a file.
 
-    Media folders are not fingerprinted. Raises Refused for an input that is missing or unfinished.
+    Media folders are not fingerprinted, archives are. Raises Refused for an input that is missing or unfinished.
     """
     stages = job.flow.stages if job.flow is not None else [job]
     states: dict[str, str] = {}
@@ -82,7 +82,7 @@ def input_state(key: str, uri: str) -> str:
     place = storage.resolve(uri)
     if not storage.exists(place):
         raise Refused(f"{key}: {uri} does not exist")
-    if key.endswith("inputs.annotations"):
+    if is_source_file(key, uri):
         mark = storage.fingerprint(place)
         return f"{mark['size']}:{mark.get('sha256') or mark.get('etag')}"
     if key.endswith("inputs.media"):
@@ -91,6 +91,11 @@ def input_state(key: str, uri: str) -> str:
     if state is None:
         raise Refused(f"{key}: {uri} has no manifest.json: it is not a finished output of a job")
     return state
+
+
+def is_source_file(key: str, uri: str) -> bool:
+    """True for the inputs that are fingerprinted as they are: annotation files and archives, not folders of media."""
+    return key.endswith("inputs.annotations") or (key.endswith("inputs.media") and uri.endswith(".zip"))
 
 
 def holder(output: str) -> str | None:
@@ -158,7 +163,7 @@ def finish(job: Job, run_id: str, started: float, **fields: Any) -> Manifest:
     parents, source = [], []
     for key, uri in job.uris().items():
         place = storage.resolve(uri)
-        if key == "inputs.annotations":
+        if is_source_file(key, uri):
             source.append(storage.fingerprint(place))
         elif key != "inputs.media":
             parents.append({"uri": place, "manifest_sha256": str(sha256(place))})
