@@ -112,14 +112,26 @@ def test_a_path_without_extension_is_tried_with_each(tmp_path, probe) -> None:
         assert caught.value.reason == expected
 
 
-def test_full_looks_further_than_the_header(tmp_path, probe) -> None:
-    """Damage behind the first pictures, in a file whose index is whole: the header's check passes it, the full one does not."""
-    data = bytearray(clip(frames=60))
-    for at in range(data.index(b"mdat") + 1000, data.index(b"moov") - 4):
+def test_full_looks_further_than_the_header(probe) -> None:
+    """Damage in the later half of a file whose index is whole: the full check never passes it, the header's one does.
+
+    Not each time: the decoder's thread runs ahead of the frame that is asked for, and may meet the damage first.
+    """
+    data = bytearray(clip(frames=300))
+    for at in range((data.index(b"mdat") + data.index(b"moov")) // 2, data.index(b"moov") - 4):
         data[at] ^= 0x5A
-    (tmp_path / "x.mp4").write_bytes(bytes(data))
-    assert read_video(MediaRoot(str(tmp_path)), "x.mp4", HEADER, probe)["width"] == 64
-    assert reason(tmp_path, probe, bytes(data), FULL) == "corrupt_media"
+    assert check_container(bytes(data)) == "mp4"
+    for _ in range(3):
+        with pytest.raises(BadRow, match="corrupt_media"):
+            probe(bytes(data), True)
+    assert any(_passes(probe, bytes(data)) for _ in range(20))
+
+
+def _passes(probe: VideoProbe, data: bytes) -> bool:
+    try:
+        return bool(probe(data, False)["num_frames"] == 300)
+    except BadRow:
+        return False
 
 
 @pytest.mark.parametrize(("number", "expected"), [(signal.SIGSEGV, "corrupt_media"), (signal.SIGALRM, "decode_timeout")])
