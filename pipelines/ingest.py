@@ -6,6 +6,7 @@ import time
 
 from voco import manifest, storage, work
 from voco.ingest.account import balance, check_limits
+from voco.ingest.archive import check_media
 from voco.ingest.grouping import list_samples
 from voco.ingest.media import Limits
 from voco.ingest.samples import WriteSamples
@@ -21,6 +22,7 @@ def run(job: Job, run_id: str) -> Manifest:
     assert job.inputs.annotations is not None
     output = storage.resolve(job.output)
     media = storage.resolve(job.inputs.media) if job.inputs.media is not None else None
+    check_media(media)
     listing = list_samples(block, storage.resolve(job.inputs.annotations), output)
     print(f"{job.name}: listed {listing.read:,} rows, {listing.samples:,} samples in {listing.units:,} units", flush=True)
     arguments = {"output": output, "media": media, "limits": Limits(block.check, block.max_media_bytes, block.max_pixels)}

@@ -95,7 +95,7 @@ def input_state(key: str, uri: str) -> str:
 
 def is_source_file(key: str, uri: str) -> bool:
     """True for the inputs that are fingerprinted as they are: annotation files and archives, not folders of media."""
-    return key.endswith("inputs.annotations") or (key.endswith("inputs.media") and uri.endswith(".zip"))
+    return key.endswith("inputs.annotations") or (key.endswith("inputs.media") and uri.lower().endswith(".zip"))
 
 
 def holder(output: str) -> str | None:

@@ -109,9 +109,14 @@ def training(root: Path, name: str, method: str, floor: float, steps: int = 900)
     if name != "base":
         model = {"inputs": {**inputs, "checkpoint": str(root / "base")}}
     made = job(root, name, "image_sft", compression={"method": method, "tokens": 1}, image_sft=SFT, **model)
-    generator = np.random.default_rng(len(name))
+    trained(made, floor, 2.6 if name == "base" else 1.1, steps)
+
+
+def trained(made: Job, floor: float, drop: float, steps: int = 900) -> None:
+    """Metrics of a made-up run, and its manifest."""
+    generator = np.random.default_rng(len(made.name))
     step = np.arange(1, steps + 1)
-    loss = floor + (2.6 if name == "base" else 1.1) * np.exp(-step / 160) + generator.normal(0, 0.06, steps)
+    loss = floor + drop * np.exp(-step / 160) + generator.normal(0, 0.06, steps)
     loss[0] += 2
     columns = {
         "step": step, "epoch": step // 300, "loss": loss, "tokens": generator.integers(400, 700, steps),
@@ -119,24 +124,30 @@ def training(root: Path, name: str, method: str, floor: float, steps: int = 900)
         "seconds": generator.normal(0.11, 0.01, steps),
     }  # fmt: skip
     rows.write_table(f"{made.output}/metrics.parquet", [pa.table(columns, schema=rows.METRICS)], rows.METRICS)
-    finish(made, 104.0, counts={"steps": steps})
+    finish(made, 104.0, counts={"steps": steps}, statistics={"final_loss": float(loss[-1])})
 
 
-def answers(name: str, method: str, skill: float, floor: float = 0.3) -> pa.Table:
-    """Answers in an order of their own; every method finds the same scenes easy."""
+def answers(
+    name: str, method: str, skill: float, floor: float = 0.3, *, n: int = 1, checkpoint: str = "",
+    samples: list[dict[str, Any]] | None = None, benchmark: str = "scenes", skills: dict[str, float] | None = None,
+) -> pa.Table:  # fmt: skip
+    """Answers in an order of their own; every method finds the same samples easy. `skills` are those of a category."""
+    asked = samples or [sample(index) for index in range(SCENES)]
     generator = np.random.default_rng(sum(map(ord, name)))
-    ease = np.random.default_rng(1).normal(0, 0.12, SCENES)
+    ease = np.random.default_rng(1).normal(0, 0.12, len(asked))
     made = []
-    for index in generator.permutation(SCENES):
-        for number, conversation in enumerate(sample(int(index))["conversations"]):
-            right = generator.random() < np.clip(floor + skill + ease[index] - 0.08 * number, 0, 1)
+    for index in generator.permutation(len(asked)):
+        for number, conversation in enumerate(asked[int(index)]["conversations"]):
+            able = (skills or {}).get(conversation["category"], skill)
+            right = generator.random() < np.clip(floor + able + ease[index] - 0.08 * number, 0, 1)
             wrong = HOSTILE if index == 0 else "purple"
             prediction = conversation["answers"][0] + "." if right else wrong
             made.append(
                 {
-                    "sample_id": f"{index:032x}", "conversation_index": number, "source_id": conversation["source_id"],
-                    "benchmark": "scenes", "category": conversation["category"], "method": method, "n": 1,
-                    "checkpoint": name.removeprefix("eval-"), "prompt": "USER: ... ASSISTANT:", "prediction": prediction,
+                    "sample_id": asked[int(index)]["sample_id"], "conversation_index": number,
+                    "source_id": conversation["source_id"], "benchmark": benchmark, "category": conversation["category"],
+                    "method": method, "n": n, "checkpoint": checkpoint or name.removeprefix("eval-"),
+                    "prompt": "USER: ... ASSISTANT:", "prediction": prediction,
                     "references": conversation["answers"], "correct": exact_match(prediction, conversation["answers"]),
                     "new_tokens": 2, "cache_hit": number > 0,
                 }
@@ -151,17 +162,23 @@ def evaluation(
         "samples": [{"uri": str(root / "ingest-test")}], "features": str(root / "features-test"),
         "checkpoint": str(root / checkpoint), **{key: str(root / f"eval-{key}") for key in bounds},
     }  # fmt: skip
-    made = job(root, name, "evaluate", inputs=inputs, evaluate={"benchmark": "scenes", "read_as": read_as})
+    answered(job(root, name, "evaluate", inputs=inputs, evaluate={"benchmark": "scenes", "read_as": read_as}), table, bounds)
+
+
+def answered(made: Job, table: pa.Table, bounds: dict[str, pa.Table]) -> list[dict[str, Any]]:
+    """Answers, their scores by the real rules, and the manifest of an evaluate job; returns the rows of scores."""
     entry = rows.write_table(f"{made.output}/answers/part-00000.parquet", [table], rows.ANSWERS)
-    small = table["method"][0].as_py() != "none" or read_as == "voco"
+    small = table["method"][0].as_py() != "none"
     scored = score_rows(
-        table, bounds.get("upper"), bounds.get("lower"), 200, 0, cache_bytes=4096 if small else 262144,
+        table, bounds.get("upper"), bounds.get("lower"), 200, 0,
+        cache_bytes=4096 * table["n"][0].as_py() if small else 262144,
         full_cache_bytes=266240, latency_s=0.0021 if small else 0.0034, seconds=9.5,
     )  # fmt: skip
     scores = rows.write_table(
         f"{made.output}/scores/part-00000.parquet", [pa.Table.from_pylist(scored, schema=rows.SCORES)], rows.SCORES
     )
     finish(made, 12.5, tables={"answers": [entry], "scores": [scores]})
+    return scored
 
 
 def features(root: Path) -> None:

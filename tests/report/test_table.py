@@ -2,19 +2,20 @@
 
 import pytest
 
-from voco.report.table import bytes_text, flops_text, seconds_text, text_table
+from voco.report.table import bytes_text, flops_text, seconds_text, text_table, text_tables
 
 ROW = {
     "benchmark": "scenes", "category": "all", "method": "voco", "n": 1, "label": "VoCo, N=1", "role": "compared",
     "score": 0.485, "score_low": 0.47, "score_high": 0.5, "retention": 0.6112, "retention_low": None, "retention_high": None,
-    "share_of_upper": None, "share_of_upper_low": None, "share_of_upper_high": None, "cache_bytes": 4096, "latency_s": None,
+    "share_of_upper": None, "upper_bound": 0.6, "share_of_upper_low": None, "share_of_upper_high": None,
+    "cache_bytes": 4096, "latency_s": None,
 }  # fmt: skip
 
 
 def test_columns_line_up_and_missing_is_said():
     other = {**ROW, "label": "lower bound", "role": "lower", "retention": None, "score": 1.0}
     lines = text_table([ROW, other]).split("\n")
-    head = "method score % 95 % retention % 95 % of upper % 95 % cache/image s/question"
+    head = "method score % 95 % retention % 95 % of upper % 95 % cache/view s/question"
     assert " ".join(lines[0].split()) == head
     assert lines[2].startswith("VoCo, N=1       48.5  47.0 to 50.0         61.1")
     assert lines[2].count("missing") == 2
@@ -30,6 +31,24 @@ def test_rows_of_scores_do_and_categories_and_benchmarks_get_columns():
     assert first.split()[:4] == ["scenes", "all", "voco", "N=1"]
     assert second.split()[:2] == ["gqa", "count"]
     assert text_table([]) == "no scores"
+
+
+def test_what_was_evaluated_without_bounds_is_not_missing_and_needs_no_column():
+    alone = {**ROW, "label": "base", "retention": None, "upper_bound": None}
+    assert text_table([ROW, alone]).split("\n")[-1].split()[5:] == ["-", "-", "4.0", "KiB", "missing"]
+    assert "retention" not in text_table([alone])
+
+
+def test_one_table_for_each_benchmark_under_its_name():
+    images = {**ROW, "view": "image", "questions": 1200, "samples": 400}
+    clips = {**images, "benchmark": "clips", "view": "frame", "retention": None, "upper_bound": None, "samples": 40}
+    first, second = text_tables([images, clips, {**images, "label": "base"}]).split("\n\n")
+    assert first.split("\n")[0] == "scenes: 1,200 questions about 400 images"
+    assert len(first.split("\n")) == 5
+    assert "cache/image" in first
+    assert second.split("\n")[0] == "clips: 1,200 questions about 40 videos"
+    assert second.split("\n")[1].split() == ["method", "score", "%", "95", "%", "cache/frame", "s/question"]
+    assert text_tables([]) == "no scores"
 
 
 @pytest.mark.parametrize(

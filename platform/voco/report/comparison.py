@@ -8,36 +8,28 @@ from typing import Any
 import pyarrow as pa
 
 from voco import rows
-from voco.errors import Refused
-from voco.evaluate.retention import bootstrap
-from voco.evaluate.scores import ALL, join_correct
+from voco.evaluate.scores import ALL
+from voco.report.differences import VARIANTS, Difference, differences, in_words
 from voco.report.outputs import Output, World
+from voco.report.table import MEDIA, one_view
 
 ROLES = ("upper", "compared", "lower")
-METHODS = {"voco": "VoCo", "none": "uncompressed", "avg_pool": "average pooling", "q_former": "Q-Former", "fastv": "FastV"}
-RESAMPLES = 2000
+METHODS = {
+    "voco": "VoCo", "none": "uncompressed", "avg_pool": "average pooling", "q_former": "Q-Former", "fastv": "FastV",
+    "shuffled_frames": "frames shuffled", "one_frame": "one frame only",
+}  # fmt: skip
 
 # The comparison as a table: a row of scores with the stage that it came from and its part in the comparison.
 SUMMARY = pa.schema(
-    [("stage", pa.string()), ("output", pa.string()), ("role", pa.string()), ("label", pa.string()), *rows.SCORES]
+    [
+        ("stage", pa.string()),
+        ("output", pa.string()),
+        ("role", pa.string()),  # upper, compared or lower
+        ("label", pa.string()),
+        ("view", pa.string()),  # what one cache is of: image or frame
+        *rows.SCORES,
+    ]
 )
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Score of one method minus another's on the same questions, with its 95 % interval."""
-
-    label: str
-    other: str
-    value: float
-    low: float
-    high: float
-    questions: int
-
-    @property
-    def settled(self) -> bool:
-        """True when the interval is on one side of zero."""
-        return self.low > 0 or self.high < 0
 
 
 @dataclass(frozen=True)
@@ -50,6 +42,21 @@ class Comparison:
     by_category: list[dict[str, Any]]
     differences: list[Difference]
     unpaired: list[str]  # why a difference is missing
+
+    @property
+    def view(self) -> str:
+        """image, frame, or view where both are compared."""
+        return one_view(self.rows)
+
+    @property
+    def media(self) -> str:
+        """images, videos or samples: what the questions are about."""
+        return MEDIA[self.view]
+
+    @property
+    def bounded(self) -> bool:
+        """True when any row says how much it keeps."""
+        return any(row["retention"] is not None for row in [*self.rows, *self.by_category])
 
     def bound(self, role: str, category: str = ALL) -> float | None:
         """The score of a bound: its own evaluation's, else what every compared row says alike."""
@@ -69,7 +76,8 @@ def compare(world: World) -> list[Comparison]:
         table = output.read("scores")
         for row in table.to_pylist() if table is not None else []:
             role = roles[output.uri]
-            whole = {"stage": output.name, "output": output.uri, "role": role, "label": label(row, role), **row}
+            facts = {"stage": output.name, "output": output.uri, "role": role, "label": label(row, role)}
+            whole = {**facts, "view": _view(output, row), **row}
             found.setdefault(row["benchmark"], []).append((output, whole))
     return [_one(benchmark, held) for benchmark, held in found.items()]
 
@@ -85,14 +93,26 @@ def _roles(evaluations: list[Output]) -> dict[str, str]:
     return roles
 
 
+def _view(output: Output, row: dict[str, Any]) -> str:
+    return "frame" if output.input("frame_cache") is not None or row["method"] in VARIANTS else "image"
+
+
 def label(row: dict[str, Any], role: str) -> str:
     """How a row is called in tables and plots."""
     if role == "upper":
         return "upper bound"
     if role == "lower":
         return "lower bound"
-    name = METHODS.get(row["method"], row["method"])
-    return f"{name}, {row['checkpoint'].rstrip('/').rsplit('/', 1)[-1]}" if row["method"] == "none" else f"{name}, N={row['n']}"
+    name = METHODS.get(row["method"], str(row["method"]))
+    if row["method"] in VARIANTS:
+        return name
+    return f"{name}, {_checkpoint(row['checkpoint'])}" if row["method"] == "none" else f"{name}, N={row['n']}"
+
+
+def _checkpoint(uri: str) -> str:
+    """What a checkpoint is called: its directory, or the trial's where it is a trial's `train`."""
+    path = uri.rstrip("/").split("/")
+    return path[-2] if path[-1] == "train" and path[-3:-2] == ["runs"] else path[-1]
 
 
 def _one(benchmark: str, held: list[tuple[Output, dict[str, Any]]]) -> Comparison:
@@ -102,8 +122,8 @@ def _one(benchmark: str, held: list[tuple[Output, dict[str, Any]]]) -> Compariso
     places = [row["output"] for _, row in whole]
     by_category = sorted((row for _, row in order if row["category"] != ALL), key=lambda row: places.index(row["output"]))
     categories = sorted({row["category"] for row in by_category})
-    differences, unpaired = _differences(whole)
-    return Comparison(benchmark, [row for _, row in whole], categories, by_category, differences, unpaired)
+    found, unpaired = differences(whole)
+    return Comparison(benchmark, [row for _, row in whole], categories, by_category, found, unpaired)
 
 
 def _tell_apart(held: list[dict[str, Any]]) -> None:
@@ -120,60 +140,34 @@ def _tell_apart(held: list[dict[str, Any]]) -> None:
                 row["label"] += f" ({row['stage']})" if name == "stage" else f" #{places.index(row['output']) + 1}"
 
 
-def _differences(whole: list[tuple[Output, dict[str, Any]]]) -> tuple[list[Difference], list[str]]:
-    """Every VoCo evaluation against every other way to compress."""
-    ours = [item for item in whole if item[1]["role"] == "compared" and item[1]["method"] == "voco"]
-    others = [item for item in whole if item[1]["role"] == "compared" and item[1]["method"] not in ("voco", "none")]
-    found, unpaired = [], []
-    for output, row in ours:
-        for other, against in others:
-            held = {row["label"]: output.read("answers"), against["label"]: other.read("answers")}
-            tables = {name: table for name, table in held.items() if table is not None}
-            if len(tables) < 2:
-                unpaired.append(f"{row['label']} against {against['label']}: answers are missing")
-                continue
-            try:
-                samples, _, correct = join_correct(tables)
-            except Refused as error:
-                unpaired.append(str(error))
-                continue
-            drawn = bootstrap(correct, samples, RESAMPLES, row["seed"] or 0)
-            low, high = drawn.difference(row["label"], against["label"])
-            value = drawn.scores[row["label"]] - drawn.scores[against["label"]]
-            found.append(Difference(row["label"], against["label"], value, low, high, len(samples)))
-    return found, unpaired
-
-
 def headline(comparison: Comparison) -> str:
     """The key result in words; only what the figures carry."""
     ours = [row for row in comparison.rows if row["role"] == "compared" and row["method"] == "voco"]
     if not ours:
         return f"{comparison.benchmark}: no VoCo checkpoint was evaluated."
-    best = ours[0]
-    text = f"{best['label']} answers {100 * best['score']:.1f} % of {best['questions']:,} questions right"
-    if best["retention"] is None:
-        text += "; without both bounds nothing can be said of what it keeps."
-    else:
+    best, *others = ours
+    text = f"{comparison.benchmark}: {best['label']} answers {100 * best['score']:.1f} % of {best['questions']:,} questions right"
+    if best["retention"] is not None:
         text += (
             f", against {100 * best['upper_bound']:.1f} % uncompressed and {100 * best['lower_bound']:.1f} % at the lower bound: "
             f"it keeps {100 * best['retention']:.1f} % of what lies between them{_interval(best, 'retention')}."
         )
-    if best["cache_bytes"] and best["full_cache_bytes"]:
-        text += f" Its cache is {best['full_cache_bytes'] / best['cache_bytes']:,.0f} times smaller than the full one."
+    elif comparison.view == "frame":
+        text += " with a video's frames in order."
+    else:
+        text += "; without both bounds nothing can be said of what it keeps."
     for difference in comparison.differences:
-        if difference.label == best["label"]:
-            text += " " + difference_in_words(difference)
-    return text
+        if difference.label == best["label"] and difference.category == ALL:
+            text += " " + in_words(difference)
+    for row in others:
+        if row["retention"] is not None:
+            text += f" {row['label']} keeps {100 * row['retention']:.1f} %{_interval(row, 'retention')}."
+    measured = [row for row in ours if row["cache_bytes"] and row["full_cache_bytes"]]
+    smaller = " and ".join(f"{row['full_cache_bytes'] / row['cache_bytes']:,.0f} times ({row['label']})" for row in measured)
+    return f"{text} The cache of {ARTICLE[comparison.view]} is {smaller} smaller than the full one." if smaller else text
 
 
-def difference_in_words(difference: Difference, whole: bool = False) -> str:
-    """One sentence; `whole` names both methods and the number of questions."""
-    points = f"{abs(100 * difference.value):.1f} points {'above' if difference.value > 0 else 'below'} {difference.other}"
-    interval = f"95 % interval of the paired difference {100 * difference.low:+.1f} to {100 * difference.high:+.1f}"
-    if whole:
-        interval += f", over {difference.questions:,} questions"
-    end = "" if difference.settled else "; zero is inside, so the order of the two is open"
-    return f"{difference.label if whole else 'It'} is {points} ({interval}{end})."
+ARTICLE = {"image": "an image", "frame": "a frame", "view": "a view"}
 
 
 def _interval(row: dict[str, Any], name: str) -> str:

@@ -44,7 +44,7 @@ class Output:
     @cached_property
     def parents(self) -> list[Parent]:
         found = []
-        for parent in self.manifest.parents:
+        for parent in {parent["uri"]: parent for parent in self.manifest.parents}.values():  # one may be read twice
             now = manifest.sha256(parent["uri"])
             state = "absent" if now is None else "unchanged" if now == parent["manifest_sha256"] else "changed"
             found.append(Parent(parent["uri"], parent["manifest_sha256"], state))
@@ -59,6 +59,13 @@ class Output:
         """The resolved URIs of the job's `inputs.samples`."""
         root = self._run.get("root")
         return [storage.resolve(item["uri"], root) for item in self.job.get("inputs", {}).get("samples", [])]
+
+    def text_only_inputs(self) -> set[str]:
+        """The resolved URIs of `inputs.vocabulary` that the job reads for nothing else."""
+        root = self._run.get("root")
+        return {storage.resolve(uri, root) for uri in self.job.get("inputs", {}).get("vocabulary", [])} - set(
+            self.samples_inputs()
+        )
 
     def files(self, table: str) -> list[str]:
         """URIs of a table's files, in the order of the manifest."""
@@ -86,9 +93,23 @@ class World:
     def at(self, uri: str) -> Output | None:
         return next((output for output in self.outputs if output.uri == uri), None)
 
+    def sweep_of(self, uri: str) -> tuple[Output, str] | None:
+        """The sweep that an output is a trial's part of, and the trial's name; None for what no sweep made."""
+        for sweep in self.of_kind("sweep"):
+            if uri.startswith(storage.join(sweep.uri, "runs") + "/"):
+                return sweep, uri.removeprefix(storage.join(sweep.uri, "runs") + "/").split("/")[0]
+        return None
+
+    def trials(self, sweep: Output) -> list[tuple[str, Output]]:
+        """Name and training output of each trial of a sweep that is there, in the order of the sweep's axes."""
+        runs = storage.join(sweep.uri, "runs") + "/"
+        names = [parent.uri.split("/runs/")[-1].split("/")[0] for parent in sweep.parents if parent.uri.endswith("/train")]
+        held = [(name, self.at(f"{runs}{name}/train")) for name in dict.fromkeys(names)]
+        return [(name, output) for name, output in held if output is not None]
+
 
 def gather(uris: list[str]) -> World:
-    """The outputs at `uris`, the stages of those that are flows, and all their parents, as far as they exist.
+    """The outputs at `uris`, the stages of flows, the trials of sweeps, and all their parents, as far as they exist.
 
     Raises Refused when none of them is finished.
     """
@@ -107,6 +128,7 @@ def gather(uris: list[str]) -> World:
         elif read is not None and read.kind != "flow":
             found[uri] = Output(uri, read)
             todo.extend(parent["uri"] for parent in read.parents)
+            todo.extend(_trial_outputs(uri) if read.kind == "sweep" else [])
     if not found:
         raise Refused(f"report: expected a finished output of a job, found none in {', '.join(uris)}")
     return World(_parents_first(list(found.values())), tuple(missing.items()))
@@ -121,6 +143,15 @@ def _stages(uri: str) -> list[str]:
         return []
     under = [storage.join(uri, name) for name in storage.names(uri) if not name.startswith(".")]
     return named + [place for place in under if place not in named and storage.exists(storage.join(place, "manifest.json"))]
+
+
+def _trial_outputs(uri: str) -> list[str]:
+    """Finished outputs of a sweep's trials where they lie now: its parents' URIs are gone when the sweep was moved."""
+    runs = storage.join(uri, "runs")
+    under = [
+        storage.join(runs, trial, part) for trial in storage.names(runs) for part in storage.names(storage.join(runs, trial))
+    ]
+    return [place for place in under if storage.exists(storage.join(place, "manifest.json"))]
 
 
 def _parents_first(outputs: list[Output]) -> tuple[Output, ...]:

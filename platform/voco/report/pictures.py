@@ -1,4 +1,4 @@
-"""Images and conversations out of samples tables, small enough to live inside one HTML file."""
+"""Images, videos and conversations out of samples tables, small enough to live inside one HTML file."""
 
 from __future__ import annotations
 
@@ -7,34 +7,50 @@ import io
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from voco import rows, storage
 from voco.report.outputs import Output
+from voco.report.table import seconds_text
+from voco.video.decode import Video
+from voco.video.sample_frames import at_rate, evenly, thin
 
 LARGEST_SIDE = 320  # pixels of an image in the report
-LARGEST_PIXELS = 64_000_000  # an image above it is not opened
+LARGEST_PIXELS = 64_000_000  # an image, or a frame, above it is not opened
+FRAMES_SHOWN = 8  # of a video, side by side
+FRAME_SIDE = 144  # pixels of one of them
+BETWEEN = 4  # white pixels between two
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image as a data URI, or why there is none."""
+    """An image as a data URI with a line about it, or why there is none."""
 
     uri: str = ""
     width: int = 0
     height: int = 0
     problem: str = ""
+    note: str = ""
+    wide: bool = False  # a strip of frames
 
 
-def picture(media: list[dict[str, Any]]) -> Picture:
-    """The first medium of a row, decoded and encoded anew: what the source's bytes hold besides pixels stays out."""
+def picture(row: dict[str, Any]) -> Picture:
+    """The first medium of a row of `samples/`: an image, or a strip of a video's frames.
+
+    Pixels are encoded anew: what the source's bytes hold besides them stays out.
+    """
+    media = row["media"] or []
     if not media:
         return Picture(problem="no image: a row of text")
-    data = media[0]["bytes"]
-    if data is None:
+    return _strip(media[0]) if row["modality"] == "video" else _image(media[0])
+
+
+def _image(medium: dict[str, Any]) -> Picture:
+    if medium["bytes"] is None:
         return Picture(problem="image missing: its bytes are not in the table")
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(medium["bytes"])) as image:
             if image.width * image.height > LARGEST_PIXELS:
                 return Picture(problem=f"image not shown: {image.width} x {image.height} pixels")
             image.draft("RGB", (LARGEST_SIDE, LARGEST_SIDE))
@@ -42,14 +58,50 @@ def picture(media: list[dict[str, Any]]) -> Picture:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         return Picture(problem=f"image missing: cannot be decoded ({type(error).__name__})")
     small.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
+    return Picture(_data_uri(small), small.width, small.height)
+
+
+def _strip(medium: dict[str, Any]) -> Picture:
+    """Frames from left to right: one a second as caches take them, evenly fewer of a long video, evenly more of a short."""
+    told = _facts(medium)
+    if medium["bytes"] is None:
+        return Picture(problem=f"video not shown: its bytes are not in the table ({told})")
+    if (medium["width"] or 0) * (medium["height"] or 0) > LARGEST_PIXELS:
+        return Picture(problem=f"video not shown: frames of {medium['width']} x {medium['height']} pixels ({told})")
+    try:
+        video = Video(medium["bytes"])
+        numbers = thin(at_rate(video.num_frames, video.fps, 1.0), FRAMES_SHOWN)
+        if len(numbers) < FRAMES_SHOWN // 2:
+            numbers = evenly(video.num_frames, FRAMES_SHOWN)
+        frames = [Image.fromarray(np.asarray(frame)) for frame in video.frames(numbers)]
+    except ValueError as error:
+        return Picture(problem=f"video not shown: {error} ({told})")
+    for frame in frames:
+        frame.thumbnail((FRAME_SIDE, FRAME_SIDE))
+    width, height = frames[0].size
+    strip = Image.new("RGB", (len(frames) * (width + BETWEEN) - BETWEEN, height), "white")
+    for index, frame in enumerate(frames):
+        strip.paste(frame, (index * (width + BETWEEN), 0))
+    times = ", ".join(f"{number / video.fps:.3g}" for number in numbers)
+    return Picture(_data_uri(strip), strip.width, strip.height, note=f"{told}; shown: {times} s", wide=True)
+
+
+def _facts(medium: dict[str, Any]) -> str:
+    """Duration, rate, frames and size as ingest measured them."""
+    rate = "rate missing" if medium["fps"] is None else f"{medium['fps']:.4g} fps"
+    frames = "number of frames missing" if medium["num_frames"] is None else f"{medium['num_frames']:,} frames"
+    return f"{seconds_text(medium['duration_s'])}, {rate}, {frames}, {medium['width']} x {medium['height']}"
+
+
+def _data_uri(image: Image.Image) -> str:
     held = io.BytesIO()
-    if small.getcolors(256):
-        small.quantize(256).save(held, "PNG", optimize=True)
+    if image.getcolors(256):
+        image.quantize(256).save(held, "PNG", optimize=True)
         kind = "png"
     else:
-        small.save(held, "JPEG", quality=85)
+        image.save(held, "JPEG", quality=85)
         kind = "jpeg"
-    return Picture(f"data:image/{kind};base64,{base64.b64encode(held.getvalue()).decode()}", small.width, small.height)
+    return f"data:image/{kind};base64,{base64.b64encode(held.getvalue()).decode()}"
 
 
 def first_rows(output: Output, count: int) -> list[dict[str, Any]]:

@@ -86,10 +86,10 @@ def curves(title: str, lines: Sequence[Curve], x_label: str, y_label: str) -> st
     for tick in y_ticks:
         y = place_y(tick)
         parts.append(f'<line class="grid" x1="{left}" x2="{WIDTH - right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(_text(left - 8, float(y) + 4, f"{tick:g}", "end"))
+        parts.append(text(left - 8, float(y) + 4, f"{tick:g}", "end"))
     for tick in x_ticks:
-        parts.append(_text(float(place_x(tick)), height - bottom + 18, f"{tick:,g}", "middle"))
-    parts.append(_text((left + WIDTH - right) / 2, height - 6, x_label, "middle", "axis"))
+        parts.append(text(float(place_x(tick)), height - bottom + 18, f"{tick:,g}", "middle"))
+    parts.append(text((left + WIDTH - right) / 2, height - 6, x_label, "middle", "axis"))
     parts.append(
         f'<text class="axis" text-anchor="middle" transform="translate(14 {(height - bottom + top) / 2}) rotate(-90)">'
         f"{escape(y_label)}</text>"
@@ -99,7 +99,7 @@ def curves(title: str, lines: Sequence[Curve], x_label: str, y_label: str) -> st
             x, y = thin(line.x, np.minimum(values, y_ticks[-1]))
             points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(place_x(x), place_y(y), strict=True))  # type: ignore[arg-type]
             parts.append(f'<polyline class="{kind} s{index % COLOURS}" points="{points}"/>')
-    return _svg(title, height, parts)
+    return svg(title, height, parts)
 
 
 def bars(title: str, items: Sequence[Bar], bounds: Sequence[tuple[str, float]]) -> str:
@@ -113,7 +113,7 @@ def bars(title: str, items: Sequence[Bar], bounds: Sequence[tuple[str, float]]) 
         return left + (value - ticks[0]) / (ticks[-1] - ticks[0]) * (WIDTH - left - right)
 
     parts = [f'<line class="grid" x1="{place(t):.1f}" x2="{place(t):.1f}" y1="{top}" y2="{height - 30}"/>' for t in ticks]
-    parts += [_text(place(tick), height - 14, f"{tick:g} %", "middle") for tick in ticks]
+    parts += [text(place(tick), height - 14, f"{tick:g} %", "middle") for tick in ticks]
     colour = 0
     over = []  # drawn above the lines of the bounds
     for index, item in enumerate(items):
@@ -121,18 +121,18 @@ def bars(title: str, items: Sequence[Bar], bounds: Sequence[tuple[str, float]]) 
         width = max(place(item.value) - place(0), 0)
         kind = "muted" if item.muted else f"c{colour % COLOURS}"
         colour += not item.muted
-        parts.append(_text(left - 10, y + 15, _short(item.label, 30), "end", "name"))
+        parts.append(text(left - 10, y + 15, short(item.label, 30), "end", "name"))
         parts.append(f'<rect class="bar {kind}" x="{place(0):.1f}" y="{y}" width="{width:.1f}" height="22" rx="2"/>')
         end = item.value
         if item.low is not None and item.high is not None:
-            over.append(_whisker(place(item.low), place(item.high), y + 11))
+            over.append(whisker(place(item.low), place(item.high), y + 11))
             end = max(end, item.high)
-        over.append(_text(max(place(end), place(item.value)) + 8, y + 16, f"{item.value:.1f} %", "start", "value"))
+        over.append(text(max(place(end), place(item.value)) + 8, y + 16, f"{item.value:.1f} %", "start", "value"))
     for name, value in bounds:
         x = place(value)
         parts.append(f'<line class="bound" x1="{x:.1f}" x2="{x:.1f}" y1="{top - 6}" y2="{height - 30}"/>')
-        parts.append(_text(x, top - 11, name, "middle", "note"))
-    return _svg(title, height, parts + over)
+        parts.append(text(x, top - 11, name, "middle", "note"))
+    return svg(title, height, parts + over)
 
 
 def dots(title: str, groups: Sequence[tuple[str, Sequence[Bar], Sequence[tuple[str, float]]]]) -> str:
@@ -147,40 +147,40 @@ def dots(title: str, groups: Sequence[tuple[str, Sequence[Bar], Sequence[tuple[s
         return left + (value - ticks[0]) / (ticks[-1] - ticks[0]) * (WIDTH - left - right)
 
     parts = [f'<line class="grid" x1="{place(t):.1f}" x2="{place(t):.1f}" y1="{top}" y2="{height - 28}"/>' for t in ticks]
-    parts += [_text(place(tick), height - 12, f"{tick:g} %", "middle") for tick in ticks]
+    parts += [text(place(tick), height - 12, f"{tick:g} %", "middle") for tick in ticks]
     y = float(top)
     for (name, items, bounds), tall in zip(groups, heights, strict=True):
         middle = y + tall / 2
-        parts.append(_text(left - 12, middle + 4, _short(name, 20), "end", "name"))
+        parts.append(text(left - 12, middle + 4, short(name, 20), "end", "name"))
         for _, value in bounds:
             x = place(value)
             parts.append(f'<line class="bound" x1="{x:.1f}" x2="{x:.1f}" y1="{y + 4:.1f}" y2="{y + tall - 4:.1f}"/>')
         for index, item in enumerate(items):
             at = y + gap / 2 + row * (index + 0.5)
             if item.low is not None and item.high is not None:
-                parts.append(_whisker(place(item.low), place(item.high), at, 3))
+                parts.append(whisker(place(item.low), place(item.high), at, 3))
             parts.append(f'<circle class="c{index % COLOURS}" cx="{place(item.value):.1f}" cy="{at:.1f}" r="5"/>')
             end = item.value if item.high is None else max(item.high, item.value)
-            parts.append(_text(place(end) + 8, at + 4, f"{item.value:.1f}", "start", "small"))
+            parts.append(text(place(end) + 8, at + 4, f"{item.value:.1f}", "start", "small"))
         y += tall
         parts.append(f'<line class="grid" x1="8" x2="{WIDTH - right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-    return _svg(title, height, parts)
+    return svg(title, height, parts)
 
 
-def _whisker(low: float, high: float, y: float, cap: float = 5) -> str:
+def whisker(low: float, high: float, y: float, cap: float = 5) -> str:
     ends = "".join(f"M{x:.1f} {y - cap:.1f}v{2 * cap}" for x in (low, high))
     return f'<path class="whisker" d="M{low:.1f} {y:.1f}H{high:.1f}{ends}"/>'
 
 
-def _short(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"
+def short(words: str, length: int) -> str:
+    return words if len(words) <= length else words[: length - 1] + "…"
 
 
-def _text(x: float, y: float, text: str, anchor: str, kind: str = "tick") -> str:
-    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+def text(x: float, y: float, words: str, anchor: str, kind: str = "tick") -> str:
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'
 
 
-def _svg(title: str, height: float, parts: list[str]) -> str:
+def svg(title: str, height: float, parts: list[str]) -> str:
     return (
         f'<svg class="plot" viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(title)}">'
         f"<title>{escape(title)}</title>{''.join(parts)}</svg>"

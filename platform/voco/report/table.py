@@ -12,8 +12,9 @@ def percent(value: float | None) -> str:
 
 
 def _figure(row: dict[str, Any], name: str) -> str:
-    """A bound has no retention of its own, so that one is not missing."""
-    return "-" if row[name] is None and row.get("role") in ("upper", "lower") else percent(row[name])
+    """A bound has no retention of its own, and what was evaluated without bounds has none: that is not missing."""
+    unasked = name != "score" and (row.get("role") in ("upper", "lower") or row["upper_bound"] is None)
+    return "-" if row[name] is None and unasked else percent(row[name])
 
 
 def span(low: float | None, high: float | None) -> str:
@@ -57,29 +58,48 @@ def flops_text(value: float | None) -> str:
     return f"{value:.3g} {unit}FLOP"
 
 
+def text_tables(rows: list[dict[str, Any]]) -> str:
+    """One table for each benchmark, in the order of the rows (`comparison.SUMMARY` columns), under a line that names it."""
+    benchmarks = list(dict.fromkeys(row["benchmark"] for row in rows))
+    parts = []
+    for benchmark in benchmarks:
+        held = [row for row in rows if row["benchmark"] == benchmark]
+        first = held[0]
+        head = f"{benchmark}: {first['questions']:,} questions about {first['samples']:,} {MEDIA[one_view(held)]}"
+        parts.append(f"{head}\n{text_table(held)}")
+    return "\n\n".join(parts) or "no scores"
+
+
+MEDIA = {"image": "images", "frame": "videos", "view": "samples"}
+
+
+def one_view(rows: list[dict[str, Any]]) -> str:
+    """What the caches of these rows are of: image, frame, or view where that differs or is not known."""
+    views = {row.get("view", "view") for row in rows}
+    return str(views.pop()) if len(views) == 1 else "view"
+
+
 def text_table(rows: list[dict[str, Any]]) -> str:
     """The comparison rows (`comparison.SUMMARY` columns, or plain rows of scores) as lines of fixed width.
 
     Scores, retention and share of the upper bound are in percent with their 95 % intervals; a figure that nobody
-    measured is written as missing.
+    measured is written as missing. Without bounds there is no column of retention.
     """
     if not rows:
         return "no scores"
     wide = len({row["benchmark"] for row in rows}) > 1
     by_category = {row["category"] for row in rows} != {"all"}
-    head = ["benchmark"] * wide + ["category"] * by_category
-    head += ["method", "score %", "95 %", "retention %", "95 %", "of upper %", "95 %", "cache/image", "s/question"]
-    lines = [head]
+    names = ["score", *(["retention", "share_of_upper"] if any(row["retention"] is not None for row in rows) else [])]
+    titles = {"score": "score %", "retention": "retention %", "share_of_upper": "of upper %"}
+    head = ["benchmark"] * wide + ["category"] * by_category + ["method"]
+    head += [title for name in names for title in (titles[name], "95 %")]
+    lines = [[*head, f"cache/{one_view(rows)}", "s/question"]]
     for row in rows:
-        figures = [
-            text
-            for name in ("score", "retention", "share_of_upper")
-            for text in (_figure(row, name), span(row[f"{name}_low"], row[f"{name}_high"]))
-        ]
+        figures = [text for name in names for text in (_figure(row, name), span(row[f"{name}_low"], row[f"{name}_high"]))]
         name = row.get("label") or f"{row['method']} N={row['n']}"
         measures = [bytes_text(row["cache_bytes"]), seconds_text(row["latency_s"])]
         lines.append([row["benchmark"]] * wide + [row["category"]] * by_category + [name, *figures, *measures])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     words = wide + by_category + 1  # columns of words are left-aligned, figures right-aligned
     lines.insert(1, ["-" * width for width in widths])
     return "\n".join(
