@@ -73,6 +73,21 @@ def test_a_sweep_that_was_moved_still_has_its_trials(flow, tmp_path):
     assert sweep(world.at(str(moved)))["plot"]
 
 
+def test_a_flows_stages_are_found_from_anywhere_and_where_they_were_moved_to(flow, tmp_path, monkeypatch):
+    names = [path.parent.name for path in flow.glob("*/manifest.json")]
+    stages = [{"name": name, "output": f"run/{name}"} for name in [*names, "later"]]
+    run = {"run_id": "demo-0", "root": str(tmp_path), "job": {"flow": {"stages": stages}}}
+    shutil.copytree(flow, tmp_path / "run")
+    storage.write_json(f"{tmp_path}/run/run.json", run)
+    monkeypatch.chdir("/")
+    held = gather([str(tmp_path / "run")])
+    assert held.missing == ((f"{tmp_path}/run/later", "not there"),)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    held = gather([str(tmp_path / "moved")])
+    assert {f"{tmp_path}/moved/{name}" for name in names} <= {output.uri for output in held.outputs}
+    assert held.missing == ((f"{tmp_path}/run/later", "not there"),)
+
+
 def test_the_trials_stand_at_their_ratios_with_the_bounds(flow, page):
     item = sweep(gather([str(flow)]).at(str(flow / "sft")))
     ratios = {(trial["row"]["trial"], trial["part"]): trial["ratio"] for trial in item["trials"]}

@@ -135,14 +135,18 @@ def gather(uris: list[str]) -> World:
 
 
 def _stages(uri: str) -> list[str]:
-    """Outputs of a flow's stages: those that its job names, and any finished directory under it."""
+    """Outputs of a flow's stages: those that its job names, and any finished directory under it, where it may lie by now."""
     place = storage.join(uri, "run.json")
-    job = storage.read_json(place)["job"] if storage.exists(place) else {}
-    named = [storage.resolve(stage["output"]) for stage in (job.get("flow") or {}).get("stages", []) if stage.get("output")]
-    if not named and storage.exists(storage.join(uri, "manifest.json")):
+    run = storage.read_json(place) if storage.exists(place) else {}
+    stages = [stage for stage in (run.get("job", {}).get("flow") or {}).get("stages", []) if stage.get("output")]
+    if not stages and storage.exists(storage.join(uri, "manifest.json")):
         return []
-    under = [storage.join(uri, name) for name in storage.names(uri) if not name.startswith(".")]
-    return named + [place for place in under if place not in named and storage.exists(storage.join(place, "manifest.json"))]
+    names = [name for name in storage.names(uri) if not name.startswith(".")]
+    under = [place for name in names if storage.exists(storage.join(place := storage.join(uri, name), "manifest.json"))]
+    named = [storage.resolve(stage["output"], run.get("root")) for stage in stages]
+    moved = [storage.join(uri, stage["name"]) in under for stage in stages]
+    kept = [place for place, gone in zip(named, moved, strict=True) if not gone or storage.exists(f"{place}/manifest.json")]
+    return kept + [place for place in under if place not in kept]
 
 
 def _trial_outputs(uri: str) -> list[str]:
