@@ -115,11 +115,12 @@ def _start_ray(job: Job) -> None:
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     import ray
 
+    from voco.kuberay import demands
+
     if inside:
         ray.init(address="auto", logging_level="WARNING")
         return
-    stages = job.flow.stages if job.flow is not None else [job]
-    wanted = max(stage.resources.workers * stage.resources.cpus_per_worker for stage in stages)
+    wanted = max((sum(one.count * one.cpus for one in stage) for stage in demands(job)), default=1)
     cpus = max(os.cpu_count() or 1, int(wanted) + 2)
     print(f"no RAY_ADDRESS: a local Ray with {cpus} logical CPUs, for this run only", flush=True)
     ray.init(address="local", num_cpus=cpus, include_dashboard=False, logging_level="WARNING")

@@ -7,16 +7,17 @@ import time
 import pyarrow as pa
 
 import pipelines
-from voco import manifest, rows, running, spec, storage, sweep, tracking, work
+from voco import manifest, rows, running, storage, sweep, tracking, work
 from voco.errors import Stopped
 from voco.manifest import Manifest
 from voco.spec import Job
+from voco.trials import trials as trials_of
 
 
 def run(job: Job, run_id: str) -> Manifest:
     """Train every trial on Ray Tune, then evaluate each against the bounds that the sweep itself holds."""
     started = time.time()
-    trials = spec.trials(job)
+    trials = trials_of(job)
     print(f"{job.name}: {len(trials)} trials: {', '.join(trial.name for trial in trials)}", flush=True)
     sweep.train_all(job, run_id, trials, train)
     found: list[dict[str, object]] = []

@@ -10,6 +10,7 @@ import pytest
 from pipelines import cli
 from voco import spec
 from voco.spec import Job
+from voco.trials import trials
 
 ROOT = Path(__file__).parents[1]
 JOBS = sorted(ROOT.glob("jobs/**/*.yaml"))
@@ -69,7 +70,7 @@ def test_steps_are_those_of_the_paper(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_the_sweep_is_tables_1_and_2() -> None:
-    names = [trial.name for trial in spec.trials(paper("sweep"))]
+    names = [trial.name for trial in trials(paper("sweep"))]
     assert names == ["none-1", "avg-pool-1", *(f"voco-{2**power}" for power in range(8))]
 
 
@@ -91,7 +92,7 @@ def test_the_flow_does_what_the_single_files_do() -> None:
     assert sweep is not None
     assert trained is not None
     assert sweep.train.image_sft == trained.train.image_sft == paper("image-sft").image_sft
-    used = {trial.name for trial in spec.trials(stages["sweep"])}
+    used = {trial.name for trial in trials(stages["sweep"])}
     assert stages["frame-cache"].inputs.checkpoint == "@sweep/runs/voco-2/train"
     assert "voco-2" in used
 

@@ -142,7 +142,7 @@ def parcel(file: str, job: Job, client: Any, where: Target, replace: bool) -> tu
     if path.startswith(".."):
         raise Refused(f"{file}: lies outside of {here}, which is what is sent to the cluster; start from a folder above it")
     every = job.flow.stages if job.flow is not None else []
-    for key, uri in [(key, uri) for one in (job, *every) for key, uri in {"output": one.output, **one.inputs.uris()}.items()]:
+    for key, uri in [(key, uri) for one in (job, *every) for key, uri in {"output": one.output, **one.uris()}.items()]:
         if "://" not in uri and not uri.startswith(("/", "@")):
             raise Refused(f"{file}: {key}: expected s3:// or an absolute path, for a cluster on other machines, got {uri}")
     return entrypoint, {"working_dir": ".", "env_vars": environment}

@@ -55,13 +55,12 @@ class Pool:
 def demands(job: Job) -> list[list[Demand]]:
     """What each stage of a job asks Ray for at once; nothing for stages that work in the driver.
 
-    A sweep: its trials' workers, with a CPU for each trial's own driver, and then the workers that evaluate.
+    A sweep: its trials' workers, and then the workers that evaluate; the trials' own drivers sit on the head.
     """
     if job.flow is not None:
         return [wanted for stage in job.flow.stages for wanted in demands(stage)]
     if job.sweep is not None:
-        trials = job.sweep.concurrent
-        return [[_demand(part.resources, trials), Demand(trials, 1, 0, None)] for part in job.parts.values()]
+        return [[_demand(job.sweep.train.resources, job.sweep.concurrent)], [_demand(job.sweep.evaluate.resources)]]
     return [] if job.kind == "report" else [[_demand(job.resources)]]
 
 

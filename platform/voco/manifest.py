@@ -169,7 +169,9 @@ def finish(job: Job, run_id: str, started: float, **fields: Any) -> Manifest:
             parents.append({"uri": place, "manifest_sha256": str(sha256(place))})
     inner = job.flow.stages if job.flow is not None else []
     if job.sweep is not None:
-        inner = [one for trial in spec.trials(job) for one in (trial.train, *trial.evaluations)]
+        from voco.trials import trials
+
+        inner = [one for trial in trials(job) for one in (trial.train, *trial.evaluations)]
     for stage in inner:
         place = storage.resolve(stage.output)
         parents.append({"uri": place, "manifest_sha256": str(sha256(place))})

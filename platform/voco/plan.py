@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from voco import manifest, spec, storage
+from voco import manifest, storage
 from voco.blocks import Llama, Training
 from voco.errors import Refused
 from voco.spec import TRAINING, Job, stage_with_inputs
@@ -152,7 +152,9 @@ def details(job: Job, sizes: dict[str, Size]) -> list[str]:
     if job.kind in TRAINING:
         return training(job, sizes)
     if job.sweep is not None:
-        found = spec.trials(job)
+        from voco.trials import trials
+
+        found = trials(job)
         inner = {key.removeprefix("sweep.train."): size for key, size in sizes.items()}
         lines = [f"{len(found)} trials, {job.sweep.concurrent} at a time: {', '.join(trial.name for trial in found)}"]
         return lines + [f"each trial: {line}" for line in [_resources(job.sweep.train), *training(job.sweep.train, inner)]]

@@ -13,6 +13,7 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -145,3 +146,22 @@ def _other_holder(run_id: str) -> str:
         return str(ray.get(handle.holder.remote(), timeout=5))
     except (ValueError, ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
         return "another job"
+
+
+def apart(call: Callable[[], Any]) -> Any:
+    """Call in a thread of its own. In the main thread Ray Train would take SIGINT for itself and end without a checkpoint."""
+    outcome: dict[str, Any] = {}
+
+    def work() -> None:
+        try:
+            outcome["value"] = call()
+        except BaseException as error:  # noqa: BLE001 - carried over to the caller's thread
+            outcome["error"] = error
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.5)
+    if "error" in outcome:
+        raise outcome["error"]
+    return outcome["value"]

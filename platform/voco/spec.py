@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from voco import axes, mistakes, storage
+from voco import mistakes, storage
 from voco.blocks import (
     Compression,
     Evaluate,
@@ -241,6 +241,8 @@ def _fill_parts(where: str, job: Job) -> Job:
         return job
     held = {name.split(".")[1]: _inherit(f"{where}{name}.", part, job) for name, part in job.parts.items()}
     filled = job.model_copy(update={"sweep": job.sweep.model_copy(update=held)})
+    from voco.trials import trials  # made of this module's jobs
+
     try:
         trials(filled)
     except ValidationError as error:
@@ -248,66 +250,6 @@ def _fill_parts(where: str, job: Job) -> Job:
     except (ValueError, KeyError) as error:
         raise Refused(f"{where}sweep.axes: {error.args[0]}") from None
     return filled
-
-
-class Trial(NamedTuple):
-    """One point of a sweep: a training job, and the evaluations of its checkpoint, bounds first."""
-
-    name: str
-    values: dict[str, Any]  # dotted key -> value
-    train: Job  # its output is `<sweep output>/runs/<name>/train`
-    evaluations: list[Job]
-
-    @property
-    def is_bound(self) -> bool:
-        return self.train.compression is not None and self.train.compression.method == "none"
-
-
-def trials(job: Job) -> list[Trial]:
-    """The trials of a sweep, in the order of its axes.
-
-    A trial of method none is the upper bound of those that differ from it in compression alone; read under the voco mask
-    it is their lower bound. Raises ValueError or pydantic's error for a value that cannot be.
-    """
-    assert job.sweep is not None
-    raw = job.sweep.train.model_dump(exclude_none=True, exclude_unset=True)
-    raw |= {key: getattr(job.sweep.train, key) for key in ("seed", "resources", "tracking")}
-    found: list[Trial] = []
-    for values in axes.product(job.sweep.axes):
-        name = axes.name(values)
-        if name in [trial.name for trial in found]:
-            raise ValueError(f"two trials would be called {name}")
-        place = storage.join(job.output, "runs", name)
-        train = Job.model_validate({**axes.put(raw, values), "name": name[:40], "output": f"{place}/train"})
-        found.append(Trial(name, values, train, []))
-    for trial in found:
-        same = [one for one in found if one.is_bound and _beside(one.values) == _beside(trial.values)]
-        trial.evaluations.extend(_evaluations(job, trial, same[0] if same else None))
-    return found
-
-
-def _beside(values: dict[str, Any]) -> dict[str, Any]:
-    """The values of a trial that are not about compression."""
-    return {key: value for key, value in values.items() if key.split(".")[0] != "compression"}
-
-
-def _evaluations(job: Job, trial: Trial, bound: Trial | None) -> list[Job]:
-    assert job.sweep is not None
-    plain = job.sweep.evaluate
-    place = storage.join(job.output, "runs", trial.name)
-
-    def answers(name: str, **inputs: str) -> Job:
-        changes = {"name": f"{name}-{trial.name}"[:40], "output": f"{place}/{name}"}
-        held = plain.inputs.model_copy(update={"checkpoint": trial.train.output, **inputs})
-        return plain.model_copy(update={**changes, "inputs": held})
-
-    if trial.is_bound and plain.block.frames == "all":
-        block = plain.block.model_copy(update={"read_as": "voco"})
-        return [answers("answers"), answers("lower").model_copy(update={"evaluate": block})]
-    if bound is None:
-        return [answers("answers")]
-    theirs = storage.join(job.output, "runs", bound.name)
-    return [answers("answers", upper=f"{theirs}/answers", lower=f"{theirs}/lower")]
 
 
 def stage_with_inputs(stage: Job, outputs: dict[str, str], kept: str = "") -> Job:

@@ -8,7 +8,8 @@ from typing import Any
 
 from voco import running, storage, tracking
 from voco.errors import JobFailed, Refused, Stopped
-from voco.spec import Job, Trial
+from voco.spec import Job
+from voco.trials import Trial
 
 FAILURES = 3  # deaths of one trial's process that Tune makes good; what training itself refuses is told at once
 
@@ -29,8 +30,8 @@ def train_all(job: Job, run_id: str, trials: list[Trial], train: Callable[[Job],
     by_name = {trial.name: trial.train.model_dump(exclude_none=True) for trial in trials}
     constants = {"root": os.getcwd(), "run": running.current(), "sweep": run_id, "jobs": by_name, "train": train}
     tuner = ray.tune.Tuner(
-        # the trial's process only waits for its workers; the workers hold the resources
-        ray.tune.with_resources(ray.tune.with_parameters(_trial, constants=constants), {"CPU": 0.01}),
+        # a trial's process only waits for its workers, so it takes no CPU, and sits on the head, which no spot market ends
+        ray.tune.with_resources(ray.tune.with_parameters(_trial, constants=constants), {"node:__internal_head__": 0.001}),
         param_space={"trial": ray.tune.grid_search(list(by_name))},
         tune_config=ray.tune.TuneConfig(max_concurrent_trials=job.sweep.concurrent, reuse_actors=False),
         run_config=ray.tune.RunConfig(

@@ -10,7 +10,8 @@ import torch
 
 from voco.model.batch import Batch, collate, collate_cached
 from voco.model.cache import VocoCache, join
-from voco.model.voco_llama import VocoLlama, capture
+from voco.model.capture import capture
+from voco.model.voco_llama import VocoLlama
 from voco.tokens import TEXT, build
 
 TALKS = [

@@ -6,8 +6,7 @@ C feature width, W model width, S predictions, D layers, H key-value heads, E he
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +18,7 @@ from transformers import DynamicCache
 from voco.conversation import Turn
 from voco.model.batch import Batch, CachedBatch, collate
 from voco.model.cache import CacheKey, VocoCache, join
+from voco.model.capture import capture
 from voco.model.rope import ExactRotary, check_rope, rotate
 from voco.model.vision_tower import VisionTower
 from voco.model.voco_mask import TokenIds, allowed
@@ -298,31 +298,3 @@ def _ids_of_read(real: Tensor, text: Tensor, conversation: Tensor) -> TokenIds:
     kind = torch.cat((cached, torch.where(text, TEXT, PAD)), dim=1)
     view = torch.cat((torch.zeros_like(cached), torch.full_like(text, NONE, dtype=torch.int64)), dim=1)
     return TokenIds(kind, torch.zeros_like(kind), view, torch.cat((torch.full_like(cached, NONE), conversation), dim=1))
-
-
-@contextmanager
-def capture(language_model: Any) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Collect each layer's keys (after any key norm, before RoPE) and values, (B, L, H, E), of one forward pass."""
-    states: list[tuple[Tensor, Tensor]] = []
-    pending: dict[str, Tensor] = {}
-    config = language_model.config
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-
-    def keep(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-            pending[name] = output.view(*output.shape[:2], -1, width)
-            if len(pending) == 2:
-                states.append((pending.pop("keys"), pending.pop("values")))
-
-        return hook
-
-    handles = []
-    for layer in language_model.model.layers:
-        attention = layer.self_attn
-        handles.append(getattr(attention, "k_norm", attention.k_proj).register_forward_hook(keep("keys")))
-        handles.append(attention.v_proj.register_forward_hook(keep("values")))
-    try:
-        yield states
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -5,17 +5,17 @@ from __future__ import annotations
 import itertools
 import os
 import tempfile
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from voco import manifest, rows, running, storage, tracking
-from voco.blocks import Method, Text, Training, VideoSft
-from voco.errors import JobFailed, Refused, Stopped
+from voco.blocks import Method, Text, Training
+from voco.errors import JobFailed, Stopped
 from voco.manifest import Manifest
 from voco.spec import Job
 from voco.tokens import Layout
+from voco.train.check import check
 from voco.train.data import SampleTables
 
 STARTS = 3  # of the worker group, when a worker dies before training begins
@@ -119,90 +119,13 @@ def _run(job: Job, run_id: str, output: str, config: dict[str, Any]) -> dict[str
             ),
         )
         try:
-            returned: dict[str, Any] = apart(trainer.fit).return_value
+            returned: dict[str, Any] = running.apart(trainer.fit).return_value
             return returned
         except ray.train.TrainingFailedError as error:
             if not isinstance(error, ray.train.ControllerError) or start == STARTS - 1:
                 raise JobFailed(f"{job.name}: training failed: {_last_line(error)}") from error
             print(f"{job.name}: the workers did not start ({_last_line(error)[:120]}); again", flush=True)
     raise AssertionError("unreachable")
-
-
-def apart(call: Callable[[], Any]) -> Any:
-    """Call in a thread of its own. In the main thread Ray Train would take SIGINT for itself and end without a checkpoint."""
-    outcome: dict[str, Any] = {}
-
-    def work() -> None:
-        try:
-            outcome["value"] = call()
-        except BaseException as error:  # noqa: BLE001 - carried over to the caller's thread
-            outcome["error"] = error
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(0.5)
-    if "error" in outcome:
-        raise outcome["error"]
-    return outcome["value"]
-
-
-def check(job: Job, layout: Layout, model: str) -> None:
-    """Refuse what would only fail on the workers: features or caches of another maker or other samples, and sizes."""
-    from voco.model import weights
-
-    block: Training = job.block
-    config = weights.read_config(model)
-    longest = config["language_model"]["max_position_embeddings"]
-    if block.max_tokens > longest:
-        raise Refused(f"{job.kind}.max_tokens: expected at most the model's {longest} positions, got {block.max_tokens}")
-    if isinstance(block, VideoSft):
-        _check_frames(job, block, layout, config)
-        return
-    _check_features(job, config)
-    if layout.method == "avg_pool" and layout.vision_slots % layout.tokens:
-        raise Refused(
-            f"compression.tokens: expected a divisor of the tower's {layout.vision_slots} positions, got {layout.tokens}"
-        )
-    prefix = layout.prefix_length + layout.voco_tokens()
-    if prefix >= block.max_tokens:
-        raise Refused(f"{job.kind}.max_tokens: expected more than the prefix's {prefix} tokens, got {block.max_tokens}")
-
-
-def _check_features(job: Job, config: dict[str, Any]) -> None:
-    from voco.features import FeatureStore, check_tower
-
-    features = FeatureStore(storage.resolve(job.inputs.features or ""))
-    check_tower(features, config["preprocessing"])
-    images = {one["sha256"] for row in _tables(job).rows(["media.list.element.sha256"]) for one in row["media"] or []}
-    missing = images - features.index.keys()
-    if missing:
-        raise Refused(
-            f"inputs.features: {job.inputs.features} lacks {len(missing)} of {len(images)} images; make it from these samples"
-        )
-
-
-def _check_frames(job: Job, block: VideoSft, layout: Layout, config: dict[str, Any]) -> None:
-    from voco.video.frame_store import FrameStore, check_maker
-
-    if layout.template == "plain":
-        raise Refused("video_sft.text.template: plain starts with the answer, which no cache can predict; use another template")
-    store = FrameStore(storage.resolve(job.inputs.frame_cache or ""))
-    check_maker(store, config, layout.tokens)
-    held = [row["sample_id"] for row in _tables(job).rows(["sample_id", "modality"]) if row["modality"] != "text"]
-    missing = [sample_id for sample_id in held if sample_id not in store.groups]
-    if missing:
-        raise Refused(
-            f"inputs.frame_cache: {job.inputs.frame_cache} lacks {len(missing)} of {len(held)} samples, {missing[0]} for one; "
-            "make it from these samples"
-        )
-    frames = max((len(store.taken(sample_id, block.max_frames)) for sample_id in held), default=0)
-    if frames * layout.tokens >= block.max_tokens:
-        most = (block.max_tokens - 1) // layout.tokens
-        raise Refused(
-            f"video_sft.max_frames: a sample has {frames} frames of {layout.tokens} tokens, which leaves no room for text in "
-            f"max_tokens {block.max_tokens}; set max_frames below {most}, and frames are dropped evenly"
-        )
 
 
 def finish(job: Job, run_id: str, started: float, returned: dict[str, Any]) -> Manifest:
@@ -227,10 +150,6 @@ def finish(job: Job, run_id: str, started: float, returned: dict[str, Any]) -> M
             "training_seconds": sum(metrics["seconds"].to_pylist()),
         },
     )
-
-
-def _tables(job: Job) -> SampleTables:
-    return SampleTables([storage.resolve(item.uri) for item in job.inputs.samples], [1.0] * len(job.inputs.samples))
 
 
 def _last_line(error: BaseException) -> str:

@@ -1,0 +1,106 @@
+"""The trials of a sweep: which values go together, what a trial is called, and the jobs that it is made of."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from voco import storage
+from voco.spec import Job
+
+
+class Trial(NamedTuple):
+    """One point of a sweep: a training job, and the evaluations of its checkpoint, bounds first."""
+
+    name: str
+    values: dict[str, Any]  # dotted key -> value
+    train: Job  # its output is `<sweep output>/runs/<name>/train`
+    evaluations: list[Job]
+
+    @property
+    def is_bound(self) -> bool:
+        return self.train.compression is not None and self.train.compression.method == "none"
+
+
+def trials(job: Job) -> list[Trial]:
+    """The trials of a sweep, in the order of its axes.
+
+    A trial of method none is the upper bound of those that differ from it in compression alone; read under the voco mask
+    it is their lower bound. Raises ValueError or pydantic's error for a value that cannot be.
+    """
+    assert job.sweep is not None
+    raw = job.sweep.train.model_dump(exclude_none=True, exclude_unset=True)
+    raw |= {key: getattr(job.sweep.train, key) for key in ("seed", "resources", "tracking")}
+    found: list[Trial] = []
+    for values in product(job.sweep.axes):
+        name = name_of(values)
+        if name in [trial.name for trial in found]:
+            raise ValueError(f"two trials would be called {name}")
+        place = storage.join(job.output, "runs", name)
+        train = Job.model_validate({**put(raw, values), "name": name[:40], "output": f"{place}/train"})
+        found.append(Trial(name, values, train, []))
+    for trial in found:
+        same = [one for one in found if one.is_bound and _beside(one.values) == _beside(trial.values)]
+        trial.evaluations.extend(_evaluations(job, trial, same[0] if same else None))
+    return found
+
+
+def _beside(values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a trial that are not about compression."""
+    return {key: value for key, value in values.items() if key.split(".")[0] != "compression"}
+
+
+def _evaluations(job: Job, trial: Trial, bound: Trial | None) -> list[Job]:
+    assert job.sweep is not None
+    plain = job.sweep.evaluate
+    place = storage.join(job.output, "runs", trial.name)
+
+    def answers(name: str, **inputs: str) -> Job:
+        changes = {"name": f"{name}-{trial.name}"[:40], "output": f"{place}/{name}"}
+        held = plain.inputs.model_copy(update={"checkpoint": trial.train.output, **inputs})
+        return plain.model_copy(update={**changes, "inputs": held})
+
+    if trial.is_bound and plain.block.frames == "all":
+        block = plain.block.model_copy(update={"read_as": "voco"})
+        return [answers("answers"), answers("lower").model_copy(update={"evaluate": block})]
+    if bound is None:
+        return [answers("answers")]
+    theirs = storage.join(job.output, "runs", bound.name)
+    return [answers("answers", upper=f"{theirs}/answers", lower=f"{theirs}/lower")]
+
+
+def product(axes: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """Every combination of the axes' values, the last axis fastest: {dotted key: value} each.
+
+    An axis may be a whole block, e.g. `compression: [{method: voco, tokens: 1}, {method: none, tokens: 1}]`, for
+    combinations that are no full product.
+    """
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+def name_of(values: Mapping[str, Any]) -> str:
+    """What a trial is called: its values joined, fit for a path and a job's name; `voco-4` for method voco, tokens 4."""
+    return "-".join(_word(value) for value in values.values())
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "-".join(_word(inner) for inner in value.values())
+    return re.sub(r"[^a-z0-9]+", "-", str(value).lower()).strip("-")
+
+
+def put(job: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a job with each value at its dotted key. Raises KeyError for a path that runs through no mapping."""
+    changed: dict[str, Any] = copy.deepcopy(dict(job))
+    for dotted, value in values.items():
+        *path, last = dotted.split(".")
+        place: Any = changed
+        for part in path:
+            place = place.setdefault(part, {}) if isinstance(place, dict) else None
+        if not isinstance(place, dict):
+            raise KeyError(f"{dotted}: {'.'.join(path)} is no block")
+        place[last] = value
+    return changed
