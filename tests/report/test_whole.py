@@ -306,6 +306,18 @@ def test_arrows_keep_out_of_the_boxes_that_they_pass():
     )
 
 
+def test_boxes_without_arrows_stand_in_rows_below():
+    drawing = draw({"a": [], "b": ["a"], **{f"x{index}": [] for index in range(7)}}, 100, {"a": 40, "b": 40} | {
+        f"x{index}": 40 for index in range(7)
+    })  # fmt: skip
+    tops = [drawing.boxes[f"x{index}"][1] for index in range(7)]
+    assert tops[0] == tops[4] > drawing.boxes["b"][1] + 40
+    assert tops[5] == tops[6] >= tops[0] + 40
+    assert drawing.height >= tops[6] + 40
+    assert drawing.width >= drawing.boxes["x4"][0] + 100
+    assert draw({"a": []}, 100, {"a": 40}).boxes == {"a": (6, 6)}
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not on PATH")
 @pytest.mark.parametrize("width", [390, 1280])

@@ -11,10 +11,11 @@ import report.report_world as report_world
 import video_world
 import world
 
-from voco import rows, spec, storage, work
+from voco import rows, storage, work
 from voco.blocks import Model, Text
 from voco.model import new, weights
 from voco.spec import Job
+from voco.trials import trials
 from voco.video.frame_cache import FrameWorker, write_list
 
 CLIPS = 60
@@ -85,7 +86,7 @@ def sweep(root: Path) -> None:
     made = report_world.job(root, "sft", "sweep", sweep={"axes": {"compression": AXIS}, "train": train, "evaluate": evaluate})
     bounds: dict[str, pa.Table] = {}
     found: list[dict[str, Any]] = []
-    for trial in sorted(spec.trials(made), key=lambda trial: not trial.is_bound):
+    for trial in sorted(trials(made), key=lambda trial: not trial.is_bound):
         assert trial.train.compression is not None
         begun(trial.train)
         checkpoint(trial.train.output, trial.train.compression.method, trial.train.compression.tokens)

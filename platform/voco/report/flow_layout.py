@@ -12,6 +12,7 @@ from dataclasses import dataclass
 GAP_X, GAP_Y, MARGIN = 14.0, 36.0, 6.0
 LANE = 10.0  # width that an arrow takes on its way past boxes
 ROUNDS = 12
+IN_ROW = 5  # boxes that no arrow touches, side by side
 
 Node = str | tuple[str, str, int]  # a box, or the arrow (parent, child) where it passes a layer
 Point = tuple[float, float]
@@ -45,7 +46,25 @@ def _ancestors(name: str, parents: dict[str, list[str]]) -> set[str]:
 
 
 def draw(parents: dict[str, list[str]], width: float, heights: dict[str, float]) -> Drawing:
-    """Boxes of one width and of their own heights. Every parent must be a key of `parents` too."""
+    """Boxes of one width and of their own heights, those that no arrow touches in rows below the others.
+
+    Every parent must be a key of `parents` too.
+    """
+    touched = {name for child, found in parents.items() if found for name in (child, *found)}
+    joined = {name: found for name, found in parents.items() if name in touched}
+    drawing = _joined(joined, width, heights) if joined else Drawing({}, [], 2 * MARGIN, MARGIN)
+    alone = [name for name in parents if name not in touched]
+    across = max(IN_ROW, int((drawing.width - 2 * MARGIN + GAP_X) / (width + GAP_X)))
+    boxes, right, down = dict(drawing.boxes), drawing.width, drawing.height + (GAP_Y - MARGIN if joined else 0)
+    for start in range(0, len(alone), across):
+        row = alone[start : start + across]
+        boxes |= {name: (MARGIN + at * (width + GAP_X), down) for at, name in enumerate(row)}
+        right = max(right, 2 * MARGIN + len(row) * (width + GAP_X) - GAP_X)
+        down += max(heights[name] for name in row) + GAP_X
+    return Drawing(boxes, drawing.arrows, right, down - GAP_X + MARGIN if alone else drawing.height)
+
+
+def _joined(parents: dict[str, list[str]], width: float, heights: dict[str, float]) -> Drawing:
     edges = [(parent, name) for name in parents for parent in direct(name, parents)]
     layer = _layers(parents)
     count = 1 + max(layer.values())

@@ -27,7 +27,7 @@ def flow_picture(world: World) -> str:
     head += '<path class="tip" d="M0 0L8 4L0 8z"/></marker></defs>'
     return (
         f'<svg class="flow" viewBox="0 0 {drawing.width:.0f} {drawing.height:.0f}" '
-        f'style="max-width:{drawing.width:.0f}px;min-width:{0.75 * drawing.width:.0f}px" '
+        f'style="max-width:{drawing.width:.0f}px;min-width:{0.68 * drawing.width:.0f}px" '
         'role="img" aria-label="flow of stages">'
         f"<title>Flow of stages</title>{head}{_arrows(drawing)}{''.join(boxes)}</svg>"
     )

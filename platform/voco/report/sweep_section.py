@@ -6,7 +6,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from voco import axes, storage
+from voco import storage, trials
 from voco.evaluate.scores import ALL
 from voco.report.comparison import METHODS
 from voco.report.outputs import Output
@@ -44,11 +44,11 @@ def sweep(output: Output) -> dict[str, Any]:
 def _values(output: Output) -> dict[str, dict[str, Any]]:
     """The values of each trial by dotted key, a block's entries apart; empty when the job as sent is gone."""
     found = {}
-    for values in axes.product(output.job.get("sweep", {}).get("axes", {})):
+    for values in trials.product(output.job.get("sweep", {}).get("axes", {})):
         flat: dict[str, Any] = {}
         for key, value in values.items():
             flat |= {f"{key}.{name}": inner for name, inner in value.items()} if isinstance(value, dict) else {key: value}
-        found[axes.name(values)] = flat
+        found[trials.name_of(values)] = flat
     return found
 
 
