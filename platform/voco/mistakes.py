@@ -32,7 +32,9 @@ def first_line(error: ValidationError, root: type[BaseModel]) -> str:
         return f"{path}: expected a value, got nothing"
     if kind == "value_error":
         message = str(item["ctx"]["error"])
-        return f"{path}.{message}" if path else message
+        if not path:
+            return message
+        return f"{path}: {message}" if message.startswith("expected") else f"{path}.{message}"  # else it starts with a key
     if kind == "literal_error":
         allowed = re.findall(r"'([^']*)'", item["ctx"]["expected"]) or [item["ctx"]["expected"]]
         return f"{path}: expected {item['ctx']['expected']}, got {shown}{hint(str(got), allowed)}"
