@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 import flow_world
 import psutil
 import pytest
+import wandb_world
 
 from voco import manifest, rows, show
 from voco.demo import cluster
@@ -25,7 +27,9 @@ STAGES = ["scenes", "scenes-test", "features", "base", "voco1", "answers-upper",
 def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("flow")
     flow_world.write(place)
-    cluster.start(place / ".demo", cpus=4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_MODE", "offline")  # of the cluster's drivers and workers
+        cluster.start(place / ".demo", cpus=4)
     yield place
     cluster.stop(place / ".demo")
 
@@ -90,6 +94,31 @@ def test_the_flow_survives_kills_and_ends_whole(place):
     assert "image_sft as" not in out  # nothing was done again
 
     check_tables(place)
+    check_wandb(place)
+
+
+def check_wandb(place: Path) -> None:
+    """What W&B recorded of a flow that was killed twice: each step once, predictions with images, every output by name."""
+    run_ids = {name: manifest.read(str(place / "out" / name)).run_id for name in STAGES}
+    flow = manifest.read(str(place / "out"))
+    tries = wandb_world.attempts(str(place / "out/base"), run_ids["base"])
+    assert len(tries) >= 2  # the killed one, and the one that went on
+    steps = [line["step"] for records in tries for line in wandb_world.steps(records)]
+    metrics = rows.read_table(str(place / "out/base/metrics.parquet"))
+    assert sorted(steps) == metrics["step"].to_pylist()
+    logged = {line["step"]: line["loss"] for records in tries for line in wandb_world.steps(records)}
+    assert [logged[step] for step in range(len(logged))] == pytest.approx(metrics["loss"].to_pylist(), abs=1e-5)
+    assert {run.run_group for records in tries for run in wandb_world.of(records, "run")} == {flow.run_id}
+
+    (answers,) = wandb_world.attempts(str(place / "out/answers-voco1"), run_ids["answers-voco1"])
+    (table,) = [item for item in wandb_world.of(answers, "artifact") if item.type == "run_table"]
+    pictures = [item.path for item in table.manifest.contents if item.path.endswith((".png", ".jpg", ".jpeg"))]
+    assert len(pictures) > 3
+    (whole,) = wandb_world.attempts(str(place / "out"), flow.run_id)
+    outputs = {item.name: json.loads(item.metadata) for item in wandb_world.of(whole, "artifact")}
+    assert set(outputs) == {*STAGES, "tiny"}
+    parents = {parent["uri"]: parent["manifest_sha256"] for parent in outputs["voco1"]["parents"]}
+    assert parents[str(place / "out/base")] == manifest.sha256(str(place / "out/base")) == outputs["base"]["manifest_sha256"]
 
 
 def check_tables(place: Path) -> None:

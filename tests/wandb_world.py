@@ -22,6 +22,7 @@ RUN = "voco1-sft-0a1b2c3d"
 START = """
 import json, os, signal, sys, time
 from voco import spec, tracking
+os.environ[tracking.GROUP] = "flow-11223344"
 job = spec.build("job.yaml", json.loads(sys.argv[1]))
 def rows(first, end):
     return [{"step": s, "epoch": 0, "loss": 1 / (1 + s), "tokens": 7 * s, "sample_ids_sha256": "ff", "lr": 1e-3,
@@ -67,10 +68,10 @@ def attempt(raw: dict[str, Any], script: str, home: Path, ends: int = 0, **more:
     return done
 
 
-def attempts(output: str) -> list[list[Any]]:
+def attempts(output: str, run: str = RUN) -> list[list[Any]]:
     """The records of each attempt, in order of time."""
     place = storage.join(output, "wandb")
-    files = [storage.join(place, name, f"run-{RUN}.wandb") for name in storage.names(place) if "offline-run" in name]
+    files = [storage.join(place, name, f"run-{run}.wandb") for name in storage.names(place) if "offline-run" in name]
     assert files
     return [[record for record, _ in wandb_records.records(storage.read_bytes(uri))] for uri in files]
 

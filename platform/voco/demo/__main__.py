@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from voco import jobs, manifest, spec, storage
 from voco.demo import cluster
@@ -28,11 +32,29 @@ def main() -> int:
         print(f"everything is done already: {job.output}")
         code = 0
     else:
-        timed(spent, "Ray start", cluster.start)
-        code = timed(spent, "flow", lambda: jobs.submit(FLOW, job, jobs.target(cluster.read().dashboard)))  # type: ignore[union-attr]
+        with memory() as peak:
+            where = jobs.target(timed(spent, "Ray start", cluster.start).dashboard)
+            code = timed(spent, "flow", lambda: jobs.submit(FLOW, job, where))
+        print(f"\npeak memory: {peak[0] / 2**30:.1f} GiB more than the machine used before Ray started")
     if code == 0:
         print_end(job, spent)
     return code
+
+
+@contextmanager
+def memory() -> Iterator[list[int]]:
+    """Holds the most memory, in bytes, that the machine has used in here beyond what it used at the start; sampled each second."""
+    before, peak, ended = psutil.virtual_memory().used, [0], threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(1):
+            peak[0] = max(peak[0], psutil.virtual_memory().used - before)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield peak
+    finally:
+        ended.set()
 
 
 def write_data() -> None:
