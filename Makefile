@@ -3,7 +3,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: help demo demo-stop test test-cluster lint types env
+.PHONY: help demo demo-stop test test-cluster test-report lint types env
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -15,10 +15,13 @@ demo-stop: env ## end the demo's Ray cluster, and nothing else
 	@$(RUN) -m voco.demo.cluster stop
 
 test: env ## every test that needs one machine and one Ray
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -m "not cluster"
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m "not cluster and not browser"
 
 test-cluster: env ## S3 and two nodes without a shared directory, random kills, the real autoscaler
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -m cluster
+
+test-report: env ## the report in headless Chromium; skipped with a reason where it is not on PATH
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m browser -rs
 
 lint: env ## ruff: rules and format
 	$(RUN) -m ruff check .

@@ -319,6 +319,7 @@ def test_boxes_without_arrows_stand_in_rows_below():
 
 
 @pytest.mark.slow
+@pytest.mark.browser
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not on PATH")
 @pytest.mark.parametrize("width", [390, 1280])
 def test_chromium_shows_it_without_a_word_of_complaint(page, tmp_path, width):

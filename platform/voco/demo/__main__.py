@@ -43,7 +43,7 @@ def main() -> int:
 
 @contextmanager
 def memory() -> Iterator[list[int]]:
-    """Holds the most memory, in bytes, that the machine has used in here beyond what it used at the start; sampled each second."""
+    """Holds the most memory, in bytes, that the machine uses in here beyond what it did at the start; sampled each second."""
     before, peak, ended = psutil.virtual_memory().used, [0], threading.Event()
 
     def watch() -> None:
@@ -86,7 +86,7 @@ def print_end(job: spec.Job, spent: dict[str, float]) -> None:
         if stage.kind == "report":
             place = storage.resolve(stage.output)
             summary = storage.read_json(storage.join(place, "summary.json"))
-            print(f"\n{table.text_table([row for row in summary if row['category'] == 'all'])}")
+            print(f"\n{table.text_tables([row for row in summary if row['category'] == 'all'])}")
             print(f"\nreport: {storage.join(place, 'report.html')}")
 
 
