@@ -103,8 +103,9 @@ def test_killed_at_three_random_points_it_ends_with_the_same_tables(head: tuple[
         for table in names:
             ours, theirs = tables(killed, stage, table), tables(unbroken, stage, table)
             assert ours, stage
-            if stage != "frames":
-                assert all(one.equals(other) for one, other in zip(ours, theirs, strict=True)), stage
+            if stage == "frames":  # their numbers are made by weights that are equal to rounding
+                ours, theirs = ([one.drop_columns(["keys", "values"]) for one in some] for some in (ours, theirs))
+            assert all(one.equals(other) for one, other in zip(ours, theirs, strict=True)), stage
     for stage in ("align", "sft/runs/voco-2/train", "video"):
         assert weights_differ(f"{killed}/{stage}", f"{unbroken}/{stage}") < 1e-5, stage
         steps = rows.read_table(f"{killed}/{stage}/metrics.parquet")
