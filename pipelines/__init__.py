@@ -27,7 +27,8 @@ def run(job: Job, replace: bool = False) -> Manifest:
 
     stage = importlib.import_module(f"pipelines.{job.kind}")
     done: Manifest = stage.run(job, run_id)
-    if job.kind in RECORDED or tracking.GROUP not in os.environ:
-        with tracking.start(tracking.tracked(job, run_id)) as run_of_it:
+    tracked = tracking.tracked(job, run_id)
+    if tracked is not None and (job.kind in RECORDED or tracking.GROUP not in os.environ):
+        with tracking.start(tracked) as run_of_it, run_of_it.guard(600):
             record(run_of_it, job, done)
     return done

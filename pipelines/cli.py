@@ -6,13 +6,10 @@ Exit codes: 0 done, 1 failed, 2 refused, 130 stopped; each of the last three say
 from __future__ import annotations
 
 import argparse
-import os
-import secrets
 from pathlib import Path
 
 from voco import spec, storage
 from voco.errors import exit_code
-from voco.spec import Job
 
 COMMANDS = {
     "plan": ("JOB", "check a job file; print stages, inputs, resources and sizes; run nothing"),
@@ -85,42 +82,15 @@ def _do(asked: argparse.Namespace) -> int:
 
 def run(file: str, replace: bool = False) -> int:
     """The driver: claim the run on this cluster, then do the job."""
-    from voco import manifest, running, tracking
+    from voco import kuberay, manifest, running, tracking
 
     running.listen()  # a signal that comes while Ray starts counts too
     job = spec.load(file)
     run_id = manifest.job_run_id(job)
-    _start_ray(job)
+    running.start_ray(kuberay.most_cpus(job))
     import pipelines
 
     running.claim(run_id)
     with tracking.group(run_id if job.kind in ("flow", "sweep") else None):
         pipelines.run(job, replace)
     return 0
-
-
-def _start_ray(job: Job) -> None:
-    """Join the cluster of the environment, else start a local one that ends with this process."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    inside = "RAY_ADDRESS" in os.environ
-    if "RAY_AUTH_MODE" not in os.environ:
-        # Ray's own default depends on what ran on this machine before, so it is always said.
-        known = (
-            "RAY_AUTH_TOKEN" in os.environ
-            or "RAY_AUTH_TOKEN_PATH" in os.environ
-            or Path("~/.ray/auth_token").expanduser().exists()
-        )
-        os.environ["RAY_AUTH_MODE"] = "token" if known or not inside else "disabled"
-        if not inside and not known:
-            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    import ray
-
-    from voco.kuberay import demands
-
-    if inside:
-        ray.init(address="auto", logging_level="WARNING")
-        return
-    wanted = max((sum(one.count * one.cpus for one in stage) for stage in demands(job)), default=1)
-    cpus = max(os.cpu_count() or 1, int(wanted) + 2)
-    print(f"no RAY_ADDRESS: a local Ray with {cpus} logical CPUs, for this run only", flush=True)
-    ray.init(address="local", num_cpus=cpus, include_dashboard=False, logging_level="WARNING")

@@ -10,11 +10,10 @@ import pyarrow as pa
 from voco import manifest, rows, storage, work
 from voco.errors import Refused
 from voco.evaluate import answering, scores
-from voco.features import FeatureStore, check_tower
 from voco.manifest import Manifest
 from voco.model import weights
 from voco.spec import Job
-from voco.video.frame_store import FrameStore, check_maker
+from voco.train.check import check_features, check_frames
 
 
 def run(job: Job, run_id: str) -> Manifest:
@@ -31,9 +30,15 @@ def run(job: Job, run_id: str) -> Manifest:
     features = storage.resolve(job.inputs.features) if job.inputs.features is not None else None
     frames = storage.resolve(job.inputs.frame_cache) if job.inputs.frame_cache is not None else None
     if features is not None:
-        check_tower(FeatureStore(features), config["preprocessing"])
-    if frames is not None:
-        check_maker(FrameStore(frames), config, config["layout"]["tokens"])
+        if storage.exists(storage.join(checkpoint, weights.COMPRESSOR, "model", "config.json")):
+            raise Refused(
+                "inputs.features: this checkpoint reads the caches of a frozen compressor: make a frame_cache of the samples "
+                "with it (an image is one frame) and give that as inputs.frame_cache"
+            )
+        check_features(job, config)
+    rejected = check_frames(job, config, config["layout"]["tokens"]).rejected if frames is not None else set()
+    if rejected:
+        print(f"{job.name}: {len(rejected)} samples have no frame cache and are left out", flush=True)
     units = answering.write_list(output, [storage.resolve(item.uri) for item in job.inputs.samples], block.unit_samples)
     arguments: dict[str, Any] = {"output": output, "checkpoint": checkpoint, "block": block.model_dump()}
     arguments |= {"features": features, "frame_cache": frames}

@@ -28,15 +28,23 @@ def run(job: Job, run_id: str) -> Manifest:
         raise Refused("inputs.samples: no rows with images or videos")
     arguments = {"output": output, "checkpoint": checkpoint, "block": block.model_dump()}
     done = work.run(output, units, frame_cache.FrameWorker, arguments, job.resources, in_process=False, label=job.name)
-    bad = [one for record in done for one in record["bad"]]
-    if bad:
-        raise JobFailed(f"{job.name}: {len(bad)} media cannot be decoded; ingest with `check: full` rejects them: {bad[0]}")
+    read, lost = (sum(record["counts"][key] for record in done) for key in ("read", "rejected"))
+    if lost > block.max_reject_share * read:
+        first = next(one for record in done for one in record["rejects"])
+        for record in done:
+            if record["rejects"]:
+                storage.delete(work.record_uri(output, record["unit"]))  # sent again, these units are done again
+        raise JobFailed(
+            f"frame_cache.max_reject_share: {lost} of {read} samples cannot be decoded, more than {block.max_reject_share:.2%}; "
+            f"{output}/rejects says which and why, {first['source']} for one: {first['detail']}"
+        )
     index = pa.Table.from_pylist([line for record in done for line in record["index"]], schema=rows.FRAME_INDEX)
     entry = rows.write_table(storage.join(output, "index.parquet"), [index], rows.FRAME_INDEX)
     frames, each = sum(record["counts"]["written"] for record in done), done[0]["bytes_per_frame"]
     print(f"{job.name}: {frames:,} frames of {index.num_rows:,} row groups, {each:,} bytes a frame", flush=True)
-    tables = {"frame_cache": [one for record in done for one in record["tables"]["frame_cache"]], "index": [entry]}
+    tables = {name: [one for record in done for one in record["tables"][name]] for name in ("frame_cache", "rejects")}
+    tables["index"] = [entry]
     stored = sum(one["bytes"] for one in tables["frame_cache"])
-    counts = {"read": sum(record["counts"]["read"] for record in done), "written": frames}
+    counts = {"read": read, "written": frames, "rejected": {"corrupt_media": lost} if lost else {}}
     statistics = {"bytes_per_frame": each, "stored_bytes_per_frame": stored / max(1, frames)}
     return manifest.finish(job, run_id, started, counts=counts, tables=tables, statistics=statistics)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 
 import pyarrow as pa
@@ -19,7 +20,8 @@ def run(job: Job, run_id: str) -> Manifest:
     started = time.time()
     trials = trials_of(job)
     print(f"{job.name}: {len(trials)} trials: {', '.join(trial.name for trial in trials)}", flush=True)
-    sweep.train_all(job, run_id, trials, train)
+    replace = manifest.replacing(storage.resolve(job.output))
+    sweep.train_all(job, run_id, trials, functools.partial(train, replace=replace))
     found: list[dict[str, object]] = []
     for trial in sorted(trials, key=lambda trial: not trial.is_bound):  # bounds are what the others are measured by
         trained = manifest.read(storage.resolve(trial.train.output))
@@ -28,7 +30,7 @@ def run(job: Job, run_id: str) -> Manifest:
             if running.stopping():
                 raise Stopped(f"{job.name}: stopped before {evaluation.name}; sent again, it continues there")
             with tracking.group(run_id):
-                pipelines.run(evaluation)
+                pipelines.run(evaluation, replace)
             scores = rows.read_table(work.part(storage.resolve(evaluation.output), "scores", 0)).to_pylist()
             facts = {"trial": trial.name, "output": storage.resolve(evaluation.output)}
             facts |= {"final_loss": trained.statistics["final_loss"], "train_seconds": trained.seconds}
@@ -38,6 +40,6 @@ def run(job: Job, run_id: str) -> Manifest:
     return manifest.finish(job, run_id, started, counts={"trials": len(trials)}, tables={"trials": [entry]})
 
 
-def train(job: Job) -> float:
+def train(job: Job, replace: bool) -> float:
     """One trial's training, in a process of Tune; returns the final loss."""
-    return float(pipelines.run(job).statistics["final_loss"])
+    return float(pipelines.run(job, replace).statistics["final_loss"])

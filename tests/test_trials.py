@@ -75,7 +75,8 @@ def test_without_a_trial_of_method_none_there_are_no_bounds() -> None:
         ({"compression.tokens": [0]}, "sweep.axes: compression.tokens: expected greater than or equal to 1, got 0"),
         ({"compression.tokens": [1, 1]}, "sweep.axes: two trials would be called 1"),
         ({"image_sft.global_batch": [9]}, "sweep.axes: image_sft.global_batch: expected a multiple of workers x micro_batch = 2"),
-        ({"name.x": [1]}, "sweep.axes: name.x: name is no block"),
+        ({"seed.x": [1]}, "sweep.axes: seed.x: seed is no block"),
+        ({"inputs.checkpoint": ["a"]}, "sweep.axes: inputs.checkpoint: expected a key of a block"),
     ],
 )  # fmt: skip
 def test_a_trial_that_cannot_be_is_refused_before_anything_starts(axes: dict[str, list[Any]], line: str) -> None:

@@ -166,6 +166,7 @@ class Training(Strict):
     save_every: int = Field(default=500, ge=1)  # steps between checkpoints
     share_vision: bool = True  # a row whole: its vision prefix once, each conversation a text segment of its own
     attention: Literal["sdpa", "eager"] = "sdpa"
+    checkpoint_activations: bool = False  # keep each layer's input only and compute the rest again: less memory, a third slower
     max_tokens: int = Field(default=2048, ge=8)  # of a prefix with one conversation; text is cut at its end, never the prefix
     text: Text | None = None  # default: the checkpoint's, or Text() for a new model
 
@@ -183,7 +184,8 @@ class FrameCache(Strict):
     frames: int | None = Field(default=None, ge=1)  # ... or the midpoints of so many equal parts
     max_frames: int = Field(default=4096, ge=1)  # of one video; more are dropped evenly
     batch: int = Field(default=64, ge=1)  # frames of one forward pass
-    unit_samples: int = Field(default=200, ge=1)
+    unit_samples: int = Field(default=50, ge=1)  # a unit is one file, and a temporary one of that size while it is made
+    max_reject_share: float = Field(default=0.01, ge=0, le=1)  # samples with a frame that cannot be decoded
 
     @model_validator(mode="after")
     def _one(self) -> Self:

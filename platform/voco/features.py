@@ -35,8 +35,9 @@ def unique_images(samples: list[str]) -> Iterator[dict[str, Any]]:
             place = storage.join(folder, name)
             with rows.open_parquet(place) as file:
                 for group in range(file.num_row_groups):
-                    column = file.read_row_group(group, columns=["media.list.element.sha256"])["media"].to_pylist()
-                    for row, media in enumerate(column):
+                    held = file.read_row_group(group, columns=["modality", "media.list.element.sha256"]).to_pylist()
+                    for row, sample in enumerate(held):
+                        media = sample["media"] if sample["modality"] == "image" else []
                         for medium, one in enumerate(media or []):
                             if one["sha256"] not in seen:
                                 seen.add(one["sha256"])

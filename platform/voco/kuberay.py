@@ -64,6 +64,11 @@ def demands(job: Job) -> list[list[Demand]]:
     return [] if job.kind == "report" else [[_demand(job.resources)]]
 
 
+def most_cpus(job: Job) -> float:
+    """CPUs of the workers of a job's largest stage."""
+    return max((sum(one.count * one.cpus for one in stage) for stage in demands(job)), default=1)
+
+
 def _demand(held: Resources, times: int = 1) -> Demand:
     return Demand(held.workers * times, held.cpus_per_worker, held.gpus_per_worker, held.accelerator)
 

@@ -87,10 +87,13 @@ def input_state(key: str, uri: str) -> str:
         return f"{mark['size']}:{mark.get('sha256') or mark.get('etag')}"
     if key.endswith("inputs.media"):
         return "media"
-    state = sha256(place)
-    if state is None:
+    found = read(place)
+    if found is None:
         raise Refused(f"{key}: {uri} has no manifest.json: it is not a finished output of a job")
-    return state
+    stale = changed_parent(found)
+    if stale is not None:
+        raise Refused(f"{key}: {uri} is stale: {stale}")
+    return str(sha256(place))
 
 
 def is_source_file(key: str, uri: str) -> bool:
@@ -108,11 +111,13 @@ def begin(job: Job, run_id: str, replace: bool = False) -> Manifest | None:
     """Claim an output for a run. Returns its manifest when this run already finished it.
 
     Raises Refused when the output holds another run (and `replace` is off), holds files of no run, cannot be written,
-    or has a parent that changed since. Replacing a flow leaves its stages' outputs: each stage then replaces its own
-    if its run is another one, so what is equal is kept.
+    or has a parent that changed since. Replacing a flow or a sweep leaves the outputs of its stages and trials: each then
+    replaces its own if its run is another one, so what is equal is kept.
     """
     output = storage.resolve(job.output)
-    other = holder(output)
+    held = storage.join(output, "run.json")
+    before = storage.read_json(held) if storage.exists(held) else {}
+    other = before.get("run_id")
     if other is None and storage.names(output):
         raise Refused(f"output: {job.output} holds files that no job wrote; use another output")
     if other not in (None, run_id) and not replace:
@@ -129,20 +134,23 @@ def begin(job: Job, run_id: str, replace: bool = False) -> Manifest | None:
         raise Refused(f"output: {job.output} has {free >> 20} MiB of free disk, expected {MIN_FREE_BYTES >> 20} or more")
     storage.check_writable(output)
     # A flow that was replacing when it was killed goes on replacing when it is sent again.
-    again = job.kind == "flow" and (replace or (other == run_id and replacing(output)))
+    holds_others = job.kind in ("flow", "sweep")
+    again = holds_others and (replace or (other == run_id and bool(before.get("replace"))))
+    clearing = finished is not None or other not in (None, run_id) or bool(before.get("clearing"))
     # `root` is what the job's local paths are relative to
     record = {"run_id": run_id, "replace": again, "root": os.getcwd(), "job": job.model_dump(exclude_none=True)}
-    storage.write_json(storage.join(output, "run.json"), record)
-    if finished is not None or other not in (None, run_id):
-        # after the claim, so that a kill meanwhile leaves an output that still names a run
-        old = ["manifest.json"] if job.kind == "flow" else [name for name in storage.names(output) if name != "run.json"]
+    if clearing:
+        # claimed first, so that a kill meanwhile leaves an output that names a run, and says that old files are in it
+        storage.write_json(held, {**record, "clearing": True})
+        old = ["manifest.json"] if holds_others else [name for name in storage.names(output) if name != "run.json"]
         for name in sorted(old, key=lambda name: name != "manifest.json"):
             storage.delete(storage.join(output, name))
+    storage.write_json(held, record)
     return None
 
 
 def replacing(output: str) -> bool:
-    """True for a flow that was begun with `replace`."""
+    """True for a flow or sweep that was begun with `replace`."""
     return bool(storage.read_json(storage.join(output, "run.json")).get("replace"))
 
 

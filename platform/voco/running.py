@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import socket
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -165,3 +167,27 @@ def apart(call: Callable[[], Any]) -> Any:
     if "error" in outcome:
         raise outcome["error"]
     return outcome["value"]
+
+
+def start_ray(cpus: float) -> None:
+    """Join the cluster of the environment, else start a local one for workers of so many CPUs, which ends with this process."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    inside = "RAY_ADDRESS" in os.environ
+    if "RAY_AUTH_MODE" not in os.environ:
+        # Ray's own default depends on what ran on this machine before, so it is always said.
+        known = (
+            "RAY_AUTH_TOKEN" in os.environ
+            or "RAY_AUTH_TOKEN_PATH" in os.environ
+            or Path("~/.ray/auth_token").expanduser().exists()
+        )
+        os.environ["RAY_AUTH_MODE"] = "token" if known or not inside else "disabled"
+        if not inside and not known:
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    import ray
+
+    if inside:
+        ray.init(address="auto", logging_level="WARNING")
+        return
+    logical = max(os.cpu_count() or 1, int(cpus) + 2)  # more than workers need: a driver that waits must not hold one up
+    print(f"no RAY_ADDRESS: a local Ray with {logical} logical CPUs, for this run only", flush=True)
+    ray.init(address="local", num_cpus=logical, include_dashboard=False, logging_level="WARNING")

@@ -151,6 +151,8 @@ def _check_model(job: Job) -> None:
     block: Training = job.block
     if job.compression is None and job.kind != "align":
         raise ValueError("compression: expected a block, got nothing")
+    if job.kind == "video_sft" and block.checkpoint_activations:
+        raise ValueError("video_sft.checkpoint_activations: transformers drops the caches that are read under it; leave it off")
     if job.kind == "video_sft" and job.compression is not None and job.compression.method != "voco":
         raise ValueError(f"compression.method: frame caches hold <voco> tokens: expected voco, got {job.compression.method}")
     if job.model is not None and job.model.llama is not None and block.text is not None and block.text.template == "chatml":
@@ -269,18 +271,19 @@ def stage_with_inputs(stage: Job, outputs: dict[str, str], kept: str = "") -> Jo
 
 
 def content(job: Job) -> dict[str, Any]:
-    """What is hashed into the run id, besides the inputs: kind, blocks and seed. Not resources, output or name."""
+    """What is hashed into the run id, besides the state of each input: kind, inputs, blocks and seed. Not resources or output."""
     if job.flow is not None:
-        stages = [{**content(stage), "name": stage.name, "inputs": stage.uris()} for stage in job.flow.stages]
+        stages = [{**content(stage), "name": stage.name} for stage in job.flow.stages]
         return {"kind": job.kind, "seed": job.seed, "stages": stages}
     if job.sweep is not None:
-        parts = {where: {**content(part), "inputs": part.inputs.uris()} for where, part in job.parts.items()}
+        parts = {where: content(part) for where, part in job.parts.items()}
         return {"kind": job.kind, "seed": job.seed, "axes": job.sweep.axes, **parts}
     blocks = {key: getattr(job, key) for key in ("compression", "model", job.kind)}
     # neither the limits that fail a job nor the place where it works change what it writes
     unhashed = {"max_missing_share", "max_reject_share", "in_process_rows"}
     held = {key: block.model_dump(exclude=unhashed) for key, block in blocks.items() if block is not None}
-    return {"kind": job.kind, "seed": job.seed, **held}
+    roles = job.inputs.model_dump(exclude_none=True, exclude_defaults=True)  # which input is what, and with which weight
+    return {"kind": job.kind, "seed": job.seed, "inputs": roles, **held}
 
 
 def run_id(job: Job, inputs: dict[str, str]) -> str:

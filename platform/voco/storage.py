@@ -125,7 +125,20 @@ def put_directory(local: Path, uri: str) -> None:
     for file in sorted(
         (path for path in local.rglob("*") if path.is_file()), key=lambda path: (path.name == "config.json", path)
     ):
-        write_bytes(join(uri, file.relative_to(local).as_posix()), file.read_bytes())
+        _copy_file(file, join(uri, file.relative_to(local).as_posix()))
+
+
+def _copy_file(local: Path, uri: str) -> None:
+    """Like `put_file`, and the local file stays. Nothing is read whole: a model may be larger than memory."""
+    fs, path = filesystem(uri)
+    if not isinstance(fs, LocalFileSystem):
+        fs.put_file(str(local), path)
+        return
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
+    shutil.copyfile(local, partial)
+    os.replace(partial, target)
 
 
 def get_directory(uri: str, local: Path) -> Path:

@@ -27,6 +27,7 @@ def train_all(job: Job, run_id: str, trials: list[Trial], train: Callable[[Job],
     storage.delete(place)  # Tune's own record of an earlier attempt; what counts lies in the trials' outputs
     filesystem, path = storage.arrow_filesystem(place)
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # asked to stop, the trials end with checkpoints
     by_name = {trial.name: trial.train.model_dump(exclude_none=True) for trial in trials}
     constants = {"root": os.getcwd(), "run": running.current(), "sweep": run_id, "jobs": by_name, "train": train}
     tuner = ray.tune.Tuner(
@@ -42,7 +43,7 @@ def train_all(job: Job, run_id: str, trials: list[Trial], train: Callable[[Job],
             failure_config=ray.tune.FailureConfig(max_failures=FAILURES),
         ),
     )
-    results = tuner.fit()
+    results = running.apart(tuner.fit)
     told = [result.metrics or {} for result in results]
     died = [str(error).strip().splitlines()[-1] for error in results.errors]
     stopped = [metrics["stopped"] for metrics in told if metrics.get("stopped")]
@@ -61,6 +62,9 @@ def _trial(config: dict[str, Any], constants: dict[str, Any]) -> None:
         os.chdir(constants["root"])  # local paths in a job are relative to where its driver runs
     running.adopt(constants["run"])
     name = config["trial"]
+    if running.stop_requested(constants["run"]):  # a trial that waited for its turn
+        ray.tune.report({"name": name, "stopped": "not begun"})
+        return
     try:
         with tracking.group(constants["sweep"]):
             loss = constants["train"](Job.model_validate(constants["jobs"][name]))

@@ -112,7 +112,7 @@ class TrackedRun:
         self._copied: dict[str, tuple[int, int]] = {}  # to S3: file -> size and mtime_ns
         if job is None:
             return
-        with self._guard(2 * CALL_S):
+        with self.guard(2 * CALL_S):
             self._root = _root(job)
             self.recorded = recorded_steps(job.output, job.run_id)
             self._run = _init(job, self._root)
@@ -137,7 +137,7 @@ class TrackedRun:
         steps = [self._last, *(int(row["step"]) for row in new)]
         if any(later <= earlier for earlier, later in itertools.pairwise(steps)):
             raise ValueError(f"expected steps in order and above {self._last}, got {steps[1:4]}...")
-        with self._guard() as run:
+        with self.guard() as run:
             for row in new:
                 values = {key: row[key] for key in CURVES if row.get(key) is not None}
                 run.log(values, step=int(row["step"]), commit=True)
@@ -151,7 +151,7 @@ class TrackedRun:
             return
         import wandb
 
-        with self._guard() as run, self._staging():
+        with self.guard() as run, self._staging():
             table = wandb.Table(columns=list(PREDICTIONS))
             for row in rows:
                 correct = None if row["correct"] is None else float(row["correct"])
@@ -163,7 +163,7 @@ class TrackedRun:
         """The run's final figures, e.g. scores; None is left out, a nested dict is allowed."""
         if self._run is None:
             return
-        with self._guard() as run:
+        with self.guard() as run:
             run.summary.update({key: value for key, value in values.items() if value is not None})
 
     def log_output(self, done: Manifest, uri: str) -> None:
@@ -175,7 +175,7 @@ class TrackedRun:
             return
         import wandb
 
-        with self._guard() as run, self._staging():
+        with self.guard() as run, self._staging():
             content = storage.read_bytes(storage.join(uri, "manifest.json"))
             copy = self._folder / "manifest.json"
             copy.write_bytes(content)
@@ -195,14 +195,14 @@ class TrackedRun:
         A local output has it already, as far as wandb-core has written: `FLUSH_S` behind at most.
         """
         if self._run is not None:
-            with self._guard():
+            with self.guard():
                 self._copy()
 
     def finish(self, exit_code: int) -> None:
         """End the attempt: 0 done, 130 stopped, anything else failed. Twice is once. Takes `CALL_S` seconds at most."""
         if self._run is None or self._job is None:
             return
-        with self._guard() as run:
+        with self.guard() as run:
             run.finish(exit_code)
             self._wait_for_the_end()
             self._copy()
@@ -231,7 +231,7 @@ class TrackedRun:
                 self._copied[name] = (state.st_size, state.st_mtime_ns)
 
     @contextmanager
-    def _guard(self, seconds: float | None = None) -> Iterator[Any]:
+    def guard(self, seconds: float | None = None) -> Iterator[Any]:
         """What fails in here ends the tracking, not the job. A wandb-core that hangs is killed, so that the call returns."""
         watch = threading.Timer(seconds or CALL_S, _kill_core)
         watch.daemon = True

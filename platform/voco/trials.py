@@ -33,8 +33,12 @@ def trials(job: Job) -> list[Trial]:
     """
     assert job.sweep is not None
     raw = job.sweep.train.model_dump(exclude_none=True, exclude_unset=True)
-    raw |= {key: getattr(job.sweep.train, key) for key in ("seed", "resources", "tracking")}
+    raw |= {"seed": job.sweep.train.seed}
+    raw |= {key: getattr(job.sweep.train, key).model_dump(exclude_none=True) for key in ("resources", "tracking")}
     found: list[Trial] = []
+    outside = [key for key in job.sweep.axes if key.split(".")[0] in ("inputs", "output", "name", "kind")]
+    if outside:
+        raise ValueError(f"{outside[0]}: expected a key of a block, compression or resources, or seed")
     for values in product(job.sweep.axes):
         name = name_of(values)
         if name in [trial.name for trial in found]:

@@ -23,17 +23,17 @@ SAMPLE_LIST = pa.schema([("part", pa.string()), ("group", pa.int32()), ("row", p
 
 
 def sample_rows(samples: list[str], with_media: bool = False) -> Iterator[dict[str, Any]]:
-    """Every row of the `samples/` tables, or every one that has media, as rows of `SAMPLE_LIST`."""
+    """Every row of the `samples/` tables, or every one that has media, as rows of `SAMPLE_LIST`, with their `sample_id`."""
     for uri in samples:
         folder = storage.join(uri, "samples")
         for name in storage.names(folder):
             place = storage.join(folder, name)
             with rows.open_parquet(place) as file:
                 for group in range(file.num_row_groups):
-                    held = file.read_row_group(group, columns=["modality"])["modality"].to_pylist()
-                    for row, modality in enumerate(held):
+                    held = file.read_row_group(group, columns=["sample_id", "modality"])
+                    for row, modality in enumerate(held["modality"].to_pylist()):
                         if modality != "text" or not with_media:
-                            yield {"part": place, "group": group, "row": row}
+                            yield {"part": place, "group": group, "row": row, "sample_id": held["sample_id"][row].as_py()}
 
 
 POOL = "voco-pool"  # label of every node of a cluster in `cluster/`: head, cpu or gpu

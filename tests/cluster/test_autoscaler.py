@@ -26,7 +26,7 @@ from ingest import source
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
 from cluster import spot_notice
-from voco import kuberay
+from voco import kuberay, work
 from voco.demo.cluster import free_ports, members
 
 ROOT = Path(__file__).parents[2]
@@ -186,7 +186,7 @@ time.sleep(600)
 @pytest.mark.slow
 def test_the_label_keeps_work_off_gpu_nodes_and_a_spot_notice_drains_a_node(head: Head) -> None:
     """Three tasks for two CPU nodes: without the selector the third would start the GPU node."""
-    ((label, value),) = kuberay.CPU_WORK.items()
+    ((label, value),) = work.CPU_WORK.items()
     head.wait_for(0, 60)
     environment = head.environment | {"RAY_ADDRESS": head.address}
     subprocess.Popen([sys.executable, "-c", HOLD % (label, value)], env=environment)

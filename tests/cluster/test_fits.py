@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from cluster import ray_private
-from voco import kuberay, spec
+from voco import kuberay, spec, work
 
 ROOT = Path(__file__).parents[2]
 JOBS = sorted(str(file.relative_to(ROOT)) for file in (ROOT / "jobs").rglob("*.yaml"))
@@ -76,6 +76,6 @@ def test_the_label_keeps_cpu_work_off_gpu_nodes_when_there_is_too_much(where: st
     config = autoscaling(where)
     singles = [{"CPU": 1.0}] * 600
     assert gpu_nodes(config, ray_private.started(config, [], singles, {})[0]) > 0  # without it, Ray spills over
-    launched, _ = ray_private.started(config, [], singles, kuberay.CPU_WORK)
+    launched, _ = ray_private.started(config, [], singles, work.CPU_WORK)
     assert gpu_nodes(config, launched) == 0
     assert sum(launched.values()) > 0

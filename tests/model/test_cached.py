@@ -128,3 +128,23 @@ def test_a_cache_of_another_maker_is_refused() -> None:
         model(cached(model, samples, caches_of(other, by_sample)))
     with pytest.raises(ValueError, match="cannot be joined"):
         join([caches_of(one, by_sample)[0] for one in (model, other)])  # type: ignore[list-item]
+
+
+def test_recomputed_activations_give_the_same_gradients() -> None:
+    plain, recomputed = tiny.model(tokens=2), tiny.model(tokens=2)
+    recomputed.language_model.train()
+    recomputed.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+    calls: list[int] = []
+    recomputed.language_model.model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
+    losses = []
+    for model in (plain, recomputed):
+        samples, store, _ = world(model)
+        loss = model(one_pass(model, samples, store))
+        loss.backward()
+        losses.append(loss)
+    assert len(calls) == 2, "the first layer ran once forward and once again for the backward pass"
+    assert tiny.close(losses[1], losses[0])
+    theirs = dict(plain.named_parameters())
+    for name, weight in recomputed.named_parameters():
+        assert weight.grad is not None, name
+        assert tiny.close(weight.grad, theirs[name].grad if theirs[name].grad is not None else torch.zeros(())), name

@@ -24,7 +24,9 @@ from voco.video.frame_store import FrameStore
 from voco.work import part
 
 COLUMNS = ["sample_id", "media.list.element.sha256", "conversations"]
-IMAGES_AT_ONCE = 64  # compressed in one forward pass
+VIEWS_AT_ONCE = 64  # compressed in one forward pass, or read from a frame cache
+HELD_BYTES = 2 << 30  # of keys and values in memory at a time; a sample that is larger is alone
+FIGURES = ("compress_seconds", "answer_seconds", "cache_bytes", "full_cache_bytes", "prefill_flops")  # summed over the samples
 VARIANTS = {"shuffled": "shuffled_frames", "one": "one_frame"}  # what answers to less than the video are called
 
 
@@ -55,51 +57,69 @@ class AnswerWorker:
         self.model = weights.load(checkpoint, layout_for(checkpoint, self.block.read_as), device=device)
         self.features = FeatureStore(features) if features is not None else None
         self.frames = FrameStore(frame_cache) if frame_cache is not None else None
-        self.caches: dict[tuple[str, ...], VocoCache] = {}
+        layout, held = self.model.layout, self.model.language_model.config
+        self.number_bytes = next(self.model.parameters()).element_size()
+        kept = layout.tokens if layout.method == "voco" else layout.prefix_length + layout.voco_tokens()
+        self.view_bytes = cache_bytes(held, kept, self.number_bytes)
+        whole = (layout.bos_id is not None) + layout.vision_slots + len(layout.separator_ids) + layout.voco_tokens()
+        self.full_view_bytes = cache_bytes(held, whole, self.number_bytes)
 
     def __call__(self, unit: int, listed: pa.Table) -> dict[str, Any]:
-        samples = read_rows(listed.to_pylist())
-        self.caches.clear()  # a unit's answers and cache hits do not depend on which process did the one before
-        started = time.monotonic()
-        self._compress(samples)
-        compressed = time.monotonic()
-        questions = list(self._questions(samples))
+        samples = [sample for sample in read_rows(listed.to_pylist()) if not self._rejected(sample)]
         answered: list[dict[str, Any]] = []
-        for start in range(0, len(questions), self.block.batch):
-            answered += self._answer(questions[start : start + self.block.batch])
-        ended = time.monotonic()
+        figures = dict.fromkeys(FIGURES, 0.0)
+        images = 0
+        for group in self._groups(samples):
+            started = time.monotonic()
+            caches = self._compress(group)
+            compressed = time.monotonic()
+            questions = list(self._questions(group))
+            largest = max((cache.bytes for cache in caches.values()), default=1)
+            size = max(1, min(self.block.batch, HELD_BYTES // largest))
+            for start in range(0, len(questions), size):
+                answered += self._answer(questions[start : start + size], caches)
+            figures["compress_seconds"] += compressed - started
+            figures["answer_seconds"] += time.monotonic() - compressed
+            figures["cache_bytes"] += sum(cache.bytes / len(cache.tokens) for cache in caches.values())
+            figures["full_cache_bytes"] += self.full_view_bytes * len(caches)
+            figures["prefill_flops"] += sum(self._flops(question, caches) for question in questions)
+            images += len(caches)
         table = pa.Table.from_pylist(answered, schema=rows.ANSWERS)
         entry = rows.write_table(part(self.output, "answers", unit), [table], rows.ANSWERS)
-        held = [cache.bytes / len(cache.tokens) for cache in self.caches.values()]
-        config = self.model.language_model.config
-        each = next(self.model.parameters()).element_size()
-        kept = {media: sum(self.caches[media].tokens) if media else 0 for media in {q["media"] for q in questions}}
-        layout = self.model.layout
-        whole = (layout.bos_id is not None) + layout.vision_slots + len(layout.separator_ids) + layout.voco_tokens()
-        return {
-            "tables": {"answers": [entry]},
-            "counts": {"read": len(samples), "written": len(answered), "images": len(held)},
-            "figures": {
-                "compress_seconds": compressed - started,
-                "answer_seconds": ended - compressed,
-                "cache_bytes": int(sum(held)),  # over the unit's images
-                "full_cache_bytes": cache_bytes(config, whole, each) * len(held),
-                "prefill_flops": sum(read_flops(config, kept[q["media"]], len(q["prompt"])) for q in questions),
-            },
-        }
+        counts = {"read": listed.num_rows, "written": len(answered), "images": images}
+        return {"tables": {"answers": [entry]}, "counts": counts, "figures": figures}
 
-    def _compress(self, samples: list[dict[str, Any]]) -> None:
+    def _rejected(self, sample: dict[str, Any]) -> bool:
+        return self.frames is not None and sample["sample_id"] in self.frames.rejected
+
+    def _flops(self, question: dict[str, Any], caches: dict[tuple[str, ...], VocoCache]) -> float:
+        kept = sum(caches[question["media"]].tokens) if question["media"] else 0
+        return read_flops(self.model.language_model.config, kept, len(question["prompt"]))
+
+    def _groups(self, samples: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+        """Consecutive samples whose caches are in memory together: `VIEWS_AT_ONCE` views, and `HELD_BYTES` of caches."""
+        held: list[dict[str, Any]] = []
+        views = 0
+        for sample in samples:
+            media = self._media(sample)
+            count = len(media) - (1 if self.frames is not None and media else 0)
+            if held and (views + count > VIEWS_AT_ONCE or (views + count) * self.view_bytes > HELD_BYTES):
+                yield held
+                held, views = [], 0
+            held.append(sample)
+            views += count
+        if held:
+            yield held
+
+    def _compress(self, samples: list[dict[str, Any]]) -> dict[tuple[str, ...], VocoCache]:
         """One cache for each distinct list of images, or of frames; frames are compressed already."""
         wanted = list(dict.fromkeys(self._media(sample) for sample in samples if sample["media"]))
         if self.frames is not None:
             n = self.model.layout.tokens
-            self.caches.update({media: self.frames.read(media[0], [int(at) for at in media[1:]], n) for media in wanted})
-            return
+            return {media: self.frames.read(media[0], [int(at) for at in media[1:]], n) for media in wanted}
         assert self.features is not None
-        for start in range(0, len(wanted), IMAGES_AT_ONCE):
-            some = wanted[start : start + IMAGES_AT_ONCE]
-            made = self.model.compress_features([[self.features(sha256) for sha256 in media] for media in some])
-            self.caches.update(zip(some, made, strict=True))
+        made = self.model.compress_features([[self.features(sha256) for sha256 in media] for media in wanted]) if wanted else []
+        return dict(zip(wanted, made, strict=True))
 
     def _media(self, sample: dict[str, Any]) -> tuple[str, ...]:
         """What a sample's cache is of: its images' hashes, or its id and the places of its frames in reading order."""
@@ -128,8 +148,8 @@ class AnswerWorker:
                 }
                 asked.add(media)
 
-    def _answer(self, questions: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        caches = [self.caches[q["media"]] if q["media"] else None for q in questions]
+    def _answer(self, questions: list[dict[str, Any]], made: dict[tuple[str, ...], VocoCache]) -> list[dict[str, Any]]:
+        caches = [made[q["media"]] if q["media"] else None for q in questions]
         new = self.model.answer(caches, [q["prompt"] for q in questions], self.block.max_new_tokens)
         texts = self.model.tokenizer.batch_decode(new, skip_special_tokens=True)
         layout = self.model.layout

@@ -2,8 +2,8 @@
 
     {"q": "What does the man do after the jump?", "a": "He waves to the crowd.", "video_id": "v_AbCdEfGhIjK"}
 
-The video's file is `v_<id>` with one of several extensions; an id without the leading `v_` is given one, and an extension
-in the id is dropped, so that every spelling is one sample. `category` goes to its column, further keys to `extra`.
+The video's file is the id, or `v_` and the id, with one of several extensions; an extension in the id is dropped.
+`category` goes to its column, further keys to `extra`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def stem(video_id: str) -> str:
         name = name.removesuffix(extension)
     if not name.removeprefix("v_"):
         raise BadRow("bad_record", f"video_id: expected an id, got {video_id[:40]!r}")
-    return name if name.startswith("v_") else f"v_{name}"
+    return name
 
 
 def clean(answer: str) -> str:

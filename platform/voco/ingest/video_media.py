@@ -9,7 +9,7 @@ from voco.ingest.items import BadRow
 from voco.ingest.media import Limits, MediaSource
 from voco.ingest.video_probe import VideoProbe
 
-EXTENSIONS = (".mp4", ".mkv", ".webm")  # tried in this order for a path that has none of them
+EXTENSIONS = (".mp4", ".mkv", ".webm", ".mov", ".avi")  # tried in this order for a path that has none of them
 
 STILLS = {b"heic", b"heix", b"mif1", b"avif"}  # brands of images in the same container as mp4
 VITAL = {b"moov", b"moof", b"mdat"}  # boxes that hold the video; anything else at the end may be cut
@@ -39,12 +39,15 @@ def read_video(root: MediaSource, path: str, limits: Limits, probe: VideoProbe) 
 def _find(root: MediaSource, path: str, limit: int) -> tuple[str, bytes]:
     if path.endswith(EXTENSIONS):
         return path, root.read(path, limit)
-    for extension in EXTENSIONS:
-        try:
-            return path + extension, root.read(path + extension, limit)
-        except BadRow as bad:
-            if bad.reason != "missing_media":
-                raise
+    folder, _, name = path.rpartition("/")
+    prefixed = f"{folder}/v_{name}" if folder else f"v_{name}"  # as ActivityNet names its files
+    for stem in (path,) if name.startswith("v_") else (path, prefixed):
+        for extension in EXTENSIONS:
+            try:
+                return stem + extension, root.read(stem + extension, limit)
+            except BadRow as bad:
+                if bad.reason != "missing_media":
+                    raise
     raise BadRow("missing_media", f"{path}: no such file with {', '.join(EXTENSIONS)}")
 
 

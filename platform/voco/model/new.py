@@ -80,7 +80,7 @@ def pretrained(uri: str) -> tuple[Any, Any]:
     with tempfile.TemporaryDirectory() as place:
         folder = storage.get_directory(storage.resolve(uri), Path(place) / "model")
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        language_model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="sdpa", dtype=torch.float32)
+        language_model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="sdpa", dtype="auto")
     new = [SPECIAL["image"], SPECIAL["voco"]] + ([SPECIAL["pad"]] if tokenizer.pad_token is None else [])
     tokenizer.add_special_tokens({"additional_special_tokens": new[:2]})
     if tokenizer.pad_token is None:

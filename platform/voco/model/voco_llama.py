@@ -249,7 +249,18 @@ class VocoLlama(nn.Module):
     def answer(
         self, caches: Sequence[VocoCache | None], prompts: Sequence[Sequence[int]], max_new_tokens: int
     ) -> list[list[int]]:
-        """New token ids for each prompt, up to its end token, which is left out."""
+        """New token ids for each prompt, up to its end token, which is left out.
+
+        Raises ValueError for a prompt whose answer could pass the model's last position.
+        """
+        longest = self.language_model.config.max_position_embeddings
+        for cache, prompt in zip(caches, prompts, strict=True):
+            start = 0 if cache is None else self.layout.cached_from + cache.keys.shape[2]
+            if start + len(prompt) + max_new_tokens > longest:
+                raise ValueError(
+                    f"{start} positions of views, a prompt of {len(prompt)} tokens and {max_new_tokens} new ones do not fit into "
+                    f"the model's {longest} positions; read fewer frames (max_frames)"
+                )
         answers: list[list[int]] = [[] for _ in prompts]
         open_rows = set(range(len(prompts)))
         for step, token in enumerate(self.read(caches, prompts)):

@@ -10,6 +10,7 @@ from voco.errors import Refused
 from voco.spec import Job
 from voco.tokens import Layout
 from voco.train.data import SampleTables
+from voco.video.frame_store import FrameStore, check_maker
 
 
 def check(job: Job, layout: Layout, model: str) -> None:
@@ -19,12 +20,15 @@ def check(job: Job, layout: Layout, model: str) -> None:
     block: Training = job.block
     config = weights.read_config(model)
     longest = config["language_model"]["max_position_embeddings"]
-    if block.max_tokens > longest:
-        raise Refused(f"{job.kind}.max_tokens: expected at most the model's {longest} positions, got {block.max_tokens}")
+    # text behind a video stands after one prefix and every frame's <voco>; max_tokens counts those and the text
+    most = longest - layout.prefix_length if isinstance(block, VideoSft) else longest
+    if block.max_tokens > most:
+        got = f"for the model's {longest} positions, got {block.max_tokens}"
+        raise Refused(f"{job.kind}.max_tokens: expected at most {most}, {got}")
     if isinstance(block, VideoSft):
         _check_frames(job, block, layout, config)
         return
-    _check_features(job, config)
+    check_features(job, config)
     if layout.method == "avg_pool" and layout.vision_slots % layout.tokens:
         raise Refused(
             f"compression.tokens: expected a divisor of the tower's {layout.vision_slots} positions, got {layout.tokens}"
@@ -34,7 +38,8 @@ def check(job: Job, layout: Layout, model: str) -> None:
         raise Refused(f"{job.kind}.max_tokens: expected more than the prefix's {prefix} tokens, got {block.max_tokens}")
 
 
-def _check_features(job: Job, config: dict[str, Any]) -> None:
+def check_features(job: Job, config: dict[str, Any]) -> None:
+    """Refuse features of another tower than a checkpoint's, or that lack an image of the job's samples."""
     from voco.features import FeatureStore, check_tower
 
     features = FeatureStore(storage.resolve(job.inputs.features or ""))
@@ -47,20 +52,25 @@ def _check_features(job: Job, config: dict[str, Any]) -> None:
         )
 
 
-def _check_frames(job: Job, block: VideoSft, layout: Layout, config: dict[str, Any]) -> None:
-    from voco.video.frame_store import FrameStore, check_maker
-
-    if layout.template == "plain":
-        raise Refused("video_sft.text.template: plain starts with the answer, which no cache can predict; use another template")
+def check_frames(job: Job, config: dict[str, Any], n: int) -> FrameStore:
+    """Refuse frame caches of another maker than a checkpoint's, or that lack one of the job's samples; else the open store."""
     store = FrameStore(storage.resolve(job.inputs.frame_cache or ""))
-    check_maker(store, config, layout.tokens)
-    held = [row["sample_id"] for row in _tables(job).rows(["sample_id", "modality"]) if row["modality"] != "text"]
-    missing = [sample_id for sample_id in held if sample_id not in store.groups]
+    check_maker(store, config, n)
+    held = _with_media(job)
+    missing = [sample_id for sample_id in held if sample_id not in store.groups and sample_id not in store.rejected]
     if missing:
         raise Refused(
             f"inputs.frame_cache: {job.inputs.frame_cache} lacks {len(missing)} of {len(held)} samples, {missing[0]} for one; "
             "make it from these samples"
         )
+    return store
+
+
+def _check_frames(job: Job, block: VideoSft, layout: Layout, config: dict[str, Any]) -> None:
+    if layout.template == "plain":
+        raise Refused("video_sft.text.template: plain starts with the answer, which no cache can predict; use another template")
+    store = check_frames(job, config, layout.tokens)
+    held = [sample_id for sample_id in _with_media(job) if sample_id in store.groups]
     frames = max((len(store.taken(sample_id, block.max_frames)) for sample_id in held), default=0)
     if frames * layout.tokens >= block.max_tokens:
         most = (block.max_tokens - 1) // layout.tokens
@@ -68,6 +78,10 @@ def _check_frames(job: Job, block: VideoSft, layout: Layout, config: dict[str, A
             f"video_sft.max_frames: a sample has {frames} frames of {layout.tokens} tokens, which leaves no room for text in "
             f"max_tokens {block.max_tokens}; set max_frames below {most}, and frames are dropped evenly"
         )
+
+
+def _with_media(job: Job) -> list[str]:
+    return [row["sample_id"] for row in _tables(job).rows(["sample_id", "modality"]) if row["modality"] != "text"]
 
 
 def _tables(job: Job) -> SampleTables:

@@ -14,7 +14,7 @@ from voco.features import FeatureStore
 from voco.model.batch import Batch, CachedBatch, collate, collate_cached
 from voco.model.cache import VocoCache
 from voco.model.voco_llama import VocoLlama
-from voco.tokens import Layout, TokenSample, build
+from voco.tokens import Layout, TokenSample, build, filler
 from voco.train.order import WINDOW, Mix, Rows
 from voco.video.frame_store import FrameStore
 
@@ -65,7 +65,8 @@ def _samples_in(file: pq.ParquetFile, group: int, share_vision: bool) -> int:
 class TrainingSamples:
     """Token samples by (row group, place in it), with the last window of row groups kept.
 
-    `views` names the views of a row: images by their hash, or under `cached` the places of its frames.
+    `views` names the views of a row: images by their hash, or under `cached` the places of its frames; None for a row whose
+    frames could not be decoded.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class TrainingSamples:
         tokenizer: Any,
         layout: Layout,
         block: Training,
-        views: Callable[[dict[str, Any]], list[str]],
+        views: Callable[[dict[str, Any]], list[str] | None],
         cached: bool = False,
     ) -> None:
         self.tables, self.tokenizer, self.layout, self.block = tables, tokenizer, layout, block
@@ -98,6 +99,9 @@ class TrainingSamples:
 
     def _build(self, row: dict[str, Any]) -> Iterator[TokenSample]:
         views, limit = self.views(row), self.block.max_tokens
+        if views is None:  # its place in the order stays, and nothing is learned there
+            yield from [filler(self.layout)] * (1 if self.block.share_vision else len(row["conversations"]))
+            return
         conversations = [one["turns"] for one in row["conversations"]]
         for part in [conversations] if self.block.share_vision else [[one] for one in conversations]:
             yield build(row["sample_id"], part, views, self.tokenizer, self.layout, max_tokens=limit, cached=self.cached)
@@ -123,7 +127,9 @@ class VideoBatches:
     """Batches of samples whose frames are read as caches."""
 
     def __init__(self, tables: SampleTables, frames: FrameStore, model: VocoLlama, block: VideoSft) -> None:
-        def places(row: dict[str, Any]) -> list[str]:
+        def places(row: dict[str, Any]) -> list[str] | None:
+            if row["sample_id"] in frames.rejected:
+                return None
             return [str(place) for place in frames.taken(row["sample_id"], block.max_frames)] if row["media"] else []
 
         self.samples = TrainingSamples(tables, model.tokenizer, model.layout, block, places, cached=True)

@@ -54,6 +54,9 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
     model.tower = None  # its features, or the frames' caches, are there already
     for name, weight in model.named_parameters():
         weight.requires_grad_(name.startswith(TRAINED[config["kind"]]))
+    if block.checkpoint_activations:
+        model.language_model.train()  # transformers recomputes in training mode only; there is no dropout to switch on
+        model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
     deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     engine, _, _, _ = deepspeed.initialize(model=model, model_parameters=trained, config=deepspeed_config(block, world))
@@ -119,7 +122,7 @@ class TrainLoop:
                 if result.stop:
                     self.save()
                     return True
-                if self.step % self.block.save_every == 0 and self.step < self.total:
+                if self.step % self.block.save_every == 0 or self.step == self.total:
                     self.save()
         return False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -20,7 +21,7 @@ from voco.video.decode import Video
 from voco.video.sample_frames import at_rate, evenly, thin
 from voco.work import part
 
-COLUMNS = ["sample_id", "modality", "media"]
+COLUMNS = ["sample_id", "dataset", "modality", "media"]
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -69,72 +70,78 @@ class FrameWorker:
     def __call__(self, unit: int, listed: pa.Table) -> dict[str, Any]:
         place = part(self.output, "frame_cache", unit)
         index: list[dict[str, Any]] = []
-        bad: list[str] = []
-        sample = self._compress(torch.zeros(1, 3, self.model.tower.size, self.model.tower.size))  # type: ignore[union-attr]
+        rejects: list[dict[str, str]] = []
+        assert self.model.tower is not None
+        sample = self.model.compress(torch.zeros(1, 3, self.model.tower.size, self.model.tower.size))
         facts = describe(sample, self.model.language_model.config.rope_parameters)
         each = sample.keys.numel() * sample.keys.element_size()
         schema = rows.frame_cache(each)
-        entry = rows.write_table(place, self._groups(listed, schema, each, index, bad), schema, {"voco.frame_cache": facts})
+        groups = self._groups(listed, schema, each, index, rejects)
+        entry = rows.write_table(place, groups, schema, {"voco.frame_cache": facts})
+        lost = rows.write_table(
+            part(self.output, "rejects", unit), [pa.Table.from_pylist(rejects, schema=rows.REJECTS)], rows.REJECTS
+        )
         for line in index:
             line["file"] = entry["path"]
-        counts = {"read": listed.num_rows, "written": entry["rows"], "bad": len(bad)}
-        return {"tables": {"frame_cache": [entry]}, "counts": counts, "index": index, "bad": bad, "bytes_per_frame": 2 * each}
+        counts = {"read": listed.num_rows, "written": entry["rows"], "rejected": len(rejects)}
+        tables = {"frame_cache": [entry], "rejects": [lost]}
+        return {"tables": tables, "counts": counts, "index": index, "rejects": rejects, "bytes_per_frame": 2 * each}
 
     def _groups(
-        self, listed: pa.Table, schema: pa.Schema, each: int, index: list[dict[str, Any]], bad: list[str]
+        self, listed: pa.Table, schema: pa.Schema, each: int, index: list[dict[str, Any]], rejects: list[dict[str, str]]
     ) -> Iterator[pa.Table]:
-        """Row groups of one medium each, at most 16 MiB; fills `index` and `bad` on the way."""
-        size = max(1, rows.FRAME_GROUP_BYTES // (2 * each))
-        for row in read_media(listed.to_pylist()):
-            for medium, one in enumerate(row["media"] or []):
-                try:
-                    numbers, times, pixels = self.pixels(one, row["modality"])
-                except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-                    bad.append(f"{row['sample_id']}: {error}")
-                    continue
-                for start in range(0, len(numbers), size):
-                    some = slice(start, start + size)
-                    columns = self._columns(pixels[some])
-                    held = len(numbers[some])
-                    index.append({"sample_id": row["sample_id"], "media_index": medium, "row_group": len(index), "frames": held})
-                    yield pa.table(
-                        [
-                            pa.array([row["sample_id"]] * held),
-                            pa.array([medium] * held, pa.int32()),
-                            pa.array(numbers[some], pa.int64()),
-                            pa.array(times[some], pa.float64()),
-                            *(pa.array(column, schema.field("keys").type) for column in columns),
-                        ],
-                        schema=schema,
-                    )
+        """Row groups of one medium each, at most 16 MiB; fills `index` and `rejects` on the way.
 
-    def pixels(self, medium: dict[str, Any], modality: str) -> tuple[list[int], list[float], Any]:
-        """Frame numbers, their times in seconds, and (F, 3, S, S) pixels of one medium; an image is one frame at 0 s."""
+        A sample of which a frame cannot be decoded is a reject; what was written of it before is not in the index.
+        """
+        size = max(1, rows.FRAME_GROUP_BYTES // (2 * each))
+        groups = 0
+        for row in read_media(listed.to_pylist()):
+            mine: list[dict[str, Any]] = []
+            try:
+                for medium, one in enumerate(row["media"] or []):
+                    for held in _regroup(self._columns(one, row["modality"]), size):
+                        mine.append(
+                            {"sample_id": row["sample_id"], "media_index": medium, "row_group": groups, "frames": len(held)}
+                        )
+                        groups += 1
+                        names = {"sample_id": row["sample_id"], "media_index": medium}
+                        yield pa.Table.from_pylist([{**names, **frame} for frame in held], schema=schema)
+            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+                lost = {"dataset": row["dataset"], "source": row["sample_id"], "reason": "corrupt_media"}
+                rejects.append({**lost, "detail": str(error)})
+                continue
+            index += mine
+
+    def _columns(self, medium: dict[str, Any], modality: str) -> Iterator[dict[str, Any]]:
+        """The rows of one medium's frames; `batch` frames are decoded and compressed at a time."""
+        for numbers, times, pixels in self._pixels(medium, modality):
+            cache = self.model.compress(pixels)
+            split = [torch.split(tensor, cache.key.n, dim=2) for tensor in (cache.keys, cache.values)]
+            for number, time_s, keys, values in zip(numbers, times, *split, strict=True):
+                frame = {"frame_index": number, "timestamp_s": time_s}
+                yield {**frame, "keys": to_bytes(keys), "values": to_bytes(values)}
+
+    def _pixels(self, medium: dict[str, Any], modality: str) -> Iterator[tuple[list[int], list[float], Tensor]]:
+        """Frame numbers, their times in seconds, and (F, 3, S, S) pixels, `batch` frames at a time; an image is one at 0 s."""
         if modality == "image":
-            return [0], [0.0], self.preprocess(medium["bytes"])[None]
-        video = Video(medium["bytes"])
-        block = self.block
+            yield [0], [0.0], self.preprocess(medium["bytes"])[None]
+            return
+        video, block = Video(medium["bytes"]), self.block
         if block.fps is not None:
             numbers = at_rate(video.num_frames, video.fps, block.fps)
         else:
             numbers = evenly(video.num_frames, block.frames or 1)
         numbers = thin(numbers, block.max_frames)
-        made = [self.preprocess(Image.fromarray(frame)) for frame in video.frames(numbers)]
-        return numbers, [number / video.fps for number in numbers], torch.stack(made)
+        for start in range(0, len(numbers), block.batch):
+            some = numbers[start : start + block.batch]
+            made = [self.preprocess(Image.fromarray(frame)) for frame in video.frames(some)]
+            yield some, [number / video.fps for number in some], torch.stack(made)
 
-    def _columns(self, pixels: Tensor) -> tuple[list[bytes], list[bytes]]:
-        """Keys and values of each frame, as bytes."""
-        keys: list[bytes] = []
-        values: list[bytes] = []
-        for start in range(0, len(pixels), self.block.batch):
-            cache = self._compress(pixels[start : start + self.block.batch])
-            n = cache.key.n
-            keys += [to_bytes(one) for one in torch.split(cache.keys, n, dim=2)]
-            values += [to_bytes(one) for one in torch.split(cache.values, n, dim=2)]
-        return keys, values
 
-    def _compress(self, pixels: Tensor) -> VocoCache:
-        return self.model.compress(pixels)
+def _regroup(frames: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
+    while held := list(itertools.islice(frames, size)):
+        yield held
 
 
 def read_media(wanted: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -149,6 +156,11 @@ def read_media(wanted: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def write_list(output: str, samples: list[str], unit_samples: int) -> int:
-    """The work list of a frame_cache job: every row of the tables that has media. Returns the number of units."""
-    listed = work.sample_rows(samples, with_media=True)
+    """The work list of a frame_cache job: every sample of the tables that has media, once. Returns the number of units."""
+    seen: set[str] = set()
+    listed = (
+        row
+        for row in work.sample_rows(samples, with_media=True)
+        if row["sample_id"] not in seen and not seen.add(row["sample_id"])  # type: ignore[func-returns-value]
+    )
     return work.write_list(output, work.cut(listed, unit_samples, work.SAMPLE_LIST), work.SAMPLE_LIST)

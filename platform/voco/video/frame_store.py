@@ -26,6 +26,9 @@ class FrameStore:
     def __init__(self, uri: str, limit: int = 1 << 30) -> None:
         self.uri = uri
         self.groups: dict[str, list[tuple[str, int, int]]] = {}  # sample -> (file, row group, frames), media in order
+        folder = storage.join(uri, "rejects")
+        lost = [rows.read_table(storage.join(folder, name), ["source"]) for name in storage.names(folder)]
+        self.rejected = {source for table in lost for source in table["source"].to_pylist()}  # samples without a cache
         for line in rows.read_table(storage.join(uri, "index.parquet")).to_pylist():
             self.groups.setdefault(line["sample_id"], []).append((line["file"], line["row_group"], line["frames"]))
         self.files: dict[str, pq.ParquetFile] = {}

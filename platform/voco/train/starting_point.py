@@ -1,0 +1,53 @@
+"""The model that a training job starts from: its checkpoint, or a new one, under the layout that it is trained in."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from voco import storage
+from voco.blocks import Method, Text
+from voco.spec import Job
+from voco.tokens import Layout
+from voco.train.data import SampleTables
+
+TOKENIZER_ROWS = 200_000  # rows whose text a new tokenizer is trained on, at most
+
+
+def starting_point(job: Job, output: str) -> tuple[str, Layout]:
+    """The directory that holds the model to start from, and the layout that this job trains it under.
+
+    A new model is written to `<output>/initial` once; a function of the job's seed and samples.
+    """
+    from voco.model import new, weights
+
+    block, compression = job.block, job.compression
+    method: Method = "none" if compression is None else compression.method
+    tokens = 0 if compression is None else compression.tokens  # align has no <voco>
+    if job.inputs.checkpoint is not None:
+        config = weights.read_config(job.inputs.checkpoint)
+        layout = Layout(**config["layout"])
+        told = layout.template != "plain" or job.kind == "align"  # plain is of captions: it drops every question
+        inherited = Text(template=layout.template, newlines=layout.newlines) if told else Text()  # type: ignore[arg-type]
+        text = block.text or inherited
+        changes = {"method": method, "tokens": tokens, "template": text.template, "newlines": text.newlines}
+        return storage.resolve(job.inputs.checkpoint), layout.model_copy(update=changes)
+    assert job.model is not None
+    initial = storage.join(output, "initial")
+    if not storage.exists(storage.join(initial, "model", "config.json")):
+        text = block.text or (Text(template="plain") if job.kind == "align" else Text())
+        model = new.create(job.model, method, tokens, text, _texts(job), job.seed)
+        with tempfile.TemporaryDirectory() as folder:
+            weights.save(model, weights.own_state(model), Path(folder) / "model")
+            storage.put_directory(Path(folder) / "model", storage.join(initial, "model"))
+    return initial, Layout(**weights.read_config(initial)["layout"])
+
+
+def _texts(job: Job) -> Iterator[str]:
+    uris = job.inputs.vocabulary or [item.uri for item in job.inputs.samples]
+    tables = SampleTables([storage.resolve(uri) for uri in uris], [1.0] * len(uris))
+    for row in itertools.islice(tables.rows(["conversations"]), TOKENIZER_ROWS):
+        for conversation in row["conversations"]:
+            yield from (turn["text"] for turn in conversation["turns"])
