@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from ingest import source  # tests/ingest/source.py
 
 import pipelines
-from voco import manifest, spec
+from voco import manifest, spec, storage
 from voco.errors import Refused
 from voco.spec import Job
 
@@ -56,6 +57,42 @@ def test_a_replacing_flow_that_was_killed_goes_on_replacing(folder: Path, tmp_pa
     new = flow(folder, output, second="c")
     assert manifest.begin(new, manifest.job_run_id(new), replace=True) is None  # and here the driver dies
     assert pipelines.run(new).run_id == manifest.job_run_id(new)
+
+
+def test_a_job_killed_while_it_clears_another_runs_files_clears_them_when_sent_again(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kill comes when the manifest is gone and the rest is not: nothing of the old run may be taken for the new one's."""
+    output = tmp_path / "out"
+    pipelines.run(source.job(folder, output))
+    new = source.job(folder, output, dataset="other")
+    real, deleted = storage.delete, []
+
+    def delete(uri: str) -> None:
+        if deleted and not uri.rsplit("/", 1)[-1].startswith(".write-probe"):
+            raise KeyboardInterrupt
+        deleted.extend([uri] if not uri.rsplit("/", 1)[-1].startswith(".write-probe") else [])
+        real(uri)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "delete", delete)
+        with pytest.raises(KeyboardInterrupt):
+            pipelines.run(new, replace=True)
+    assert (output / "units").is_dir()
+    assert manifest.holder(str(output)) == manifest.job_run_id(new)
+    pipelines.run(new)
+    table = pq.read_table(output / "samples", columns=["dataset"])
+    assert set(table["dataset"].to_pylist()) == {"other"}
+
+
+def test_a_stale_input_is_refused(folder: Path, tmp_path: Path) -> None:
+    """An output whose own parent was made anew since is no input: what it holds is of other data."""
+    first = pipelines.run(flow(folder, tmp_path / "out"))
+    assert first.parents
+    held = tmp_path / "out" / "one" / "manifest.json"
+    held.write_text(held.read_text() + "\n")
+    with pytest.raises(Refused, match=r"inputs\.outputs\[0\]: .*out is stale: line: its parent .*one has manifest"):
+        manifest.input_state("inputs.outputs[0]", str(tmp_path / "out"))
 
 
 def test_a_parent_that_changed_is_told_and_replaced(folder: Path, tmp_path: Path) -> None:

@@ -109,6 +109,14 @@ def test_run_id_follows_content_and_inputs_only() -> None:
     assert base != run_id(changed(TRAIN, "seed", 1), {"a": "1"})
     assert base != run_id(changed(TRAIN, "image_sft.epochs", 2), {"a": "1"})
     assert base != run_id(changed(TRAIN, "compression.tokens", 2), {"a": "1"})
+    weighted = [{**TRAIN["inputs"]["samples"][0], "weight": 2.0}]
+    assert base != run_id(changed(TRAIN, "inputs.samples", weighted), {"a": "1"})
+    ask = {
+        "name": "ask", "kind": "evaluate", "output": "o", "evaluate": {"benchmark": "b"},
+        "inputs": {"samples": [{"uri": "s"}], "features": "f", "checkpoint": "c", "upper": "x", "lower": "y"},
+    }  # fmt: skip
+    swapped = changed(changed(ask, "inputs.upper", "y"), "inputs.lower", "x")
+    assert run_id(ask, {"x": "1", "y": "1"}) != run_id(swapped, {"x": "1", "y": "1"})
 
 
 def test_a_stage_takes_its_defaults_from_the_flow() -> None:

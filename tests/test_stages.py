@@ -193,6 +193,13 @@ def test_answers_about_videos_in_order_shuffled_and_from_one_frame(place: Path, 
     assert [len(answers) for answers in found.values()] == [16, 16, 16]
 
 
+def test_a_video_model_does_not_compress_images_itself(place: Path, video_model: Path) -> None:
+    """Its caches are its frozen compressor's: images are one-frame media of a frame cache."""
+    inputs = {**samples(place, "images-test"), "features": str(place / "features"), "checkpoint": str(video_model)}
+    with pytest.raises(Refused, match=r"inputs\.features: this checkpoint reads the caches of a frozen compressor"):
+        pipelines.run(job("evaluate", place / f"wrong-{video_model.name}", inputs, evaluate={"benchmark": "halves"}))
+
+
 def test_a_video_job_on_foreign_caches_is_refused(place: Path, swept: Path, cached: Path) -> None:
     """Caches of the voco-2 model cannot be read by a job that starts from another checkpoint."""
     inputs = {**samples(place, "videos"), "frame_cache": str(cached), "checkpoint": str(swept / "runs/none-1/train")}

@@ -120,6 +120,16 @@ def test_fewer_tokens_of_a_cache_are_read_as_the_same_model_would_make_them() ->
     assert tiny.close(model(cached(model, samples, caches)), model(one_pass(model, samples, store)))
 
 
+def test_an_answer_that_could_pass_the_last_position_is_refused() -> None:
+    model = tiny.model(tokens=2, max_position_embeddings=40)
+    (cache,) = caches_of(model, [tiny.features(3)])
+    prompt = list(range(10))
+    start = model.layout.prefix_length + 6
+    assert len(model.answer([cache], [prompt], 40 - start - 10)) == 1
+    with pytest.raises(ValueError, match=f"{start} positions of views, a prompt of 10 tokens.*the model's 40 positions"):
+        model.answer([cache], [prompt], 41 - start - 10)
+
+
 def test_a_cache_of_another_maker_is_refused() -> None:
     model, other = tiny.model(tokens=2), tiny.model(tokens=2)
     other.compressor = "another"

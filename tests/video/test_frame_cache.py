@@ -141,6 +141,26 @@ def test_files_are_as_the_design_says(made: tuple[str, list[dict[str, Any]]], ch
     assert [row["timestamp_s"] for row in first] == [float(second) for second in range(8)]
 
 
+def test_a_sample_with_a_frame_that_cannot_be_decoded_is_a_reject_and_not_in_the_index(checkpoint: str, tmp_path: Path) -> None:
+    good = video_row(0, 32)
+    broken = {**video_row(2, 8), "sample_id": "f" * 32}
+    broken["media"][0]["bytes"] = b"no video"
+    samples = world.write_samples(str(tmp_path / "samples"), [good, broken])
+    output = str(tmp_path / "cache")
+    frame_cache.write_list(output, [samples, samples], unit_samples=5)  # named twice, cached once
+    with rows.open_parquet(work.list_uri(output)) as file:
+        assert file.metadata.num_rows == 2
+        record = frame_cache.FrameWorker(output, checkpoint, {"fps": 1.0})(0, file.read_row_group(0))
+    assert record["counts"] == {"read": 2, "written": 8, "rejected": 1}
+    assert [reject["reason"] for reject in record["rejects"]] == ["corrupt_media"]
+    index = pa.Table.from_pylist(record["index"], schema=rows.FRAME_INDEX)
+    rows.write_table(f"{output}/index.parquet", [index], rows.FRAME_INDEX)
+    store = FrameStore(output)
+    assert store.rejected == {"f" * 32}
+    assert store.frames(good["sample_id"]) == 8
+    assert "f" * 32 not in store.groups
+
+
 def test_caches_of_another_maker_or_too_few_tokens_are_refused(made: tuple[str, list[dict[str, Any]]], checkpoint: str) -> None:
     store, config = FrameStore(made[0]), weights.read_config(checkpoint)
     check_maker(store, config, 2)
