@@ -14,6 +14,7 @@ from voco.report.table import bytes_text, seconds_text, text_table
 
 LONGEST_TEXT = 400  # characters of one text
 ANSWERS_SHOWN = 8
+FRAMES_SHOWN = 12
 REJECTS_SHOWN = 3  # of each reason
 
 
@@ -130,9 +131,36 @@ def _checkpoint(output: Output) -> str:
     group = SampleTables(uris, [1.0] * len(uris)).read(0)
     row = next((row for row in group if row["media"]), group[0])
     media = [one["sha256"] for one in row["media"] or []]
+    cache = output.input("frame_cache")
+    if media and cache is not None:  # each frame is a view
+        from voco.video.frame_store import FrameStore
+
+        media = [str(place) for place in range(FrameStore(cache).frames(row["sample_id"]))]
     turns = [one["turns"] for one in row["conversations"]]
     shown = show_sample(build(row["sample_id"], turns, media, model.tokenizer, model.layout), model.tokenizer, model.layout)
     return f"compressor {model.compressor}\nlayout {model.layout.model_dump()}\n\n{shown}"
+
+
+def _frames(output: Output) -> str:
+    """The first medium's frames, and what must match before any is read."""
+    from voco.video.frame_store import FrameStore
+
+    store = FrameStore(output.uri)
+    lines = [f"{key} {value}" for key, value in store.facts.items()]
+    index = rows.read_table(storage.join(output.uri, "index.parquet")).to_pylist()
+    if index:
+        first = index[0]
+        with rows.open_parquet(storage.join(output.uri, "frame_cache", first["file"])) as file:
+            held = file.read_row_group(first["row_group"], columns=["frame_index", "timestamp_s"]).to_pylist()
+        times = ", ".join(f"{row['frame_index']} at {row['timestamp_s']:.2f} s" for row in held[:FRAMES_SHOWN])
+        more = " ..." if len(held) > FRAMES_SHOWN else ""
+        lines.append(f"sample {first['sample_id']}, medium {first['media_index']}: {len(held)} frames: {times}{more}")
+    return "\n".join(lines)
+
+
+def _sweep(output: Output) -> str:
+    """The trials' scores, as a report has them."""
+    return "\n\n".join(text_table(comparison.rows) for comparison in compare(gather([output.uri])))
 
 
 def _flow(output: Output) -> str:
@@ -149,7 +177,11 @@ def _tables(output: Output) -> str:
 
 SECTIONS = {
     "ingest": [_samples, _rejects],
+    "align": [_checkpoint],
     "image_sft": [_checkpoint],
+    "frame_cache": [_frames, _rejects],
+    "video_sft": [_checkpoint],
+    "sweep": [_sweep],
     "evaluate": [_answers, _scores],
     "report": [_summary],
     "flow": [_flow],
