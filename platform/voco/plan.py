@@ -40,7 +40,7 @@ def input_size(job: Job, key: str, uri: str, made: dict[str, Size]) -> Size:
     """
     if uri.startswith("@"):
         name, _, inside = uri.partition("/")
-        return Size(None, None, f"in {made[name].source}") if inside else made[name]
+        return Size(None, None, f"{inside} of {name[1:]}, not made yet") if inside else made[name]
     expected = next((part.expect for where, part in job.parts.items() if key.startswith(f"{where}.")), None) or job.expect
     unchecked = Size(expected.rows, expected.bytes, "not checked, expect") if expected else Size(None, None, "not checked")
     if storage.is_placeholder(uri):
