@@ -11,13 +11,17 @@ from voco.manifest import Manifest
 from voco.report.pictures import picture
 from voco.spec import Job
 from voco.tracking import TrackedRun
+from voco.trials import trials
 
 PREDICTIONS = 24  # answers with their images, of one evaluation
 
 
 def record(run: TrackedRun, job: Job, done: Manifest) -> None:
-    """Hand a finished job to its W&B run. A flow's run also names the outputs of its stages."""
-    for stage in job.flow.stages if job.flow is not None else []:
+    """Hand a finished job to its W&B run. A flow's run also names the outputs of its stages, a sweep's those of its trials."""
+    inner = job.flow.stages if job.flow is not None else []
+    if job.sweep is not None:
+        inner = [one for trial in trials(job) for one in (trial.train, *trial.evaluations)]
+    for stage in inner:
         output = storage.resolve(stage.output)
         finished = manifest.read(output)
         if finished is not None:
