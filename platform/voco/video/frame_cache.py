@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -55,6 +55,16 @@ def from_bytes(data: list[bytes], facts: dict[str, Any]) -> Tensor:
     return flat.view(DTYPES[facts["dtype"]]).view(len(data), *facts["shape"])
 
 
+class Frame(NamedTuple):
+    """One decoded frame and whose it is."""
+
+    sample_id: str
+    media_index: int
+    frame_index: int  # number in the video
+    timestamp_s: float
+    pixels: Tensor  # (3, S, S), as the tower's `preprocess` makes them
+
+
 class FrameWorker:
     """Writes the caches of one unit's videos and images, in the order of the work list."""
 
@@ -76,56 +86,32 @@ class FrameWorker:
         facts = describe(sample, self.model.language_model.config.rope_parameters)
         each = sample.keys.numel() * sample.keys.element_size()
         schema = rows.frame_cache(each)
-        groups = self._groups(listed, schema, each, index, rejects)
+        groups = self._groups(self._cached(self._frames(listed, rejects)), schema, each, index)
         entry = rows.write_table(place, groups, schema, {"voco.frame_cache": facts})
         lost = rows.write_table(
             part(self.output, "rejects", unit), [pa.Table.from_pylist(rejects, schema=rows.REJECTS)], rows.REJECTS
         )
-        for line in index:
-            line["file"] = entry["path"]
+        lost_ids = {reject["source"] for reject in rejects}  # what was written of them before the error is in no index
+        index = [{**line, "file": entry["path"]} for line in index if line["sample_id"] not in lost_ids]
         counts = {"read": listed.num_rows, "written": entry["rows"], "rejected": len(rejects)}
         tables = {"frame_cache": [entry], "rejects": [lost]}
         return {"tables": tables, "counts": counts, "index": index, "rejects": rejects, "bytes_per_frame": 2 * each}
 
-    def _groups(
-        self, listed: pa.Table, schema: pa.Schema, each: int, index: list[dict[str, Any]], rejects: list[dict[str, str]]
-    ) -> Iterator[pa.Table]:
-        """Row groups of one medium each, at most 16 MiB; fills `index` and `rejects` on the way.
-
-        A sample of which a frame cannot be decoded is a reject; what was written of it before is not in the index.
-        """
-        size = max(1, rows.FRAME_GROUP_BYTES // (2 * each))
-        groups = 0
+    def _frames(self, listed: pa.Table, rejects: list[dict[str, str]]) -> Iterator[Frame]:
+        """Every frame of the unit, decoded; a sample of which one cannot be decoded ends there and is added to `rejects`."""
         for row in read_media(listed.to_pylist()):
-            mine: list[dict[str, Any]] = []
             try:
                 for medium, one in enumerate(row["media"] or []):
-                    for held in _regroup(self._columns(one, row["modality"]), size):
-                        mine.append(
-                            {"sample_id": row["sample_id"], "media_index": medium, "row_group": groups, "frames": len(held)}
-                        )
-                        groups += 1
-                        names = {"sample_id": row["sample_id"], "media_index": medium}
-                        yield pa.Table.from_pylist([{**names, **frame} for frame in held], schema=schema)
+                    for number, time_s, pixels in self._pixels(one, row["modality"]):
+                        yield Frame(row["sample_id"], medium, number, time_s, pixels)
             except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
                 lost = {"dataset": row["dataset"], "source": row["sample_id"], "reason": "corrupt_media"}
                 rejects.append({**lost, "detail": str(error)})
-                continue
-            index += mine
 
-    def _columns(self, medium: dict[str, Any], modality: str) -> Iterator[dict[str, Any]]:
-        """The rows of one medium's frames; `batch` frames are decoded and compressed at a time."""
-        for numbers, times, pixels in self._pixels(medium, modality):
-            cache = self.model.compress(pixels)
-            split = [torch.split(tensor, cache.key.n, dim=2) for tensor in (cache.keys, cache.values)]
-            for number, time_s, keys, values in zip(numbers, times, *split, strict=True):
-                frame = {"frame_index": number, "timestamp_s": time_s}
-                yield {**frame, "keys": to_bytes(keys), "values": to_bytes(values)}
-
-    def _pixels(self, medium: dict[str, Any], modality: str) -> Iterator[tuple[list[int], list[float], Tensor]]:
-        """Frame numbers, their times in seconds, and (F, 3, S, S) pixels, `batch` frames at a time; an image is one at 0 s."""
+    def _pixels(self, medium: dict[str, Any], modality: str) -> Iterator[tuple[int, float, Tensor]]:
+        """Number, time in seconds and (3, S, S) pixels of each frame, decoded `batch` at a time; an image is one at 0 s."""
         if modality == "image":
-            yield [0], [0.0], self.preprocess(medium["bytes"])[None]
+            yield 0, 0.0, self.preprocess(medium["bytes"])
             return
         video, block = Video(medium["bytes"]), self.block
         if block.fps is not None:
@@ -135,13 +121,30 @@ class FrameWorker:
         numbers = thin(numbers, block.max_frames)
         for start in range(0, len(numbers), block.batch):
             some = numbers[start : start + block.batch]
-            made = [self.preprocess(Image.fromarray(frame)) for frame in video.frames(some)]
-            yield some, [number / video.fps for number in some], torch.stack(made)
+            for number, frame in zip(some, video.frames(some), strict=True):
+                yield number, number / video.fps, self.preprocess(Image.fromarray(frame))
 
+    def _cached(self, frames: Iterator[Frame]) -> Iterator[dict[str, Any]]:
+        """Rows of the table: `batch` frames are compressed in one pass, whichever media they are of; each sees itself only."""
+        while held := list(itertools.islice(frames, self.block.batch)):
+            cache = self.model.compress(torch.stack([frame.pixels for frame in held]))
+            split = [torch.split(tensor, cache.key.n, dim=2) for tensor in (cache.keys, cache.values)]
+            for frame, keys, values in zip(held, *split, strict=True):
+                names = {"sample_id": frame.sample_id, "media_index": frame.media_index}
+                times = {"frame_index": frame.frame_index, "timestamp_s": frame.timestamp_s}
+                yield {**names, **times, "keys": to_bytes(keys), "values": to_bytes(values)}
 
-def _regroup(frames: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
-    while held := list(itertools.islice(frames, size)):
-        yield held
+    def _groups(
+        self, made: Iterator[dict[str, Any]], schema: pa.Schema, each: int, index: list[dict[str, Any]]
+    ) -> Iterator[pa.Table]:
+        """Row groups of one medium each, at most 16 MiB; fills `index` on the way."""
+        size = max(1, rows.FRAME_GROUP_BYTES // (2 * each))
+        groups = 0
+        for (sample_id, medium), frames in itertools.groupby(made, key=lambda row: (row["sample_id"], row["media_index"])):
+            while held := list(itertools.islice(frames, size)):
+                index.append({"sample_id": sample_id, "media_index": medium, "row_group": groups, "frames": len(held)})
+                groups += 1
+                yield pa.Table.from_pylist(held, schema=schema)
 
 
 def read_media(wanted: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
