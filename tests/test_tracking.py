@@ -201,7 +201,7 @@ def test_a_file_cut_or_damaged_anywhere_gives_the_records_before(tmp_path: Path)
     (file,) = (tmp_path / "out" / "wandb").glob(f"offline-run-*/run-{RUN}.wandb")
     data = file.read_bytes()
     every = list(wandb_records.records(data))
-    assert len(data) > 4 * tracking.BLOCK, "records cross blocks, and one is longer than a block"
+    assert len(data) > 4 * wandb_records.BLOCK, "records cross blocks, and one is longer than a block"
     assert every[-1][1] == len(data)
     assert {"long"} < set().union(*(items(update.update) for update in of([record for record, _ in every], "summary")))
     draw = random.Random(5)
@@ -210,7 +210,7 @@ def test_a_file_cut_or_damaged_anywhere_gives_the_records_before(tmp_path: Path)
         got = list(wandb_records.records(data[:cut]))
         assert [end for _, end in got] == [end for end in ends if end <= cut]
         assert got == every[: len(got)]
-    for place in (draw.randrange(tracking.HEADER, len(data)) for _ in range(30)):
+    for place in (draw.randrange(wandb_records.HEADER, len(data)) for _ in range(30)):
         hurt = data[:place] + bytes([data[place] ^ 0x40]) + data[place + 1 :]
         assert len(list(wandb_records.records(hurt))) <= sum(end <= place for end in ends) or data[place] == 0
     with pytest.raises(ValueError, match="record file"):
@@ -260,9 +260,10 @@ def test_s3_outputs_get_the_files_and_no_step_twice(s3_server: Path, tmp_path: P
         assert len(storage.read_bytes(f"s3://bucket/sft/{name}")) == item.size
 
 
-def test_rank_zero_killed_inside_a_ray_worker(ray_local: str, tmp_path: Path) -> None:
+def test_rank_zero_killed_inside_a_ray_worker(ray_local: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
+    monkeypatch.delenv("WANDB_MODE")
     job = tracking.tracked(spec.build("job.yaml", raw_job(tmp_path, str(tmp_path / "out"))), RUN)
 
     class Worker:

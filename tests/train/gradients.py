@@ -15,7 +15,7 @@ from voco.blocks import Training
 from voco.features import FeatureStore
 from voco.model import weights
 from voco.model.batch import collate
-from voco.train.data import SampleTables, TrainingSamples
+from voco.train.data import SampleTables, TrainingSamples, images_of
 from voco.train.order import epoch_order
 from voco.train.step import backward
 from voco.train.zero import deepspeed_config
@@ -34,15 +34,17 @@ def main(folder: str, cases: list[str]) -> None:
         name, accumulation, share, stage = case.split(":")
         model = weights.load(f"{folder}/initial", dtype=torch.float32)
         model.tower = None
-        samples = TrainingSamples(tables, model.tokenizer, model.layout, 512, share_vision=True)
         block = Training(
             epochs=1, global_batch=BATCH, micro_batch=BATCH // world // int(accumulation), learning_rate=1e-3,
-            precision="fp32", zero_stage=int(stage),
+            precision="fp32", zero_stage=int(stage), max_tokens=512,
         )  # fmt: skip
+        samples = TrainingSamples(tables, model.tokenizer, model.layout, block, images_of)
         mine = order.of_rank(0, rank, world)
         parts = [samples.take(mine[at : at + block.micro_batch]) for at in range(0, len(mine), block.micro_batch)]
         if share == "alone":  # the same conversations, each a sample of its own
-            apart = TrainingSamples(SampleTables([f"{folder}/samples"], [1.0], False), model.tokenizer, model.layout, 512, False)
+            one_each = block.model_copy(update={"share_vision": False})
+            loose = SampleTables([f"{folder}/samples"], [1.0], False)
+            apart = TrainingSamples(loose, model.tokenizer, model.layout, one_each, images_of)
             every = np.array([(g, p) for g, size in enumerate(apart.tables.mix.sizes) for p in range(size)])
             single = apart.take(every)
             assert len(single) == 28  # 12 images with two questions, 4 rows of text
