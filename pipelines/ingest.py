@@ -9,6 +9,7 @@ from voco.ingest.account import balance, check_limits
 from voco.ingest.archive import check_media
 from voco.ingest.grouping import list_samples
 from voco.ingest.media import Limits
+from voco.ingest.places import open_places
 from voco.ingest.samples import WriteSamples
 from voco.manifest import Manifest
 from voco.spec import Job
@@ -23,9 +24,12 @@ def run(job: Job, run_id: str) -> Manifest:
     output = storage.resolve(job.output)
     media = storage.resolve(job.inputs.media) if job.inputs.media is not None else None
     check_media(media)
-    listing = list_samples(block, storage.resolve(job.inputs.annotations), output)
+    annotations = storage.resolve(job.inputs.annotations)
+    places = open_places(block, annotations, media)
+    listing = list_samples(block, annotations, output)
     print(f"{job.name}: listed {listing.read:,} rows, {listing.samples:,} samples in {listing.units:,} units", flush=True)
-    arguments = {"output": output, "media": media, "limits": Limits(block.check, block.max_media_bytes, block.max_pixels)}
+    limits = Limits(block.check, block.max_media_bytes, block.max_pixels)
+    arguments = {"output": output, "media": media, "limits": limits, "places": places}
     in_process = listing.samples <= block.in_process_rows
     records = work.run(output, listing.units, WriteSamples, arguments, job.resources, in_process, job.name)
     account = balance(listing, records)

@@ -128,7 +128,7 @@ class Text(Strict):
 class Ingest(Strict):
     """Source files to `samples/` and `rejects/`."""
 
-    format: Literal["llava_json", "webvid_csv", "video_chatgpt"]
+    format: Literal["llava_json", "webvid_csv", "video_chatgpt", "webdataset"]
     dataset: str
     split: str = "train"
     check: Literal["full", "header"] = "header"  # decode every pixel, or the header only

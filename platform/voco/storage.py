@@ -21,6 +21,7 @@ from voco.errors import Refused
 
 # Some servers answer a ranged read with the checksum of the whole object (rclone does), which botocore would refuse.
 S3_CONFIG = {"response_checksum_validation": os.environ.get("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")}
+SHARD = ".tar"
 PLACEHOLDER = "YOUR-"  # s3://YOUR-BUCKET/...: a job file that is to be filled in
 
 
@@ -179,13 +180,37 @@ def sha256(uri: str) -> str:
 
 
 def fingerprint(uri: str) -> dict[str, Any]:
-    """What identifies a source file: uri, size in bytes, and the content's sha256 (local) or the ETag (S3)."""
+    """What identifies a source file: uri, size in bytes, and the content's sha256 (local) or the ETag (S3).
+
+    A folder of shards is known by its listing: its `etag` is a hash over `shards`.
+    """
     fresh(uri)
     fs, path = filesystem(uri)
+    if fs.isdir(path):
+        listed = shards(uri)
+        digest = hashlib.sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest()
+        return {"uri": uri, "size": sum(shard["size"] for shard in listed), "shards": len(listed), "etag": digest}
     info = fs.info(path)
     if isinstance(fs, LocalFileSystem):
         return {"uri": uri, "size": int(info["size"]), "sha256": sha256(uri)}
     return {"uri": uri, "size": int(info["size"]), "etag": str(info.get("ETag", "")).strip('"')}
+
+
+def shards(uri: str) -> list[dict[str, Any]]:
+    """The .tar files directly in a folder, by name: name, size in bytes, and mtime in ns (local) or ETag (S3).
+
+    Terabytes are not hashed to know them again, so a local shard that is copied or touched counts as changed.
+    """
+    fresh(uri)
+    fs, path = filesystem(uri)
+    found = []
+    for entry in sorted(fs.ls(path, detail=True), key=lambda entry: str(entry["name"])):
+        name = str(entry["name"]).rsplit("/", 1)[-1]
+        if entry["type"] == "directory" or not name.endswith(SHARD) or name.startswith("."):
+            continue
+        mark = os.stat(entry["name"]).st_mtime_ns if isinstance(fs, LocalFileSystem) else str(entry.get("ETag", "")).strip('"')
+        found.append({"name": name, "size": int(entry["size"]), "mark": mark})
+    return found
 
 
 def free_bytes(uri: str) -> int | None:
@@ -210,5 +235,8 @@ def check_writable(uri: str) -> None:
 
 
 def size(uri: str) -> int:
+    """Bytes of a file, or of all shards of a folder."""
     fs, path = filesystem(uri)
+    if fs.isdir(path):
+        return sum(int(shard["size"]) for shard in shards(uri))
     return int(fs.info(path)["size"])

@@ -22,13 +22,14 @@ import pyarrow as pa
 
 from voco import rows, storage, work
 from voco.blocks import Ingest
-from voco.ingest import llava_json, video_chatgpt, webvid_csv
+from voco.ingest import llava_json, video_chatgpt, webdataset, webvid_csv
 from voco.ingest.items import Item, Reject, sample_id
 
 FORMATS: dict[str, Callable[[str, Ingest], Iterator[Item | Reject]]] = {
     "llava_json": llava_json.read,
     "webvid_csv": webvid_csv.read,
     "video_chatgpt": video_chatgpt.read,
+    "webdataset": webdataset.read,
 }
 
 BUCKET_BYTES = 16 << 20  # of the source file; as Python objects about six times that
@@ -43,6 +44,7 @@ WORK = pa.schema(
         ("split", pa.string()),
         ("modality", pa.string()),
         ("paths", pa.list_(pa.string())),
+        ("place", pa.string()),  # where the medium is read from when that is not its path, else empty
         ("sources", pa.list_(pa.string())),  # file and row of each conversation
         ("conversations", pa.list_(rows.CONVERSATION)),
     ]
@@ -75,7 +77,7 @@ def list_samples(block: Ingest, annotations: str, output: str) -> Listing:
 
 def _units(block: Ingest, annotations: str, output: str, counts: str, folder: Path) -> Iterator[pa.Table]:
     rejects = _RejectSpool(folder / "rejects.jsonl")
-    size = int(storage.filesystem(annotations)[0].size(storage.filesystem(annotations)[1]))
+    size = storage.size(annotations)
     buckets = min(MAX_BUCKETS, max(1, -(-size // BUCKET_BYTES)))
     read = _partition(block, FORMATS[block.format](annotations, block), folder, buckets, rejects)
     listed = samples = units = 0
@@ -101,7 +103,7 @@ def _partition(block: Ingest, items: Iterable[Item | Reject], folder: Path, buck
                 rejects.add(item)
             else:
                 key = sample_id(block.dataset, block.split, item)
-                line = [key, item.source, item.modality, item.paths, item.turns, item.conversation]
+                line = [key, item.source, item.modality, item.paths, item.turns, item.conversation, item.place]
                 files[int(key[:8], 16) % buckets].write(json.dumps(line) + "\n")
             if time.monotonic() - shown > 5:
                 shown = time.monotonic()
@@ -116,7 +118,10 @@ def _samples(block: Ingest, folder: Path, buckets: int, rejects: _RejectSpool) -
         seen: dict[str, set[str]] = {}
         with (folder / f"{bucket:03d}.jsonl").open() as lines:
             for line in lines:
-                key, source, modality, paths, turns, conversation = json.loads(line)
+                key, source, modality, paths, turns, conversation, place = json.loads(line)
+                if key in found and found[key]["place"] != place:  # one name, two media: which one, nobody can say
+                    rejects.add(Reject(source, "duplicate", f"{paths[0]} lies at {found[key]['place']} already"))
+                    continue
                 equal = seen.setdefault(key, set())
                 spelled = json.dumps(turns)
                 if spelled in equal and block.duplicates == "reject":
@@ -126,6 +131,7 @@ def _samples(block: Ingest, folder: Path, buckets: int, rejects: _RejectSpool) -
                 sample = found.setdefault(key, {"sample_id": key, "dataset": block.dataset, "split": block.split})
                 sample.setdefault("modality", modality)
                 sample.setdefault("paths", paths)
+                sample.setdefault("place", place)
                 sample.setdefault("sources", []).append(source)
                 sample.setdefault("conversations", []).append(conversation)
         yield from found.values()

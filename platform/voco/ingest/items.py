@@ -44,6 +44,7 @@ class Item:
     paths: tuple[str, ...]  # normalised, relative to the media root, in placeholder order
     turns: tuple[tuple[str, str], ...]  # (role, text) as the source has them: what makes two rows equal
     conversation: dict[str, Any]  # one `voco.rows.CONVERSATION`
+    place: str = ""  # where the medium is read from when that is not its path: bytes of a tar shard, a URL
 
 
 def sample_id(dataset: str, split: str, item: Item) -> str:
@@ -88,6 +89,7 @@ def make_item(
     source_id: str = "",
     category: str = "",
     extra: dict[str, Any] | None = None,
+    place: str = "",
 ) -> Item:
     """One conversation, by the rules of every format. In split val or test a last answer becomes the reference.
 
@@ -111,7 +113,7 @@ def make_item(
         "extra": notes,
     }
     paths = () if path is None else (normal_path(path),)
-    return Item(source, modality, paths, tuple(turns), conversation)
+    return Item(source, modality, paths, tuple(turns), conversation, place)
 
 
 def _check_text(texts: list[str], limit: int) -> None:

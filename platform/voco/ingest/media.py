@@ -9,6 +9,7 @@ import os
 import stat
 import struct
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -49,6 +50,13 @@ class MediaSource(Protocol):
 
     def read(self, path: str, limit: int) -> bytes:
         """The bytes at a normalised path, at most `limit`. Raises BadRow."""
+
+
+class Places(Protocol):
+    """What media are read from that do not lie at their paths: `tar.TarShards`."""
+
+    def sources(self, places: list[str]) -> Iterator[MediaSource]:
+        """One source for the sample at each place of the work list, in order."""
 
 
 class MediaRoot:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, repeat
 from typing import Any
 
 import pyarrow as pa
@@ -13,7 +13,7 @@ from voco import rows, storage, work
 from voco.ingest import spread
 from voco.ingest.archive import open_media
 from voco.ingest.items import BadRow
-from voco.ingest.media import Limits, read_image
+from voco.ingest.media import Limits, MediaSource, Places, read_image
 from voco.ingest.video_media import read_video
 from voco.ingest.video_probe import VideoProbe
 
@@ -24,8 +24,9 @@ class WriteSamples:
     Holds one row group of media (8 MiB, or one larger row) at a time.
     """
 
-    def __init__(self, output: str, media: str | None, limits: Limits) -> None:
+    def __init__(self, output: str, media: str | None, limits: Limits, places: Places | None = None) -> None:
         self.output = output
+        self.places = places
         self.root = open_media(media) if media is not None else None
         self.limits = limits
         self.probe = VideoProbe()
@@ -62,9 +63,10 @@ class WriteSamples:
         held: list[list[dict[str, Any]]] = []
         indices: list[int] = []
         size = 0
-        for index, sample in enumerate(listed.select(["dataset", "modality", "paths", "sources"]).to_pylist()):
+        samples = listed.select(["dataset", "modality", "paths", "place", "sources"]).to_pylist()
+        for index, (sample, root) in enumerate(zip(samples, self._roots(samples), strict=False)):
             try:
-                media = [self._read(sample["modality"], path) for path in sample["paths"]]
+                media = [self._read(root, sample["modality"], path) for path in sample["paths"]]
             except BadRow as bad:
                 lost = {"dataset": sample["dataset"], "reason": bad.reason, "detail": bad.detail}
                 rejects.extend({**lost, "source": source} for source in sample["sources"])
@@ -80,12 +82,18 @@ class WriteSamples:
         if held:
             yield _group(listed, indices, held)
 
-    def _read(self, modality: str, path: str) -> dict[str, Any]:
-        if self.root is None:
+    def _roots(self, samples: list[dict[str, Any]]) -> Iterator[MediaSource | None]:
+        """What each sample's media are read from, in order."""
+        if self.places is None:
+            return repeat(self.root)
+        return self.places.sources([sample["place"] for sample in samples])
+
+    def _read(self, root: MediaSource | None, modality: str, path: str) -> dict[str, Any]:
+        if root is None:
             raise BadRow("missing_media", f"{path}: the job has no inputs.media")
         if modality == "video":
-            return read_video(self.root, path, self.limits, self.probe)
-        return read_image(self.root, path, self.limits)
+            return read_video(root, path, self.limits, self.probe)
+        return read_image(root, path, self.limits)
 
 
 def _group(listed: pa.Table, indices: list[int], media: list[list[dict[str, Any]]]) -> pa.Table:
