@@ -26,7 +26,8 @@ def run(job: Job, run_id: str) -> Manifest:
     check_media(media)
     annotations = storage.resolve(job.inputs.annotations)
     places = open_places(block, annotations, media)
-    listing = list_samples(block, annotations, output)
+    answers = storage.resolve(job.inputs.answers) if job.inputs.answers is not None else None
+    listing = list_samples(block, annotations, output, answers)
     print(f"{job.name}: listed {listing.read:,} rows, {listing.samples:,} samples in {listing.units:,} units", flush=True)
     limits = Limits(block.check, block.max_media_bytes, block.max_pixels)
     arguments = {"output": output, "media": media, "limits": limits, "places": places}

@@ -23,13 +23,14 @@ class WeightedSamples(Strict):
     weight: float = Field(default=1.0, gt=0)  # rows seen in one epoch, as a multiple of the table's rows
 
 
-SINGLE = ("annotations", "media", "features", "frame_cache", "checkpoint", "upper", "lower")  # inputs that are one URI
+SINGLE = ("annotations", "answers", "media", "features", "frame_cache", "checkpoint", "upper", "lower")  # inputs that are one URI
 
 
 class Inputs(Strict):
     """Where a job reads; each kind takes some of these (`TAKES`)."""
 
     annotations: str | None = None  # the source's annotation file
+    answers: str | None = None  # the file with the answers to an evaluation set's questions, where they lie apart
     media: str | None = None  # the folder, or the zip file, that media paths are relative to
     samples: list[WeightedSamples] = []  # outputs of ingest
     features: str | None = None  # output of features: vision features by image hash
@@ -128,7 +129,7 @@ class Text(Strict):
 class Ingest(Strict):
     """Source files to `samples/` and `rejects/`."""
 
-    format: Literal["llava_json", "webvid_csv", "video_chatgpt", "webdataset"]
+    format: Literal["llava_json", "webvid_csv", "video_chatgpt", "question_jsonl", "video_qa", "webdataset"]
     dataset: str
     split: str = "train"
     check: Literal["full", "header"] = "header"  # decode every pixel, or the header only

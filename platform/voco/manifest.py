@@ -98,7 +98,8 @@ def input_state(key: str, uri: str) -> str:
 
 def is_source_file(key: str, uri: str) -> bool:
     """True for the inputs that are fingerprinted as they are: annotation files and archives, not folders of media."""
-    return key.endswith("inputs.annotations") or (key.endswith("inputs.media") and uri.lower().endswith(".zip"))
+    archive = key.endswith("inputs.media") and uri.lower().endswith(".zip")
+    return archive or key.endswith(("inputs.annotations", "inputs.answers"))
 
 
 def holder(output: str) -> str | None:

@@ -51,7 +51,7 @@ def input_size(job: Job, key: str, uri: str, made: dict[str, Size]) -> Size:
             raise Refused(f"{key}: {uri} does not exist")
         if key == "inputs.media":
             return Size(None, None, "present")
-        if key == "inputs.annotations":
+        if key in ("inputs.annotations", "inputs.answers"):
             return Size(None, storage.size(place), "present")
         found = manifest.read(place)
     except _unreachable(place):

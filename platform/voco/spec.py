@@ -116,7 +116,7 @@ MODEL_BLOCKS = {"align": ("model",), "image_sft": ("compression", "model"), "vid
 
 # What each kind needs, and what it may have besides.
 TAKES: dict[str, tuple[set[str], set[str]]] = {
-    "ingest": ({"annotations"}, {"media"}),
+    "ingest": ({"annotations"}, {"answers", "media"}),
     "features": ({"samples"}, set()),
     "align": ({"samples", "features"}, {"checkpoint", "vocabulary"}),
     "image_sft": ({"samples", "features"}, {"checkpoint", "vocabulary"}),

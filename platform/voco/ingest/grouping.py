@@ -22,7 +22,8 @@ import pyarrow as pa
 
 from voco import rows, storage, work
 from voco.blocks import Ingest
-from voco.ingest import llava_json, video_chatgpt, webdataset, webvid_csv
+from voco.errors import Refused
+from voco.ingest import llava_json, question_jsonl, video_chatgpt, video_qa, webdataset, webvid_csv
 from voco.ingest.items import Item, Reject, sample_id
 
 FORMATS: dict[str, Callable[[str, Ingest], Iterator[Item | Reject]]] = {
@@ -30,6 +31,12 @@ FORMATS: dict[str, Callable[[str, Ingest], Iterator[Item | Reject]]] = {
     "webvid_csv": webvid_csv.read,
     "video_chatgpt": video_chatgpt.read,
     "webdataset": webdataset.read,
+}
+
+# Evaluation sets, which may have their answers in a second file, the third argument.
+ANSWERED: dict[str, Callable[[str, Ingest, str | None], Iterator[Item | Reject]]] = {
+    "question_jsonl": question_jsonl.read,
+    "video_qa": video_qa.read,
 }
 
 BUCKET_BYTES = 16 << 20  # of the source file; as Python objects about six times that
@@ -63,7 +70,7 @@ class Listing:
     tables: list[dict[str, Any]]  # the part of `rejects/` with them, if any
 
 
-def list_samples(block: Ingest, annotations: str, output: str) -> Listing:
+def list_samples(block: Ingest, annotations: str, output: str, answers: str | None = None) -> Listing:
     """Write the work list, or keep the one that is there. A list cut short by a kill is made again from the start.
 
     The rejects and the counts are written before the list itself: a list that is there means that they are too.
@@ -71,15 +78,25 @@ def list_samples(block: Ingest, annotations: str, output: str) -> Listing:
     counts = storage.join(output, "work", "listing.json")
     if not storage.exists(work.list_uri(output)):
         with _scratch(output) as folder:
-            work.write_list(output, _units(block, annotations, output, counts, folder), WORK)
+            work.write_list(output, _units(block, _rows(block, annotations, answers), annotations, output, counts, folder), WORK)
     return Listing(**storage.read_json(counts))
 
 
-def _units(block: Ingest, annotations: str, output: str, counts: str, folder: Path) -> Iterator[pa.Table]:
+def _rows(block: Ingest, annotations: str, answers: str | None) -> Iterator[Item | Reject]:
+    if block.format in ANSWERED:
+        return ANSWERED[block.format](annotations, block, answers)
+    if answers is not None:
+        raise Refused(f"inputs.answers: expected nothing: {block.format} has its answers in inputs.annotations")
+    return FORMATS[block.format](annotations, block)
+
+
+def _units(
+    block: Ingest, items: Iterable[Item | Reject], annotations: str, output: str, counts: str, folder: Path
+) -> Iterator[pa.Table]:
     rejects = _RejectSpool(folder / "rejects.jsonl")
     size = storage.size(annotations)
     buckets = min(MAX_BUCKETS, max(1, -(-size // BUCKET_BYTES)))
-    read = _partition(block, FORMATS[block.format](annotations, block), folder, buckets, rejects)
+    read = _partition(block, items, folder, buckets, rejects)
     listed = samples = units = 0
     for table in _cut(block, _samples(block, folder, buckets, rejects)):
         listed += sum(len(sources) for sources in table["sources"])

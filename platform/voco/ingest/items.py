@@ -86,29 +86,33 @@ def make_item(
     path: str | None,
     turns: Sequence[tuple[str, str]],
     placeholder: str,
+    answers: Sequence[str] = (),
+    choices: Sequence[str] = (),
     source_id: str = "",
     category: str = "",
     extra: dict[str, Any] | None = None,
     place: str = "",
 ) -> Item:
-    """One conversation, by the rules of every format. In split val or test a last answer becomes the reference.
+    """One conversation, by the rules of every format. In split val or test a last answer becomes the reference,
+    or gives way to `answers`.
 
     Raises BadRow: bad_record (text that no UTF-8 file can hold, no path), text_too_large, empty_text, bad_conversation
     (training without an answer), unsafe_path.
     """
     notes = json.dumps(extra or {}, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-    _check_text([source_id, category, notes, path or "", *(text for _, text in turns)], block.max_text_bytes)
+    _check_text([source_id, category, notes, path or "", *answers, *choices, *(text for _, text in turns)], block.max_text_bytes)
     evaluation = block.split in EVALUATION
     _check_turns(turns, placeholder != "none", evaluation)
-    spoken, answers = list(turns), []
+    spoken: list[tuple[str, str]] = list(turns)
+    references: list[str] = []
     if evaluation and turns[-1][0] == "assistant":
-        spoken, answers = spoken[:-1], [turns[-1][1]]
+        spoken, references = spoken[:-1], list(answers) or [turns[-1][1]]
     conversation = {
         "source_id": source_id,
         "turns": [{"role": role, "text": text} for role, text in spoken],
         "placeholder": placeholder,
-        "answers": answers,
-        "choices": [],
+        "answers": references,
+        "choices": list(choices),
         "category": category,
         "extra": notes,
     }

@@ -1,0 +1,54 @@
+"""LLaVA's evaluation layout: one question a line about one image; the answers lie in a second file, `inputs.answers`.
+
+    {"question_id": 17, "image": "COCO_val2014_000000111111.jpg", "text": "Is there a dog in the image?\\nAnswer the
+     question using a single word or phrase.", "category": "popular"}
+
+GQA, VQAv2, TextVQA, POPE and MME come so; `references` says how each is joined. POPE's own files need no second one: they
+have the `label` in the row, and the category in their name. Further keys go to `extra`, with what the answers' file adds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from voco.blocks import Ingest
+from voco.ingest import json_list, json_records
+from voco.ingest.items import BadRow, Item, Reject, read_rows
+from voco.ingest.references import Question, Reference, References, answers_of, identity, make_question
+
+OWN_KEYS = {"question_id", "image", "text", "answer", "answers", "label"}
+POPE = "coco_pope_"  # coco_pope_adversarial.json
+
+
+def read(uri: str, block: Ingest, answers: str | None) -> Iterator[Item | Reject]:
+    """Every line, in order. Raises Refused when the answers' file cannot be used."""
+    references = References(answers) if answers is not None else None
+    name = uri.rsplit("/", 1)[-1]
+    named = name.removeprefix(POPE).split(".")[0] if name.startswith(POPE) else ""
+    return read_rows(uri, json_records.lines(uri), lambda raw, _, source: parse(raw, source, block, references, named))
+
+
+def parse(raw: bytes, source: str, block: Ingest, references: References | None, named: str = "") -> Item:
+    """One line as an item; `named` is the category of a row that says none. Raises BadRow with the first thing wrong."""
+    row = _object(raw)
+    for key in ("image", "text"):
+        if not isinstance(row.get(key), str):
+            raise BadRow("bad_record", f"{key}: expected a string, got {type(row.get(key)).__name__}")
+    source_id = identity(row, "question_id")
+    reference = references.of(row) if references is not None else Reference(answers_of(row))
+    category, extra = json_list.category_and_extra(row, OWN_KEYS)
+    extra |= json.loads(reference.notes)
+    question = Question(row["text"], reference.answers, source_id, category or named, extra=extra)
+    return make_question(source, block, question, "image", row["image"])
+
+
+def _object(raw: bytes) -> dict[str, Any]:
+    try:
+        row = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise BadRow("bad_record", f"not JSON: {' '.join(str(error).split())[:120]}") from error
+    if not isinstance(row, dict):
+        raise BadRow("bad_record", f"expected an object, got {type(row).__name__}")
+    return row

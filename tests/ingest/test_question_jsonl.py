@@ -1,0 +1,253 @@
+"""LLaVA's evaluation layout, each set in its own files: answers are joined by what names a question, never by order."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ingest import source
+
+import pipelines
+from voco import manifest, spec
+from voco.blocks import Ingest
+from voco.errors import JobFailed, Refused
+from voco.ingest.items import Item, Reject
+from voco.ingest.question_jsonl import read
+from voco.ingest.references import SHORT, question_of
+
+TEST = Ingest(format="question_jsonl", dataset="set", split="test", max_text_bytes=3000)
+
+
+def question(identity: Any, image: str, text: str, category: str = "default", **keys: Any) -> dict[str, Any]:
+    return {"question_id": identity, "image": image, "text": f"{text}\n{SHORT}", "category": category, **keys}
+
+
+def lines(path: Path, rows: list[Any]) -> str:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return str(path)
+
+
+def whole(path: Path, value: Any) -> str:
+    path.write_text(json.dumps(value))
+    return str(path)
+
+
+def talks(items: list[Item | Reject]) -> list[dict[str, Any]]:
+    assert all(isinstance(item, Item) for item in items), items
+    return [item.conversation for item in items if isinstance(item, Item)]
+
+
+def test_gqa_by_id_out_of_order(tmp_path) -> None:
+    asked = [question("201", "n1.jpg", "Is the cup blue?"), question("202", "n1.jpg", "What is it on?")]
+    keyed = {
+        "202": {"question": "What is it on?", "answer": "table", "imageId": "n1", "types": {"structural": "query"}},
+        "999": {"question": "Who?", "answer": "man", "imageId": "n2"},
+        "201": {"question": "Is the cup blue?", "answer": "no", "imageId": "n1", "types": {"structural": "verify"}},
+    }
+    found = list(read(lines(tmp_path / "q.jsonl", asked), TEST, whole(tmp_path / "gqa.json", keyed)))
+    assert talks(found)[0] == {
+        "source_id": "201", "turns": [{"role": "user", "text": f"Is the cup blue?\n{SHORT}"}], "placeholder": "before",
+        "answers": ["no"], "choices": [], "category": "default", "extra": '{"types":{"structural":"verify"}}',
+    }  # fmt: skip
+    assert [talk["answers"] for talk in talks(found)] == [["no"], ["table"]]
+    assert [item.paths for item in found if isinstance(item, Item)] == [("n1.jpg",)] * 2
+    flat = lines(tmp_path / "a.jsonl", [{"question_id": "202", "answer": "table"}, {"question_id": 201, "answer": "no"}])
+    assert [talk["answers"] for talk in talks(list(read(str(tmp_path / "q.jsonl"), TEST, flat)))] == [["no"], ["table"]]
+
+
+VQA = {
+    "info": {"description": "val"},
+    "annotations": [
+        {"question_id": 12, "image_id": 1, "answer_type": "other", "question_type": "what",
+         "answers": [{"answer": word, "answer_confidence": "yes"} for word in ["red"] * 4 + ["pink"] * 6]},
+        {"question_id": 11, "image_id": 1, "answer_type": "number", "question_type": "how many",
+         "answers": [{"answer": "2", "answer_confidence": "yes"} for _ in range(10)]},
+    ],
+}  # fmt: skip
+
+
+def test_vqav2_keeps_ten_answers(tmp_path) -> None:
+    asked = [
+        question(11, "COCO_val2014_000000000001.jpg", "How many?"),
+        question(12, "COCO_val2014_000000000001.jpg", "What colour?"),
+    ]
+    path, answers = lines(tmp_path / "q.jsonl", asked), whole(tmp_path / "v2.json", VQA)
+    first, second = talks(list(read(path, TEST, answers)))
+    assert (first["answers"], second["answers"]) == (["2"] * 10, ["red"] * 4 + ["pink"] * 6)
+    assert json.loads(second["extra"]) == {"answer_type": "other", "question_type": "what"}
+    trained = talks(list(read(path, TEST.model_copy(update={"split": "train"}), answers)))[1]
+    assert (trained["turns"][-1], trained["answers"]) == ({"role": "assistant", "text": "pink"}, [])
+
+
+def test_textvqa_by_image_and_question(tmp_path) -> None:
+    asked = [
+        {"question_id": "ab12", "image": "ab12.jpg", "text": f"What is the Brand?\nReference OCR token: ACME, 12\n{SHORT}"},
+        {"question_id": "ab12", "image": "ab12.jpg", "text": f"what number is shown?\nReference OCR token: ACME, 12\n{SHORT}"},
+        {"question_id": "cd34", "image": "cd34.jpg", "text": f"what is the brand?\n{SHORT}"},
+        {"question_id": "ef56", "image": "ef56.jpg", "text": f"what is the brand?\n{SHORT}"},
+    ]
+    data = [
+        {"question_id": 3, "image_id": "cd34", "question": "what is the brand?", "answers": ["globex"] * 10},
+        {"question_id": 2, "image_id": "ab12", "question": "what number is shown?", "answers": ["12"] * 9 + [""]},
+        {"question_id": 1, "image_id": "ab12", "question": "what is the brand?", "answers": ["acme"] * 10},
+    ]
+    found = list(
+        read(lines(tmp_path / "q.jsonl", asked), TEST, whole(tmp_path / "t.json", {"dataset_type": "val", "data": data}))
+    )
+    assert [talk["answers"] for talk in talks(found[:3])] == [["acme"] * 10, ["12"] * 9 + [""], ["globex"] * 10]
+    assert [json.loads(talk["extra"])["question_id"] for talk in talks(found[:3])] == [1, 2, 3]
+    assert isinstance(found[3], Reject)
+    assert (found[3].reason, found[3].source) == ("bad_record", "q.jsonl:3")
+    assert "t.json has no (image_id, question) 'ef56, what is the brand?'" in found[3].detail
+
+
+def test_pope_whose_ids_start_again_in_each_category(tmp_path) -> None:
+    image = "COCO_val2014_000000000009.jpg"
+    asked = [
+        question(0, image, "Is there a dog in the image?", "adversarial"),
+        question(1, image, "Is there a car in the image?", "adversarial"),
+        question(2, image, "Is there a dog in the image?", "popular"),
+        question(3, image, "Is there a bus in the image?", "random"),
+    ]
+    labels = [  # the three files one after the other: id 1 is three questions, and id 2 is not what LLaVA calls 2
+        {"question_id": 1, "image": image, "text": "Is there a dog in the image?", "label": "yes"},
+        {"question_id": 2, "image": image, "text": "Is there a car in the image?", "label": "no"},
+        {"question_id": 1, "image": image, "text": "Is there a dog in the image?", "label": "yes"},
+        {"question_id": 1, "image": image, "text": "Is there a bus in the image?", "label": "no"},
+    ]
+    found = list(read(lines(tmp_path / "q.jsonl", asked), TEST, lines(tmp_path / "labels.json", labels)))
+    told = [(talk["source_id"], talk["answers"], talk["category"]) for talk in talks(found)]
+    assert told == [
+        ("0", ["yes"], "adversarial"), ("1", ["no"], "adversarial"), ("2", ["yes"], "popular"), ("3", ["no"], "random"),
+    ]  # fmt: skip
+
+
+def test_popes_own_file_needs_no_other(tmp_path) -> None:
+    row = {"question_id": 1, "image": "COCO_val2014_000000000009.jpg", "text": "Is there a dog in the image?", "label": "yes"}
+    (talk,) = talks(list(read(lines(tmp_path / "coco_pope_popular.json", [row]), TEST, None)))
+    assert (talk["answers"], talk["category"], talk["extra"]) == (["yes"], "popular", "{}")
+
+
+def test_mme_two_questions_of_one_id(tmp_path) -> None:
+    cats, code = "Are there two cats? Please answer yes or no.", "Is the output 0? Please answer yes or no."
+    asked = [question("count/0007.jpg", "count/0007.jpg", text, "count") for text in (cats, cats.replace("two", "three"))]
+    asked.append(question("code_reasoning/0007.png", "code_reasoning/0007.png", code, "code_reasoning"))
+    with zipfile.ZipFile(tmp_path / "mme.zip", "w") as archive:
+        archive.writestr("MME/count/questions_answers_YN/0007.txt", f"{cats.replace('two', 'three')}\tNo\n{cats}\tYes\n")
+        archive.writestr("MME/code_reasoning/0007.txt", f"{code}\tYes\r\n")
+        archive.writestr("MME/count/images/0007.jpg", source.image(1))
+    found = list(read(lines(tmp_path / "llava_mme.jsonl", asked), TEST, str(tmp_path / "mme.zip")))
+    assert [talk["answers"] for talk in talks(found)] == [["Yes"], ["No"], ["Yes"]]
+    assert [talk["source_id"] for talk in talks(found)] == ["count/0007.jpg"] * 2 + ["code_reasoning/0007.png"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"What  Brand?\n{SHORT}", "what brand?", f"What brand?\nReference OCR token: a, b\n{SHORT}",
+        f"Reference OCR token: a, b\nWhat brand?\n{SHORT}", f"What brand? Please answer yes or no.\n{SHORT}",
+    ],
+)  # fmt: skip
+def test_the_question_without_what_is_around_it(text: str) -> None:
+    assert question_of({"text": text}) == "what brand?"
+
+
+BAD: dict[str, tuple[Any, str]] = {
+    "not JSON": ("{", "not JSON"),
+    "a list": ("[1]", "expected an object, got list"),
+    "no text": ({"question_id": "201", "image": "a.jpg"}, "text: expected a string"),
+    "no image": ({"question_id": "201", "text": "What?"}, "image: expected a string"),
+    "no id": ({"image": "a.jpg", "text": "What?"}, "question_id: expected a string or an integer"),
+    "an id without an answer": (question("404", "a.jpg", "What?"), "no answer: a.jsonl has no question_id '404'"),
+    "an id answered twice": (question("203", "a.jpg", "What?"), "different answers for question_id '203'"),
+    "an answer of blanks": (question("204", "a.jpg", "What?"), "no answer: a.jsonl has no question_id '204'"),
+    "a second question of one id": (question("201", "a.jpg", "Why?"), "question_id '201' is of an earlier, other question too"),
+    "an unsafe path": (question("205", "../a.jpg", "What?"), "not a path below"),
+    "no question": ({"question_id": "205", "image": "a.jpg", "text": " "}, "the question has no text"),
+    "a long text": (question("206", "a.jpg", "x" * 3000), "bytes of text"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_rows_are_told(tmp_path, name: str) -> None:
+    raw, detail = BAD[name]
+    answers = [
+        {"question_id": "201", "answer": "no"}, {"question_id": "201", "answer": "no"}, {"question_id": "203", "answer": "a"},
+        {"question_id": "203", "answer": "b"}, {"question_id": "204", "answer": " "}, {"question_id": "205", "answer": "c"},
+        "{", [], {"question_id": "206", "answer": "d"},
+    ]  # fmt: skip
+    asked = [question("201", "a.jpg", "What?"), raw, question("201", "a.jpg", "What?")]
+    first, bad, again = read(lines(tmp_path / "q.jsonl", asked), TEST, lines(tmp_path / "a.jsonl", answers))
+    assert isinstance(bad, Reject)
+    assert detail in bad.detail
+    assert isinstance(first, Item)
+    assert isinstance(again, Item)
+    assert first.turns == again.turns  # so grouping calls it a duplicate
+
+
+@pytest.mark.parametrize("text", ["", "no JSON", '{"annotations": [{"question_id": 1, "ans', "[]", "3"])
+def test_an_answers_file_that_is_none_is_refused(tmp_path, text: str) -> None:
+    (tmp_path / "a.json").write_text(text)
+    path = lines(tmp_path / "q.jsonl", [question("1", "a.jpg", "What?")])
+    with pytest.raises(Refused, match=r"inputs.answers: .*a.json: "):
+        list(read(path, TEST, str(tmp_path / "a.json")))
+    (tmp_path / "a.zip").write_text("no zip")
+    with pytest.raises(Refused, match=r"inputs.answers: .*a.zip: expected a zip archive"):
+        list(read(path, TEST, str(tmp_path / "a.zip")))
+
+
+def job(folder: Path, **block: Any) -> spec.Job:
+    raw = {
+        "name": "ingest-eval", "kind": "ingest", "output": str(folder / "out"),
+        "inputs": {"annotations": f"{folder}/q.jsonl", "answers": f"{folder}/a.jsonl", "media": f"{folder}/images"},
+        "ingest": {"format": "question_jsonl", "dataset": "set", "split": "test", "max_reject_share": 1.0, **block},
+    }  # fmt: skip
+    return spec.build("test.yaml", raw)
+
+
+def test_a_whole_job_and_its_second_source(tmp_path) -> None:
+    source.write(tmp_path, [], {"a.jpg": source.image(1), "b.png": source.image(2, "PNG")})
+    asked = [
+        question(1, "a.jpg", "What?", "popular"), question(2, "b.png", "Where?"), question(3, "a.jpg", "What?", "random"),
+        question(4, "gone.jpg", "What?"), question(5, "a.jpg", "Why?"), question(1, "a.jpg", "What?", "popular"),
+    ]  # fmt: skip
+    lines(tmp_path / "q.jsonl", asked)
+    lines(tmp_path / "a.jsonl", [{"question_id": n, "answer": f"answer {n}"} for n in (4, 3, 2, 1)])
+    made = pipelines.run(job(tmp_path, max_missing_share=1.0))
+    assert made.counts["read"] == 6
+    assert made.counts["rejected"] == {"bad_record": 1, "duplicate": 1, "missing_media": 1}
+    assert [Path(entry["uri"]).name for entry in made.source] == ["q.jsonl", "a.jsonl"]
+    held = {row["media"][0]["path"]: row for row in source.table(tmp_path / "out", "samples")}
+    assert [talk["answers"] for talk in held["a.jpg"]["conversations"]] == [["answer 1"], ["answer 3"]]
+    assert [talk["category"] for talk in held["a.jpg"]["conversations"]] == ["popular", "random"]
+    assert held["b.png"]["media"][0]["bytes"] == source.image(2, "PNG")
+    before = manifest.job_run_id(job(tmp_path))
+    lines(tmp_path / "a.jsonl", [{"question_id": 1, "answer": "another"}])
+    assert manifest.job_run_id(job(tmp_path)) != before
+
+
+def test_rows_without_an_answer_fail_the_job_by_default(tmp_path) -> None:
+    source.write(tmp_path, [], {"a.jpg": source.image(1)})
+    lines(tmp_path / "q.jsonl", [question(1, "a.jpg", "What?"), question(2, "a.jpg", "Where?")])
+    lines(tmp_path / "a.jsonl", [{"question_id": 2, "answer": "here"}])
+    with pytest.raises(JobFailed, match="max_reject_share: 1 of 2 rows"):
+        pipelines.run(job(tmp_path, max_reject_share=0.01))
+
+
+def test_answers_are_only_for_formats_that_have_them_apart(tmp_path) -> None:
+    source.write(tmp_path, *source.good(2, 1))
+    lines(tmp_path / "a.jsonl", [{"question_id": 2, "answer": "here"}])
+    (tmp_path / "q.jsonl").write_text((tmp_path / "mix.json").read_text())
+    with pytest.raises(Refused, match=r"inputs\.answers: expected nothing: llava_json"):
+        pipelines.run(job(tmp_path, format="llava_json"))
+
+
+def test_a_byte_order_mark_and_empty_lines(tmp_path) -> None:
+    buffer = io.BytesIO(b"\xef\xbb\xbf\n" + json.dumps(question(1, "a.jpg", "What?")).encode() + b"\n\n")
+    (tmp_path / "q.jsonl").write_bytes(buffer.getvalue())
+    (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf[{"question_id": 1, "answer": "x"}]')
+    assert [talk["answers"] for talk in talks(list(read(str(tmp_path / "q.jsonl"), TEST, str(tmp_path / "a.json"))))] == [["x"]]
