@@ -129,7 +129,7 @@ class Text(Strict):
 class Ingest(Strict):
     """Source files to `samples/` and `rejects/`."""
 
-    format: Literal["llava_json", "webvid_csv", "video_chatgpt", "question_jsonl", "video_qa", "webdataset"]
+    format: Literal["llava_json", "webvid_csv", "video_chatgpt", "question_jsonl", "video_qa", "mmbench_tsv", "webdataset", "cc3m_tsv"]
     dataset: str
     split: str = "train"
     check: Literal["full", "header"] = "header"  # decode every pixel, or the header only
@@ -140,6 +140,11 @@ class Ingest(Strict):
     max_media_bytes: int = Field(default=256 << 20, ge=1)
     max_pixels: int = Field(default=178_956_970, ge=1)  # Pillow's own limit against decompression bombs
     unit_rows: int = Field(default=2000, ge=1)  # samples of one work unit, which is one Parquet file
+    allow_private_addresses: bool = False  # cc3m_tsv: download from loopback, private and link-local addresses too
+    honour_noai: bool = True  # cc3m_tsv: leave out what an X-Robots-Tag keeps from training
+    download_threads: int = Field(default=16, ge=1, le=256)  # downloads of one worker at a time
+    download_timeout_s: float = Field(default=20.0, gt=0)  # of one attempt, redirects included
+    download_retries: int = Field(default=2, ge=0, le=10)  # after 0.5 s, 1 s, 2 s, ...
     in_process_rows: int = Field(default=2000, ge=0)  # up to so many samples the driver does the work itself
 
 

@@ -280,7 +280,7 @@ def content(job: Job) -> dict[str, Any]:
         return {"kind": job.kind, "seed": job.seed, "axes": job.sweep.axes, **parts}
     blocks = {key: getattr(job, key) for key in ("compression", "model", job.kind)}
     # neither the limits that fail a job nor the place where it works change what it writes
-    unhashed = {"max_missing_share", "max_reject_share", "in_process_rows"}
+    unhashed = {"max_missing_share", "max_reject_share", "in_process_rows", "download_threads"}
     held = {key: block.model_dump(exclude=unhashed) for key, block in blocks.items() if block is not None}
     roles = job.inputs.model_dump(exclude_none=True, exclude_defaults=True)  # which input is what, and with which weight
     return {"kind": job.kind, "seed": job.seed, "inputs": roles, **held}

@@ -283,7 +283,7 @@ def test_refusals(tmp_path) -> None:
     two_shards(tmp_path / "s")
     asked = job(tmp_path / "s", tmp_path / "out2")
     inputs = asked.inputs.model_copy(update={"media": str(tmp_path)})
-    with pytest.raises(Refused, match=r"inputs.media: webdataset holds its media itself"):
+    with pytest.raises(Refused, match=r"inputs.media: webdataset says itself where its media are"):
         pipelines.run(asked.model_copy(update={"inputs": inputs}))
 
 

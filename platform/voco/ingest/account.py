@@ -14,8 +14,8 @@ from voco.ingest.grouping import Listing
 
 MISSING = ("missing_media", "download_failed")  # what `max_missing_share` is about
 
-# Its default: videos of public sets vanish from the web, so there every one may be missing.
-MISSING_SHARE = {"webvid_csv": 1.0, "video_chatgpt": 1.0, "video_qa": 1.0, "webdataset": 1.0}
+# Its default: what public sets link to vanishes from the web, so there every one may be missing.
+MISSING_SHARE = {"webvid_csv": 1.0, "video_chatgpt": 1.0, "video_qa": 1.0, "webdataset": 1.0, "cc3m_tsv": 1.0}
 OTHER_MISSING_SHARE = 0.02
 
 

@@ -23,7 +23,7 @@ import pyarrow as pa
 from voco import rows, storage, work
 from voco.blocks import Ingest
 from voco.errors import Refused
-from voco.ingest import llava_json, question_jsonl, video_chatgpt, video_qa, webdataset, webvid_csv
+from voco.ingest import cc3m_tsv, llava_json, mmbench_tsv, question_jsonl, video_chatgpt, video_qa, webdataset, webvid_csv
 from voco.ingest.items import Item, Reject, sample_id
 
 FORMATS: dict[str, Callable[[str, Ingest], Iterator[Item | Reject]]] = {
@@ -31,6 +31,8 @@ FORMATS: dict[str, Callable[[str, Ingest], Iterator[Item | Reject]]] = {
     "webvid_csv": webvid_csv.read,
     "video_chatgpt": video_chatgpt.read,
     "webdataset": webdataset.read,
+    "mmbench_tsv": mmbench_tsv.read,
+    "cc3m_tsv": cc3m_tsv.read,
 }
 
 # Evaluation sets, which may have their answers in a second file, the third argument.

@@ -53,7 +53,7 @@ class MediaSource(Protocol):
 
 
 class Places(Protocol):
-    """What media are read from that do not lie at their paths: `tar.TarShards`."""
+    """What media are read from that do not lie at their paths: `tar.TarShards`, `web_media.WebMedia`."""
 
     def sources(self, places: list[str]) -> Iterator[MediaSource]:
         """One source for the sample at each place of the work list, in order."""

@@ -1,0 +1,126 @@
+"""A real HTTP server on loopback whose paths behave as the web does."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
+
+from ingest.source import image
+
+ROBOTS = {"noai": "noai", "bot": "otherbot: NoImageAI, all", "all": "all"}
+
+
+class Web(BaseHTTPRequestHandler):
+    """/image/7.jpg, /flaky/7.jpg (fails twice), /status/404, /slow (drips), /huge, /redirect/3, /loop, /to/<url>, ..."""
+
+    protocol_version = "HTTP/1.1"
+    asked: ClassVar[Counter[str]] = Counter()
+
+    def do_GET(self) -> None:
+        Web.asked[self.path] += 1
+        kind, _, rest = self.path[1:].partition("/")
+        try:
+            getattr(self, f"_{kind}")(rest)
+        except (BrokenPipeError, ConnectionResetError):
+            self.close_connection = True
+
+    def _send(self, data: bytes, status: int = 200, length: int | None = None, **headers: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data) if length is None else length))
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(data)
+
+    def _image(self, rest: str) -> None:
+        number = int(rest.split(".")[0])
+        time.sleep(0.02 * (number % 3))  # so that they end in another order than they were asked for
+        self._send(image(number))
+
+    def _flaky(self, rest: str) -> None:
+        if Web.asked[self.path] == 1:
+            self._send(b"", 503)
+        elif Web.asked[self.path] == 2:
+            self._send(image(int(rest.split(".")[0]))[:50], length=5000)
+            self.close_connection = True
+        else:
+            self._image(rest)
+
+    def _status(self, rest: str) -> None:
+        self._send(b"sorry", int(rest))
+
+    def _old(self, rest: str) -> None:
+        """HTTP/1.0: no length, the end of the connection is the end."""
+        self.wfile.write(b"HTTP/1.0 200 OK\r\n\r\n" + image(int(rest.split(".")[0])))
+        self.close_connection = True
+
+    def _chunked(self, rest: str) -> None:
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        data = image(int(rest.split(".")[0]))
+        for start in range(0, len(data), 100):
+            piece = data[start : start + 100]
+            self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+        self.wfile.write(b"0\r\n\r\n")
+
+    def _drip(self, rest: str) -> None:
+        """A byte now and then, of the head or of the body: no single read takes long."""
+        whole = b"HTTP/1.1 200 OK\r\nX-Fill: " + b"x" * 1000
+        if rest == "body":
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+        for byte in whole:
+            self.wfile.write(bytes([byte]))
+            time.sleep(0.05)
+
+    def _silent(self, rest: str) -> None:
+        time.sleep(3)
+        self.close_connection = True
+
+    def _huge(self, rest: str) -> None:
+        if rest == "said":
+            self._send(b"x", length=1 << 40)
+            self.close_connection = True
+            return
+        self.wfile.write(b"HTTP/1.0 200 OK\r\n\r\n")
+        self.close_connection = True
+        while True:
+            self.wfile.write(bytes(1 << 16))
+
+    def _redirect(self, rest: str) -> None:
+        left = int(rest)
+        self._send(b"", 302, Location=f"/redirect/{left - 1}" if left else "/image/5.jpg")
+
+    def _loop(self, rest: str) -> None:
+        self._send(b"", 301, Location="/loop")
+
+    def _to(self, rest: str) -> None:
+        self._send(b"", 302, Location=rest)
+
+    def _robots(self, rest: str) -> None:
+        self._send(image(6), X_Robots_Tag=ROBOTS[rest])
+
+    def _garbage(self, rest: str) -> None:
+        self.wfile.write(b"this is no HTTP\r\n\r\n")
+        self.close_connection = True
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@contextmanager
+def serving() -> Iterator[str]:
+    """Yields the server's root, http://127.0.0.1:<port>."""
+    Web.asked.clear()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Web)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
