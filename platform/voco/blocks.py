@@ -129,7 +129,9 @@ class Text(Strict):
 class Ingest(Strict):
     """Source files to `samples/` and `rejects/`."""
 
-    format: Literal["llava_json", "webvid_csv", "video_chatgpt", "question_jsonl", "video_qa", "mmbench_tsv", "webdataset", "cc3m_tsv"]
+    format: Literal[
+        "llava_json", "webvid_csv", "video_chatgpt", "webdataset", "cc3m_tsv", "question_jsonl", "video_qa", "mmbench_tsv",
+    ]  # fmt: skip
     dataset: str
     split: str = "train"
     check: Literal["full", "header"] = "header"  # decode every pixel, or the header only

@@ -205,7 +205,7 @@ def with_options(question: str, choices: Sequence[str]) -> str:
     return "\n".join([question, *options, LETTER])
 
 
-def make_question(source: str, block: Ingest, question: Question, modality: str, path: str | None) -> Item:
+def make_question(source: str, block: Ingest, question: Question, modality: str, path: str | None, place: str = "") -> Item:
     """The item of a question, its placeholder in front. Outside val and test the most common answer is the assistant's turn.
 
     Two questions about the same medium with other ids or categories are never duplicates: POPE asks the same in three.
@@ -220,6 +220,7 @@ def make_question(source: str, block: Ingest, question: Question, modality: str,
         source, block, modality=modality, path=path, placeholder="none" if path is None else "before",
         turns=[("user", question.text), ("assistant", Counter(spoken).most_common(1)[0][0])], answers=question.answers,
         choices=question.choices, source_id=question.source_id, category=question.category, extra=question.extra,
+        place=place,
     )  # fmt: skip
     if path is None:  # of text alone the turns are the sample's id
         return item
