@@ -131,6 +131,7 @@ class Ingest(Strict):
 
     format: Literal[
         "llava_json", "webvid_csv", "video_chatgpt", "webdataset", "cc3m_tsv", "question_jsonl", "video_qa", "mmbench_tsv",
+        "scienceqa", "seed_json",
     ]  # fmt: skip
     dataset: str
     split: str = "train"

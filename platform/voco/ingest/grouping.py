@@ -23,7 +23,18 @@ import pyarrow as pa
 from voco import rows, storage, work
 from voco.blocks import Ingest
 from voco.errors import Refused
-from voco.ingest import cc3m_tsv, llava_json, mmbench_tsv, question_jsonl, video_chatgpt, video_qa, webdataset, webvid_csv
+from voco.ingest import (
+    cc3m_tsv,
+    llava_json,
+    mmbench_tsv,
+    question_jsonl,
+    scienceqa,
+    seed_json,
+    video_chatgpt,
+    video_qa,
+    webdataset,
+    webvid_csv,
+)
 from voco.ingest.items import Item, Reject, sample_id
 
 FORMATS: dict[str, Callable[[str, Ingest], Iterator[Item | Reject]]] = {
@@ -32,6 +43,7 @@ FORMATS: dict[str, Callable[[str, Ingest], Iterator[Item | Reject]]] = {
     "video_chatgpt": video_chatgpt.read,
     "webdataset": webdataset.read,
     "mmbench_tsv": mmbench_tsv.read,
+    "seed_json": seed_json.read,
     "cc3m_tsv": cc3m_tsv.read,
 }
 
@@ -39,6 +51,7 @@ FORMATS: dict[str, Callable[[str, Ingest], Iterator[Item | Reject]]] = {
 ANSWERED: dict[str, Callable[[str, Ingest, str | None], Iterator[Item | Reject]]] = {
     "question_jsonl": question_jsonl.read,
     "video_qa": video_qa.read,
+    "scienceqa": scienceqa.read,
 }
 
 BUCKET_BYTES = 16 << 20  # of the source file; as Python objects about six times that
