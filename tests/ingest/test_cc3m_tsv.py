@@ -1,24 +1,29 @@
 """CC3M's TSV, and downloads from a real server that behaves as the web does."""
 
 import dataclasses
+import socket
+import ssl
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ingest.source import image, part_hashes, table
 from ingest.web_server import Web as Server
-from ingest.web_server import serving
+from ingest.web_server import certificate, serving
 
 import pipelines
 from voco import spec
 from voco.blocks import Ingest
 from voco.errors import Refused
-from voco.ingest import download
+from voco.ingest import download, web_media
 from voco.ingest.captions import image_request
 from voco.ingest.cc3m_tsv import LINE, read
 from voco.ingest.download import Web, is_public
 from voco.ingest.items import BadRow, Item, Reject
+from voco.ingest.web_media import WebMedia
 from voco.spec import Job
 
 BLOCK = Ingest(format="cc3m_tsv", dataset="cc3m")
@@ -213,3 +218,68 @@ def test_media_besides_are_refused(tmp_path) -> None:
     inputs = asked.inputs.model_copy(update={"media": str(tmp_path)})
     with pytest.raises(Refused, match=r"inputs.media: cc3m_tsv says itself where its media are"):
         pipelines.run(asked.model_copy(update={"inputs": inputs}))
+
+
+def test_tls_is_verified(tmp_path, monkeypatch) -> None:
+    pem = certificate(tmp_path)
+    with serving(pem) as root:
+        bad = lost(f"{root}/image/1.jpg")
+        assert (bad.reason, "certificate" in bad.detail) == ("download_failed", True)
+        monkeypatch.setattr(download, "TLS", ssl.create_default_context(cafile=str(pem)))
+        assert download.download(f"{root}/image/1.jpg", 1 << 20, OPEN) == image(1)
+        assert lost(f"{root.replace('localhost', '127.0.0.1')}/image/1.jpg").reason == "download_failed"  # not its name
+
+
+def test_a_name_is_asked_for_once(server, monkeypatch) -> None:
+    """One that answers with a public address first and a private one later gains nothing."""
+    asked = []
+
+    def turning(host: str, port: int, **more: object) -> list[Any]:
+        asked.append(host)
+        address = "127.0.0.1" if len(asked) == 1 else "127.0.0.2"
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, int(server.rsplit(":", 1)[1])))]
+
+    monkeypatch.setattr(download.socket, "getaddrinfo", turning)
+    monkeypatch.setattr(download, "is_public", lambda address: address == "127.0.0.1")
+    web = dataclasses.replace(OPEN, allow_private_addresses=False)
+    assert download.download("http://turning.example/image/1.jpg", 1 << 20, web) == image(1)
+    assert asked == ["turning.example"]
+    assert lost("http://turning.example/image/1.jpg", web).reason == "download_refused"
+
+
+def test_several_at_a_time(server) -> None:
+    """Four must be on the way at once, or none of them is answered."""
+    source = WebMedia(dataclasses.replace(OPEN, retries=0, timeout_s=30), 4, 1 << 20)
+    places = [f"{server}/meet/{index}.jpg" for index in range(8)]
+    found = [one.read("x", 1 << 20) for one in source.sources(places)]
+    assert found == [image(index) for index in range(8)]
+
+
+def test_no_more_is_held_than_said(server, monkeypatch) -> None:
+    """The first one is slow: those behind it are fetched up to the limit in bytes, then wait."""
+    monkeypatch.setattr(web_media, "HELD_BYTES", 1)
+    places = [f"{server}/image/{index}.jpg" for index in range(30)]
+    sources = WebMedia(OPEN, 3, 1 << 20).sources(places)
+    first = next(sources)
+    time.sleep(0.5)
+    assert sum(Server.asked.values()) <= 3  # one each thread may have begun before the first was there
+    assert [first.read("x", 1)] + [one.read("x", 1) for one in sources] == [image(index) for index in range(30)]
+
+
+def test_leaving_early_ends_the_threads(server, monkeypatch) -> None:
+    monkeypatch.setattr(web_media, "HELD_BYTES", 1)
+    sources = WebMedia(OPEN, 3, 1 << 20).sources([f"{server}/image/{index}.jpg" for index in range(30)])
+    next(sources).read("x", 1)
+    sources.close()
+    assert not [one for one in threading.enumerate() if one.name.startswith("download")]
+    assert sum(Server.asked.values()) < 30
+
+
+@pytest.mark.ray
+def test_ray_writes_the_same_bytes(ray_local, server, tmp_path) -> None:
+    lines = [f"picture {index}\t{server}/{'image' if index % 5 else 'status'}/{404 + index}.jpg" for index in range(20)]
+    source = write(tmp_path / "train.tsv", *lines, f"a\t{server}/status/404")
+    pipelines.run(job(source, tmp_path / "here", allow_private_addresses=True, unit_rows=4))
+    done = pipelines.run(job(source, tmp_path / "ray", allow_private_addresses=True, unit_rows=4, in_process_rows=0))
+    assert done.counts["rejected"] == {"download_failed": 5}
+    assert part_hashes(tmp_path / "ray") == part_hashes(tmp_path / "here")

@@ -301,3 +301,11 @@ def test_s3_is_as_the_disk(s3_server, tmp_path) -> None:
     assert done.source[0]["shards"] == 2
     one = pipelines.run(job("s3://tars/00000.tar", "s3://tarout/y"))
     assert one.counts["written"] == 3
+
+
+@pytest.mark.ray
+def test_ray_writes_the_same_bytes(ray_local, tmp_path) -> None:
+    two_shards(tmp_path / "s")
+    pipelines.run(job(tmp_path / "s", tmp_path / "here", unit_rows=2))
+    pipelines.run(job(tmp_path / "s", tmp_path / "ray", workers=2, unit_rows=2, in_process_rows=0))
+    assert part_hashes(tmp_path / "ray") == part_hashes(tmp_path / "here")

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import ssl
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import ClassVar
 
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from ingest.source import image
 
+MEETING = threading.Barrier(4, timeout=20)
 ROBOTS = {"noai": "noai", "bot": "otherbot: NoImageAI, all", "all": "all"}
 
 
@@ -41,6 +49,11 @@ class Web(BaseHTTPRequestHandler):
         number = int(rest.split(".")[0])
         time.sleep(0.02 * (number % 3))  # so that they end in another order than they were asked for
         self._send(image(number))
+
+    def _meet(self, rest: str) -> None:
+        """Answers once four are asking at the same time."""
+        MEETING.wait()
+        self._image(rest)
 
     def _flaky(self, rest: str) -> None:
         if Web.asked[self.path] == 1:
@@ -113,14 +126,33 @@ class Web(BaseHTTPRequestHandler):
         pass
 
 
+def certificate(folder: Path) -> Path:
+    """A certificate for `localhost` that only itself vouches for, and its key, in one PEM file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    made = x509.CertificateBuilder(
+        name, name, key.public_key(), x509.random_serial_number(), now - timedelta(1), now + timedelta(1)
+    )
+    made = made.add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+    made = made.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+    plain = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (folder / "pem").write_bytes(made.sign(key, hashes.SHA256()).public_bytes(plain[0]) + key.private_bytes(*plain))
+    return folder / "pem"
+
+
 @contextmanager
-def serving() -> Iterator[str]:
-    """Yields the server's root, http://127.0.0.1:<port>."""
+def serving(pem: Path | None = None) -> Iterator[str]:
+    """Yields the server's root, http://127.0.0.1:<port>, or https://localhost:<port> with a certificate."""
     Web.asked.clear()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Web)
     server.daemon_threads = True
+    if pem is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(pem)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
+    yield f"{'http://127.0.0.1' if pem is None else 'https://localhost'}:{server.server_port}"
     server.shutdown()
     server.server_close()

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Condition
 
 from voco.ingest.download import Web, download
 from voco.ingest.media import MediaSource
@@ -16,7 +17,7 @@ AHEAD = 16  # so many times the threads may be ahead of the slowest
 
 @dataclass(frozen=True)
 class WebMedia:
-    """Media by their URLs. Holds `HELD_BYTES` of finished files at most, and those that the threads are at."""
+    """Media by their URLs. Holds about `HELD_BYTES` of finished files, and those that the threads are at."""
 
     web: Web
     threads: int
@@ -25,24 +26,50 @@ class WebMedia:
     def sources(self, places: list[str]) -> Iterator[MediaSource]:
         """A source for each URL, in order; asked for its bytes, it waits for its own download only."""
         waiting: deque[Future[bytes]] = deque()
-        rest = iter(places)
+        rest = iter(enumerate(places))
+        room = _Room()
         with ThreadPoolExecutor(self.threads, thread_name_prefix="download") as pool:
             try:
-                while True:
-                    while self._has_room(waiting) and (url := next(rest, None)) is not None:
-                        waiting.append(pool.submit(download, url, self.limit, self.web))
-                    if not waiting:
-                        return
-                    yield _Downloaded(waiting.popleft())
+                for index in range(len(places)):
+                    while len(waiting) < AHEAD * self.threads and (one := next(rest, None)) is not None:
+                        waiting.append(pool.submit(self._fetch, *one, room))
+                    room.let(index)
+                    wanted = waiting.popleft()
+                    yield _Downloaded(wanted)
+                    room.add(-len(wanted.result()) if wanted.exception() is None else 0)
             finally:
-                for one in waiting:
-                    one.cancel()
+                for left in waiting:
+                    left.cancel()
+                room.let(len(places))
 
-    def _has_room(self, waiting: deque[Future[bytes]]) -> bool:
-        if len(waiting) < self.threads:
-            return True
-        held = sum(len(one.result()) for one in waiting if one.done() and one.exception() is None)
-        return len(waiting) < AHEAD * self.threads and held < HELD_BYTES
+    def _fetch(self, index: int, url: str, room: _Room) -> bytes:
+        room.enter(index)
+        data = download(url, self.limit, self.web)
+        room.add(len(data))
+        return data
+
+
+class _Room:
+    """Lets a download begin while less than `HELD_BYTES` wait to be taken; the one that is waited for, always."""
+
+    def __init__(self) -> None:
+        self.changed = Condition()
+        self.held = 0
+        self.wanted = -1
+
+    def enter(self, index: int) -> None:
+        with self.changed:
+            self.changed.wait_for(lambda: self.held < HELD_BYTES or index <= self.wanted)
+
+    def add(self, size: int) -> None:
+        with self.changed:
+            self.held += size
+            self.changed.notify_all()
+
+    def let(self, index: int) -> None:
+        with self.changed:
+            self.wanted = index
+            self.changed.notify_all()
 
 
 @dataclass(frozen=True)
