@@ -27,7 +27,7 @@ def question(identity: Any, image: str, text: str, category: str = "default", **
 
 
 def lines(path: Path, rows: list[Any]) -> str:
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), errors="surrogateescape")
     return str(path)
 
 
@@ -135,12 +135,14 @@ def test_popes_own_file_needs_no_other(tmp_path) -> None:
 def test_mme_two_questions_of_one_id(tmp_path) -> None:
     cats, code = "Are there two cats? Please answer yes or no.", "Is the output 0? Please answer yes or no."
     asked = [question("count/0007.jpg", "count/0007.jpg", text, "count") for text in (cats, cats.replace("two", "three"))]
+    asked.append(question(".", "count/0007.jpg", cats))  # no subtask and no file, which must not stop the others
     asked.append(question("code_reasoning/0007.png", "code_reasoning/0007.png", code, "code_reasoning"))
     with zipfile.ZipFile(tmp_path / "mme.zip", "w") as archive:
         archive.writestr("MME/count/questions_answers_YN/0007.txt", f"{cats.replace('two', 'three')}\tNo\n{cats}\tYes\n")
         archive.writestr("MME/code_reasoning/0007.txt", f"{code}\tYes\r\n")
         archive.writestr("MME/count/images/0007.jpg", source.image(1))
     found = list(read(lines(tmp_path / "llava_mme.jsonl", asked), TEST, str(tmp_path / "mme.zip")))
+    assert isinstance(found.pop(2), Reject)
     assert [talk["answers"] for talk in talks(found)] == [["Yes"], ["No"], ["Yes"]]
     assert [talk["source_id"] for talk in talks(found)] == ["count/0007.jpg"] * 2 + ["code_reasoning/0007.png"]
 
@@ -158,6 +160,9 @@ def test_the_question_without_what_is_around_it(text: str) -> None:
 
 BAD: dict[str, tuple[Any, str]] = {
     "not JSON": ("{", "not JSON"),
+    "not a number": ('{"question_id": NaN}', "not JSON: NaN"),
+    "nested without end": ("[" * 100_000, "not JSON"),
+    "bytes of no text": ('{"question_id": "\udcff"}', "not JSON"),
     "a list": ("[1]", "expected an object, got list"),
     "no text": ({"question_id": "201", "image": "a.jpg"}, "text: expected a string"),
     "no image": ({"question_id": "201", "text": "What?"}, "image: expected a string"),

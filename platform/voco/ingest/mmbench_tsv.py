@@ -72,7 +72,7 @@ def parse(row: Row, header: list[str], images: _Images, source: str, block: Inge
     path, place = images.of(index, values["image"], row)  # before anything else: others may refer to it
     for name, value in values.items():
         if "\0" in value:
-            raise BadRow("bad_record", f"{name}: holds a NUL")
+            raise BadRow("bad_record", f"{name!r}: holds a NUL")
     if not values["question"]:
         raise BadRow("empty_text", "the question has no text")
     choices = _choices(values)

@@ -44,9 +44,13 @@ def parse(raw: bytes, source: str, block: Ingest, references: References | None,
     return make_question(source, block, question, "image", row["image"])
 
 
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is a number of Python's, not of JSON")
+
+
 def _object(raw: bytes) -> dict[str, Any]:
     try:
-        row = json.loads(raw)
+        row = json.loads(raw, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
         raise BadRow("bad_record", f"not JSON: {' '.join(str(error).split())[:120]}") from error
     if not isinstance(row, dict):

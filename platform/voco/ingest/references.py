@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import sys
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -76,12 +77,12 @@ def question_of(record: Record) -> str:
 
 
 def _file(record: Record) -> str:
-    return PurePosixPath(identity(record, "image")).name
+    return identity(record, "image").rsplit("/", 1)[-1]
 
 
 def _subtask(record: Record) -> Key:
-    parts = PurePosixPath(identity(record)).parts
-    return parts[0], PurePosixPath(parts[-1]).stem, question_of(record)
+    subtask, _, rest = identity(record).partition("/")
+    return subtask, rest.rsplit("/", 1)[-1].rsplit(".", 1)[0], question_of(record)
 
 
 BY_ID = Join("question_id", lambda row: (identity(row),), lambda record: (identity(record),))
@@ -173,7 +174,7 @@ def _subtasks(uri: str) -> Iterator[Record]:
                     question, tab, answer = line.rpartition("\t")
                     if tab:
                         yield {"question_id": f"{folders[-1]}/{path.name}", "question": question, "answer": answer.strip()}
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, RuntimeError, EOFError, zlib.error) as error:
         raise Refused(f"{KEY}: {uri}: expected a zip archive that can be read: {error}") from error
 
 

@@ -1,7 +1,8 @@
 """SEED-Bench.json: multiple choice questions about images and about videos.
 
-    {"question_type": {"Scene Understanding": 1, ...}, "questions": [{"question_id": "101669", "question": "...",
-      "choice_a": "...", ..., "choice_d": "...", "answer": "A", "data_type": "image", "data_id": "1454426_2591111986", "question_type_id": 1}, ...]}
+    {"question_type": {"Scene Understanding": 1, ...},
+     "questions": [{"question_id": "101669", "question": "...", "choice_a": "...", ..., "choice_d": "...", "answer": "A",
+                    "data_type": "image", "data_id": "1454426_2591111986", "question_type_id": 1}, ...]}
 
 Media lie as LLaVA has them: `SEED-Bench-image/<data_id>`, and a video's middle frame, extracted before, at
 `SEED-Bench-video-image/<question_type_id>_<question_id>.png`. Whoever has no such frames gets missing_media for each question
