@@ -66,7 +66,7 @@ def images(uri: str, items: list[Item | Reject]) -> list[bytes]:
 def test_a_row_as_llava_asks_it(tmp_path) -> None:
     rows = [
         row(
-            241, hint='Line one,\n"quoted"\ttab', C="bird", D="nan", **{"l2-category": "logic", "comment": "NaN", "split": "dev"}
+            241, hint='Líne one,\n"quoted"\ttab', C="bird", D="nan", **{"l2-category": "logic", "comment": "NaN", "split": "dev"}
         ),
         row(242, hint="nan", B="none", C="lost", answer="a"),
     ]
@@ -75,7 +75,7 @@ def test_a_row_as_llava_asks_it(tmp_path) -> None:
     first, second = (item.conversation for item in found if isinstance(item, Item))
     assert first == {
         "source_id": "241", "placeholder": "before", "answers": ["B"], "choices": ["cat", "dog", "bird"], "category": "animals",
-        "turns": [{"role": "user", "text": 'Line one,\n"quoted"\ttab\nWhich is it? 241\nA. cat\nB. dog\nC. bird\n' + LETTER}],
+        "turns": [{"role": "user", "text": 'Líne one,\n"quoted"\ttab\nWhich is it? 241\nA. cat\nB. dog\nC. bird\n' + LETTER}],
         "extra": '{"l2-category":"logic","split":"dev"}',
     }  # fmt: skip
     assert (second["choices"], second["answers"]) == (["cat"], ["A"])

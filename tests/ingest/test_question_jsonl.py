@@ -221,13 +221,13 @@ def test_a_whole_job_and_its_second_source(tmp_path) -> None:
         question(4, "gone.jpg", "What?"), question(5, "a.jpg", "Why?"), question(1, "a.jpg", "What?", "popular"),
     ]  # fmt: skip
     lines(tmp_path / "q.jsonl", asked)
-    lines(tmp_path / "a.jsonl", [{"question_id": n, "answer": f"answer {n}"} for n in (4, 3, 2, 1)])
+    lines(tmp_path / "a.jsonl", [{"question_id": n, "answer": f"answer {n % 2}"} for n in (4, 3, 2, 1)])
     made = pipelines.run(job(tmp_path, max_missing_share=1.0))
     assert made.counts["read"] == 6
     assert made.counts["rejected"] == {"bad_record": 1, "duplicate": 1, "missing_media": 1}
     assert [Path(entry["uri"]).name for entry in made.source] == ["q.jsonl", "a.jsonl"]
     held = {row["media"][0]["path"]: row for row in source.table(tmp_path / "out", "samples")}
-    assert [talk["answers"] for talk in held["a.jpg"]["conversations"]] == [["answer 1"], ["answer 3"]]
+    assert [talk["answers"] for talk in held["a.jpg"]["conversations"]] == [["answer 1"], ["answer 1"]]  # not duplicates
     assert [talk["category"] for talk in held["a.jpg"]["conversations"]] == ["popular", "random"]
     assert held["b.png"]["media"][0]["bytes"] == source.image(2, "PNG")
     before = manifest.job_run_id(job(tmp_path))
