@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from typing import IO, Any
@@ -70,7 +71,7 @@ def records(uri: str, key: str, kind: str) -> Iterator[tuple[str, Any]]:
 def lines(uri: str) -> Iterator[bytes]:
     """Every line that is not empty."""
     with storage.open_read(uri) as handle:
-        stream = _after_mark(handle)
+        stream = io.BufferedReader(_after_mark(handle))  # type: ignore[type-var]  # a file in S3 has no limit on a line
         while line := stream.readline(LINE):
             if line.strip():
                 yield line

@@ -128,10 +128,11 @@ class _Images:
 def _rows(handle: IO[bytes]) -> Iterator[Row]:
     """The rows of the file with their places; a row that csv cannot read is its error."""
     at = 0
+    stream = io.BufferedReader(handle)  # type: ignore[type-var]  # a file in S3 has no limit on a line
 
     def lines() -> Iterator[str]:
         nonlocal at
-        while line := handle.readline(FIELD):
+        while line := stream.readline(FIELD):
             text = line.decode("utf-8-sig" if at == 0 else "utf-8", "surrogateescape")
             at += len(line)
             yield text
