@@ -21,7 +21,7 @@ def run(job: Job, run_id: str) -> Manifest:
     done = work.run(output, units, features.FeatureWorker, arguments, job.resources, in_process=False, label=job.name)
     bad = [one for record in done for one in record["bad"]]
     if bad:
-        raise JobFailed(f"{job.name}: {len(bad)} images cannot be decoded; ingest with `check: full` rejects them: {bad[0]}")
+        raise JobFailed(f"{job.name}: {len(bad)} images cannot be decoded; ingest with `validate: full` rejects them: {bad[0]}")
     written = sum(record["counts"]["written"] for record in done)
     return manifest.finish(
         job,

@@ -13,7 +13,7 @@ Method = Literal["voco", "none", "avg_pool"]
 class Strict(BaseModel):
     """Immutable, no unknown keys, no silent conversion of types."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=(), serialize_by_alias=True)
 
 
 class WeightedSamples(Strict):
@@ -135,14 +135,17 @@ class Ingest(Strict):
     ]  # fmt: skip
     dataset: str
     split: str = "train"
-    check: Literal["full", "header"] = "header"  # decode every pixel, or the header only
+    check: Literal["full", "header"] = Field(default="header", alias="validate")  # decode every pixel, or the header only
     duplicates: Literal["reject", "keep"] = "reject"
     max_missing_share: float | None = Field(default=None, ge=0, le=1)  # default 0.02, and 1.0 for video sets
     max_reject_share: float = Field(default=0.01, ge=0, le=1)
     max_text_bytes: int = Field(default=1 << 20, ge=1)
-    max_media_bytes: int = Field(default=256 << 20, ge=1)
+    max_media_bytes: int = Field(default=1 << 30, ge=1)
+    inline_max_bytes: int = Field(default=256 << 20, ge=0)  # a larger medium lies under `blobs/`, by its sha256
     max_pixels: int = Field(default=178_956_970, ge=1)  # Pillow's own limit against decompression bombs
-    unit_rows: int = Field(default=2000, ge=1)  # samples of one work unit, which is one Parquet file
+    max_aspect: float = Field(default=200, ge=1)  # longer side over shorter: it is padded to a square before a model sees it
+    shard_bytes: int = Field(default=128 << 20, ge=1)  # of media in one Parquet file
+    unit_rows: int | None = Field(default=None, ge=1)  # samples of one work unit; default: as many as fill about one shard
     allow_private_addresses: bool = False  # cc3m_tsv: download from loopback, private and link-local addresses too
     honour_noai: bool = True  # cc3m_tsv: leave out what an X-Robots-Tag keeps from training
     download_threads: int = Field(default=16, ge=1, le=256)  # downloads of one worker at a time

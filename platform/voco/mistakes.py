@@ -56,4 +56,4 @@ def _fields_at(root: type[BaseModel], location: tuple[int | str, ...]) -> list[s
         candidates = [annotation, *getattr(annotation, "__args__", ())]
         candidates += [inner for outer in candidates for inner in getattr(outer, "__args__", ())]
         model = next(kind for kind in candidates if isinstance(kind, type) and issubclass(kind, BaseModel))
-    return list(model.model_fields)
+    return [field.alias or name for name, field in model.model_fields.items()]

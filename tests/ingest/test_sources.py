@@ -115,7 +115,7 @@ def webvid(folder: Path) -> dict[str, int]:
 @pytest.mark.parametrize("check", ["header", "full"])
 def test_webvid(tmp_path, check: str) -> None:
     expected = webvid(tmp_path)
-    asked = job(tmp_path, "webvid_csv", "results.csv", unit_rows=3, check=check, max_reject_share=1.0)
+    asked = job(tmp_path, "webvid_csv", "results.csv", unit_rows=3, validate=check, max_reject_share=1.0)
     done = pipelines.run(asked)
     assert done.counts["read"] == 18
     adds_up(tmp_path, done.counts, expected)

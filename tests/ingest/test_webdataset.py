@@ -243,7 +243,7 @@ def test_one_key_at_two_places(tmp_path) -> None:
 
 def test_a_medium_is_checked_and_limited(tmp_path) -> None:
     write(tmp_path / "s" / "0.tar", [sample("1", image(1) + bytes(9000)), sample("2", b"text"), sample("3", image(3)[:-60])])
-    done = pipelines.run(job(tmp_path / "s", tmp_path / "out", max_media_bytes=9000, check="full"))
+    done = pipelines.run(job(tmp_path / "s", tmp_path / "out", max_media_bytes=9000, validate="full"))
     assert done.counts["rejected"] == {"corrupt_media": 1, "media_too_large": 1, "unsupported_format": 1}
 
 

@@ -175,7 +175,7 @@ def _cut(block: Ingest, samples: Iterable[dict[str, Any]]) -> Iterator[pa.Table]
     for sample in samples:
         held.append(sample)
         size += sum(len(turn["text"]) for talk in sample["conversations"] for turn in talk["turns"])
-        if len(held) == block.unit_rows or size > UNIT_TEXT_BYTES:
+        if len(held) == (block.unit_rows or 2000) or size > UNIT_TEXT_BYTES:
             yield pa.Table.from_pylist(held, schema=WORK)
             held, size = [], 0
     if held:
