@@ -13,9 +13,8 @@ from ingest.source import image, job, row, table
 
 import pipelines
 from voco.errors import Refused
-from voco.ingest.archive import ZipArchive, check_media, is_archive, open_media
+from voco.ingest.archive import AnyImageName, MediaFolder, ZipArchive, check_media, is_archive, open_media
 from voco.ingest.items import BadRow
-from voco.ingest.media import MediaRoot
 
 METHODS = [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED]
 
@@ -54,8 +53,10 @@ def test_members_are_read_by_name(tmp_path, method: int) -> None:
 
 def test_a_folder_and_an_archive_are_told_apart(tmp_path) -> None:
     pack(tmp_path / "images.ZIP", {"a.jpg": image(1)})
-    assert isinstance(open_media(str(tmp_path / "images.ZIP")), ZipArchive)
-    assert isinstance(open_media(str(tmp_path)), MediaRoot)
+    for uri, kind in {str(tmp_path / "images.ZIP"): ZipArchive, str(tmp_path): MediaFolder}.items():
+        opened = open_media(uri)
+        assert isinstance(opened, AnyImageName)
+        assert isinstance(opened.source, kind)
     assert not is_archive("s3://bucket/images.zip.d")
 
 
