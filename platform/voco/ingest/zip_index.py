@@ -29,7 +29,7 @@ CENTRAL = np.dtype(
 LENGTHS = struct.Struct("<28xHHH")  # of the name, the extra fields and the comment behind an entry of the directory
 END = struct.Struct("<I2x2x2xHIIH")  # signature, entries, size and place of the directory, length of the comment
 END64 = struct.Struct("<I8x2x2x4x4x8xQQQ")
-LOCATOR64 = struct.Struct("<I4xQ4x")
+LOCATOR64 = struct.Struct("<I4xQ4x")  # before END, behind END64
 CENTRAL_MARK, LOCAL_MARK, END_MARK, END64_MARK, LOCATOR64_MARK = 0x02014B50, 0x04034B50, 0x06054B50, 0x06064B50, 0x07064B50
 LONGEST_COMMENT = 0xFFFF
 ZIP64, FULL = 0x0001, 0xFFFFFFFF  # the extra field of long numbers, and the short number that refers to it
@@ -68,20 +68,19 @@ class ZipIndex:
 
 def _directory(read_at: ReadAt, total: int) -> tuple[int, int, int]:
     """First byte and size of the directory, and by how much every place in it is off: by what was put before the archive."""
-    tail_at = max(0, total - END.size - LONGEST_COMMENT)
+    before = END64.size + LOCATOR64.size
+    tail_at = max(0, total - before - END.size - LONGEST_COMMENT)
     tail = read_at(tail_at, total - tail_at)
     found = tail.rfind(END_MARK.to_bytes(4, "little"))
     if found < 0 or found + END.size > len(tail):
         raise Damaged("no end of a central directory")
     _, _, size, start, _ = END.unpack_from(tail, found)
-    end = tail_at + found
-    locator = read_at(end - LOCATOR64.size, LOCATOR64.size) if end >= LOCATOR64.size else b""
-    if len(locator) == LOCATOR64.size and LOCATOR64.unpack(locator)[0] == LOCATOR64_MARK:
-        end -= LOCATOR64.size + END64.size
-        record = read_at(end, END64.size) if end >= 0 else b""
-        if len(record) < END64.size or END64.unpack(record)[0] != END64_MARK:
+    if tail[max(0, found - LOCATOR64.size) : found][:4] == LOCATOR64_MARK.to_bytes(4, "little"):
+        found -= before
+        if found < 0 or tail[found : found + 4] != END64_MARK.to_bytes(4, "little"):
             raise Damaged("no end of a zip64 central directory")
-        _, _, size, start = END64.unpack(record)
+        _, _, size, start = END64.unpack_from(tail, found)
+    end = tail_at + found
     shift = end - size - start
     if shift < 0:
         raise Damaged(f"a central directory of {size} bytes at byte {start}, which would end behind byte {end}")
