@@ -14,7 +14,8 @@ from ingest.source import good, image, job, part_hashes, row, write
 import pipelines
 from voco import manifest, rows, storage
 from voco.errors import JobFailed, Refused
-from voco.ingest.archive import check_media
+from voco.ingest.archive import MediaFolder, check_media
+from voco.ingest.items import BadRow
 
 
 def test_round_trip_is_byte_equal_to_disk(s3_server, tmp_path) -> None:
@@ -109,6 +110,8 @@ def test_archives_in_a_media_folder(s3_server, tmp_path, monkeypatch) -> None:
     once += ["ListObjectsV2 gqa/", "HeadObject gqa/images.zip"]
     # the manifest looks once whether there is a folder of media; an archive's directory takes two requests
     assert asked == {**dict.fromkeys(once, 1), "ListObjectsV2 ": 2, "GetObject gqa/images.zip": 2 + len(images)}
+    with pytest.raises(BadRow, match=r"missing_media.*longer than a key in S3 may be"):
+        MediaFolder("s3://layered/images").read("coco/" * 300 + "1.jpg", 100)
 
 
 def test_videos_with_any_extension(s3_server) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import os
 import zlib
-from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
@@ -86,7 +85,7 @@ class MediaFolder:
 
     The file itself comes first, then the archives in the folders above the file's own, the nearest folder first, in each by
     name; for a file in the root, those in the root. Folders are listed when a first file is missing, and once: from then
-    on nothing is asked for in folders that do not exist.
+    on nothing is asked for in folders that are not there.
     """
 
     def __init__(self, uri: str) -> None:
@@ -124,25 +123,29 @@ class MediaFolder:
 
     def _absent(self, path: str) -> bool:
         """True where a folder above the file is known not to be there."""
-        *folders, _ = path.split("/")
-        above = ("/".join(folders[:depth]) for depth in range(len(folders)))
-        known = ((self.listed.get(folder), name) for folder, name in zip(above, folders, strict=True))
-        return any(listing is not None and name not in listing.folders for listing, name in known)
+        folder = ""
+        for name in path.split("/")[:-1]:
+            listing = self.listed.get(folder)
+            if listing is None or name not in listing.folders:
+                return listing is not None
+            folder = f"{folder}/{name}".lstrip("/")
+        return False
 
-    def _archives(self, path: str) -> Iterator[tuple[str, str]]:
+    def _archives(self, path: str) -> list[tuple[str, str]]:
         """Where the file may be: archives by their paths, and its path from there."""
-        *folders, name = path.split("/")
-        for depth in range(max(0, len(folders) - 1), -1, -1):
-            folder, rest = "/".join(folders[:depth]), "/".join([*folders[depth:], name])
-            for archive in self._listing(folder).archives:
-                yield (f"{folder}/{archive}" if folder else archive), rest
+        found: list[list[tuple[str, str]]] = []
+        folder, rest = "", path
+        while True:  # from the root down, no further than there are folders
+            listing = self._listing(folder)
+            found.append([(f"{folder}/{archive}".lstrip("/"), rest) for archive in listing.archives])
+            name, _, rest = rest.partition("/")
+            if name not in listing.folders or "/" not in rest:
+                return [place for places in reversed(found) for place in places]
+            folder = f"{folder}/{name}".lstrip("/")
 
     def _listing(self, folder: str) -> Listing:
-        """From the root down, so that a folder that is not there is not asked for."""
         if folder not in self.listed:
-            above, _, name = folder.rpartition("/")
-            there = not folder or name in self._listing(above).folders
-            self.listed[folder] = self.root.listing(folder) if there else Listing(frozenset(), ())
+            self.listed[folder] = self.root.listing(folder)
         return self.listed[folder]
 
     def _open(self, name: str) -> ZipArchive | str:

@@ -18,6 +18,8 @@ from voco.ingest.media import check_size
 
 ARCHIVE = ".zip"
 
+KEY_BYTES = 1024  # of an object's name in S3; asked for a longer one, it says that the request is bad
+
 # A path that leads to no file, as the system says it; any other failure to read is the machine's, and stops the job.
 ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.ENAMETOOLONG, errno.ELOOP}
 
@@ -47,6 +49,8 @@ class MediaRoot:
         if self.real is not None:
             return _read_local(self.real, path, limit)
         key = f"{self.root}/{path}"
+        if len(key.encode()) > KEY_BYTES:
+            raise BadRow("missing_media", f"{path[:200]}: longer than a key in S3 may be")
         try:
             size = int(self.fs.info(key)["size"])
             check_size(path, size, limit)
