@@ -6,10 +6,14 @@ s3fs reads credentials and `AWS_ENDPOINT_URL` from the environment; nothing here
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
+import tempfile
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -107,18 +111,54 @@ def write_bytes(uri: str, data: bytes) -> None:
         fs.pipe_file(path, data)
 
 
-def put_file(local: Path, uri: str) -> None:
-    """Move a finished local file to `uri`, whole or not at all. The local file is gone afterwards."""
+class Hashing(io.RawIOBase):
+    """A file that is written from start to end, and knows its size in bytes and its sha256 when it is."""
+
+    def __init__(self, path: Path) -> None:
+        self.raw = path.open("wb", buffering=0)
+        self.digest = hashlib.sha256()
+        self.size = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        with memoryview(data).cast("B") as view:
+            self.digest.update(view)
+            done = 0
+            while done < len(view):  # the system writes at most 2 GiB at a time
+                done += self.raw.write(view[done:]) or 0
+        self.size += done
+        return done
+
+    def tell(self) -> int:
+        return self.size
+
+    def close(self) -> None:
+        self.raw.close()
+        super().close()
+
+    def sha256(self) -> str:
+        return self.digest.hexdigest()
+
+
+@contextmanager
+def writing(uri: str) -> Iterator[Hashing]:
+    """A file that lies at `uri` when the block ends, whole; when it ends by an exception, nothing does."""
     fs, path = filesystem(uri)
-    if isinstance(fs, LocalFileSystem):
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
-        shutil.move(local, partial)
-        os.replace(partial, target)
-    else:
-        fs.put_file(str(local), path)
-        local.unlink()
+    local = isinstance(fs, LocalFileSystem)
+    target = Path(path) if local else Path(tempfile.gettempdir()) / Path(path).name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        with Hashing(partial) as handle:
+            yield handle
+        if local:
+            os.replace(partial, target)
+        else:
+            fs.put_file(str(partial), path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def put_directory(local: Path, uri: str) -> None:
@@ -130,7 +170,7 @@ def put_directory(local: Path, uri: str) -> None:
 
 
 def _copy_file(local: Path, uri: str) -> None:
-    """Like `put_file`, and the local file stays. Nothing is read whole: a model may be larger than memory."""
+    """Whole or not at all. Nothing is read whole: a model may be larger than memory."""
     fs, path = filesystem(uri)
     if not isinstance(fs, LocalFileSystem):
         fs.put_file(str(local), path)

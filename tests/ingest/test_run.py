@@ -237,7 +237,7 @@ def test_killed_and_sent_again_is_byte_equal(tmp_path, place: str) -> None:
     pipelines.run(job(tmp_path, tmp_path / "whole", unit_rows=10, **LAX))
     asked = job(tmp_path, tmp_path / "out", unit_rows=10, **LAX)
     child = subprocess.Popen([sys.executable, "-c", CHILD, json.dumps(asked.model_dump(exclude_none=True)), place])
-    listing, units = tmp_path / "out" / "work" / ".listing" / "000.jsonl", tmp_path / "out" / "units"
+    listing, units = tmp_path / "out" / "work" / ".listing" / "rejects.jsonl", tmp_path / "out" / "units"
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and child.poll() is None:
         if listing.exists() if place == "listing" else len(list(units.glob("*.json"))) >= 3:

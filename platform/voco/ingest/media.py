@@ -148,4 +148,5 @@ def check_image(data: bytes, limits: Limits) -> tuple[str, int, int]:
 
 def _jpeg_ends(data: bytes) -> bool:
     """True when an end marker follows the last start of scan; inside a scan neither pair of bytes can occur."""
-    return data.find(b"\xff\xd9", data.rfind(b"\xff\xda")) >= 0
+    end = data.rfind(b"\xff\xd9")  # near the end of a file that is whole, so little is searched
+    return end >= 0 and data.find(b"\xff\xda", end) < 0
