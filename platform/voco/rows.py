@@ -191,7 +191,9 @@ def column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
     No struct or list may be null.
     """
     if pa.types.is_struct(kind):
-        return pa.StructArray.from_arrays([column([one[field.name] for one in values], field.type) for field in kind], fields=kind)
+        return pa.StructArray.from_arrays(
+            [column([one[field.name] for one in values], field.type) for field in kind], fields=kind
+        )
     if pa.types.is_list(kind):
         offsets = pa.array(list(accumulate(map(len, values), initial=0)), pa.int32())
         return pa.ListArray.from_arrays(offsets, column(list(chain.from_iterable(values)), kind.value_type), type=kind)
@@ -207,7 +209,9 @@ def table(listed: Sequence[dict[str, Any]], schema: pa.Schema) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def write_table(uri: str, groups: Iterable[pa.Table], schema: pa.Schema, metadata: dict[str, str] | None = None) -> dict[str, Any]:
+def write_table(
+    uri: str, groups: Iterable[pa.Table], schema: pa.Schema, metadata: dict[str, str] | None = None
+) -> dict[str, Any]:
     """Write one Parquet file whose row groups are `groups`, whole or not at all.
 
     Returns the file's entry of a manifest: path (its name), rows, bytes, sha256. The same rows give the same bytes.
@@ -217,13 +221,15 @@ def write_table(uri: str, groups: Iterable[pa.Table], schema: pa.Schema, metadat
     compression = {path: "none" if path in plain else "zstd" for path, _ in _leaves(schema)}
     coded = [path for path, _ in _leaves(schema) if path not in plain]
     rows = 0
-    with storage.writing(uri) as handle:
-        with pq.ParquetWriter(
+    with (
+        storage.writing(uri) as handle,
+        pq.ParquetWriter(
             handle, schema, compression=compression, use_dictionary=coded, write_statistics=coded, store_schema=True
-        ) as writer:
-            for group in groups:
-                writer.write_table(group.cast(schema), row_group_size=max(1, group.num_rows))
-                rows += group.num_rows
+        ) as writer,
+    ):
+        for group in groups:
+            writer.write_table(group.cast(schema), row_group_size=max(1, group.num_rows))
+            rows += group.num_rows
     return {"path": uri.rsplit("/", 1)[-1], "rows": rows, "bytes": handle.size, "sha256": handle.sha256()}
 
 
@@ -239,6 +245,18 @@ def slices_by_bytes(sizes: list[int], limit: int = ROW_GROUP_BYTES) -> list[tupl
     if start < len(sizes):
         cuts.append((start, len(sizes)))
     return cuts
+
+
+def blob_uri(output: str, sha256: str) -> str:
+    """Where a medium lies that is too large for its table."""
+    return storage.join(output, "blobs", sha256)
+
+
+def medium_bytes(medium: dict[str, Any], table_uri: str) -> bytes:
+    """The encoded bytes of a medium of a row in the `samples/` part at `table_uri`, from the row or from `blobs/`."""
+    if medium["bytes"] is not None:
+        return bytes(medium["bytes"])
+    return storage.read_bytes(blob_uri(table_uri.rsplit("/", 2)[0], medium["sha256"]))
 
 
 def open_parquet(uri: str) -> pq.ParquetFile:
