@@ -45,6 +45,8 @@ class WriteSamples:
         self.limits = limits
         self.shard_bytes = shard_bytes
         self.decoder = Decoder()
+        # Arrow's own pool gives a row group's memory back each time, and getting it again costs as much as hashing does
+        pa.set_memory_pool(pa.system_memory_pool())
 
     def __call__(self, unit: int, listed: pa.Table) -> dict[str, Any]:
         found = Found()
