@@ -13,9 +13,8 @@ from ingest.source import image, job, row, table
 
 import pipelines
 from voco.errors import Refused
-from voco.ingest.archive import ZipArchive, check_media, is_archive, open_media
+from voco.ingest.archive import AnyImageName, MediaFolder, ZipArchive, check_media, is_archive, open_media
 from voco.ingest.items import BadRow
-from voco.ingest.media import MediaRoot
 
 METHODS = [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED]
 
@@ -54,8 +53,10 @@ def test_members_are_read_by_name(tmp_path, method: int) -> None:
 
 def test_a_folder_and_an_archive_are_told_apart(tmp_path) -> None:
     pack(tmp_path / "images.ZIP", {"a.jpg": image(1)})
-    assert isinstance(open_media(str(tmp_path / "images.ZIP")), ZipArchive)
-    assert isinstance(open_media(str(tmp_path)), MediaRoot)
+    for uri, kind in {str(tmp_path / "images.ZIP"): ZipArchive, str(tmp_path): MediaFolder}.items():
+        opened = open_media(uri)
+        assert isinstance(opened, AnyImageName)
+        assert isinstance(opened.source, kind)
     assert not is_archive("s3://bucket/images.zip.d")
 
 
@@ -150,6 +151,96 @@ def test_a_folder_named_as_an_archive_and_an_absent_one_are_refused(tmp_path) ->
             check_media(str(tmp_path / name))
     check_media(str(tmp_path))
     check_media(None)
+
+
+def test_a_folder_of_the_archives_own_name_may_be_there_or_not(tmp_path) -> None:
+    archive = ZipArchive(str(pack(tmp_path / "images.zip", {"images/a.jpg": b"a", "b.jpg": b"b", "images/b.jpg": b"other"})))
+    asked = ("images/a.jpg", "a.jpg", "b.jpg", "images/b.jpg")
+    assert [archive.read(path, 100) for path in asked] == [b"a", b"a", b"b", b"other"]
+    with pytest.raises(BadRow, match="missing_media"):
+        archive.read("set/a.jpg", 100)
+
+
+def folder_of_archives(root: Path) -> MediaFolder:
+    (root / "vg" / "VG_100K").mkdir(parents=True)
+    (root / "vg" / "VG_100K" / "1.jpg").write_bytes(b"a file")
+    pack(root / "vg" / "images.zip", {"VG_100K/1.jpg": b"not this", "VG_100K/2.jpg": b"first", "both.jpg": b"no"})
+    pack(root / "vg" / "images2.zip", {"VG_100K/2.jpg": b"second", "VG_100K_2/3.jpg": b"3"})
+    pack(root / "a.zip", {"vg/VG_100K_2/3.jpg": b"above", "vg/VG_100K_2/4.jpg": b"4", "x.jpg": b"x"})
+    pack(root / "ocr_vqa.zip", {"images/5.jpg": b"flat", "set/6.jpg": b"6"})
+    return MediaFolder(str(root))
+
+
+def test_archives_stand_in_for_the_folders_beside_them(tmp_path) -> None:
+    """The file first, then the nearest folder's archives, by name; each is listed and opened when it is needed, once."""
+    media = folder_of_archives(tmp_path / "media")
+    assert media.read("vg/VG_100K/1.jpg", 100) == b"a file"
+    assert (media.listed, media.opened) == ({}, {})
+    found = {
+        "vg/VG_100K/2.jpg": b"first", "vg/VG_100K_2/3.jpg": b"3", "vg/VG_100K_2/4.jpg": b"4", "x.jpg": b"x",
+        "ocr_vqa/images/5.jpg": b"flat",
+    }  # fmt: skip
+    assert {path: media.read(path, 100) for path in found} == found
+    assert set(media.listed) == {"vg", "", "ocr_vqa"}
+    for path in ("vg/VG_100K/9.jpg", "vg/both.jpg", "gqa/images/1.jpg", "9.jpg", "vg", "vg/images.zip/both.jpg"):
+        with pytest.raises(BadRow, match="missing_media"):
+            media.read(path, 100)
+    with pytest.raises(
+        BadRow, match=r"9.jpg: No such file or directory, nor in vg/images.zip, nor in vg/images2.zip, nor in a.zip"
+    ):
+        media.read("vg/VG_100K/9.jpg", 100)
+    assert media.read("vg/VG_100K/1.jpg", 100) == b"a file"
+    assert set(media.opened) == {"vg/images.zip", "vg/images2.zip", "a.zip", "ocr_vqa.zip"}
+
+
+def test_an_archive_in_a_folder_that_cannot_be_used_costs_what_only_it_may_have(tmp_path) -> None:
+    root = tmp_path / "media"
+    media = folder_of_archives(root)
+    (root / "vg" / "a.zip").write_bytes(b"half a downl")
+    (root / "vg" / "b.zip").mkdir()
+    pack(tmp_path / "outside.zip", {"coco/1.jpg": b"secret"})
+    (root / "b.zip").symlink_to(tmp_path / "outside.zip")
+    (root / "link").symlink_to(tmp_path)
+    assert media.read("vg/VG_100K/2.jpg", 100) == b"first"
+    expected = {"vg/VG_100K/9.jpg": "unsafe_path", "coco/1.jpg": "unsafe_path", "link/outside/coco/1.jpg": "unsafe_path"}
+    for path, reason in expected.items():
+        with pytest.raises(BadRow) as caught:
+            media.read(path, 100)
+        assert caught.value.reason == reason
+    (root / "b.zip").unlink()
+    with pytest.raises(BadRow, match=r"corrupt_media.*vg/VG_100K/9.jpg: vg/a.zip: Damaged: no end of a central directory"):
+        MediaFolder(str(root)).read("vg/VG_100K/9.jpg", 100)
+    with pytest.raises(BadRow, match=r"media_too_large.*vg/VG_100K_2/4.jpg: "):
+        media.read("vg/VG_100K_2/4.jpg", 0)
+
+
+def test_an_image_under_another_extension(tmp_path) -> None:
+    """OCR-VQA's: the row says .jpg, the web had a gif. Under its own name comes first; videos and other files have one name."""
+    (tmp_path / "ocr_vqa").mkdir()
+    for name in ("a.gif", "b.jpg", "b.png", "c.png", "c.gif", "v.mkv"):
+        (tmp_path / "ocr_vqa" / name).write_bytes(name.encode())
+    (tmp_path / "ocr_vqa" / "e.png").symlink_to("/etc/passwd")
+    pack(tmp_path / "ocr_vqa.zip", {"d.jpeg": b"d.jpeg", "a.jpg": b"a.jpg in the archive"})
+    media = open_media(str(tmp_path))
+    found = {
+        "a.jpg": b"a.jpg in the archive",
+        "b.jpg": b"b.jpg",
+        "c.jpg": b"c.png",
+        "a.png": b"a.jpg in the archive",
+        "d.gif": b"d.jpeg",
+    }
+    assert {path: media.read(f"ocr_vqa/{path}", 100) for path in found} == found
+    assert open_media(str(tmp_path / "ocr_vqa.zip")).read("d.jpg", 100) == b"d.jpeg"
+    for path, reason in {
+        "x.jpg": "missing_media",
+        "v.mp4": "missing_media",
+        "b": "missing_media",
+        "e.jpg": "unsafe_path",
+    }.items():
+        with pytest.raises(BadRow) as caught:
+            media.read(f"ocr_vqa/{path}", 100)
+        assert caught.value.reason == reason
+        assert caught.value.detail.startswith("ocr_vqa/e.png" if path == "e.jpg" else f"ocr_vqa/{path}")
 
 
 @pytest.mark.parametrize("method", METHODS)

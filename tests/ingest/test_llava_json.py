@@ -31,7 +31,8 @@ TEST = TRAIN.model_copy(update={"split": "test"})
     ],
 )
 def test_placeholder(text: str, left: str, place: str) -> None:
-    assert take_placeholder(text) == (left, place)
+    assert take_placeholder(text, "<image>") == (left, place)
+    assert take_placeholder(text.replace("<image>", "<video>"), "<video>") == (left.replace("<image>", "<video>"), place)
 
 
 def test_text_row_keeps_what_spells_a_mark() -> None:
@@ -62,6 +63,24 @@ def test_evaluation_row_ends_on_the_user() -> None:
     assert (len(unlabelled["turns"]), unlabelled["answers"]) == (1, [])
 
 
+@pytest.mark.parametrize(
+    ("path", "text", "found", "left", "place"),
+    [
+        ("012301_012350/7.mp4", "Say what is shown.\n<image>", "012301_012350/7.mp4", "Say what is shown.", "after"),
+        ("v_a.pkl", "<video>\nHow many <image>?", "v_a", "How many <image>?", "before"),
+        ("v_a.mp4", "Who?\n<video>", "v_a.mp4", "Who?", "after"),
+    ],
+    ids=["LLaMA-VID's WebVid", "Video-ChatGPT's features", "Video-ChatGPT's placeholder"],
+)
+def test_a_video_row(path: str, text: str, found: str, left: str, place: str) -> None:
+    raw = {**row(7, None, text, "A boat\nQA_GT_caption_based_noisy"), "video": path}
+    item = parse(raw, "mix.json:0", TRAIN)
+    assert (item.modality, item.paths) == ("video", (found,))
+    assert item.turns == (("user", left), ("assistant", "A boat"))
+    assert (item.conversation["placeholder"], item.conversation["source_id"]) == (place, "7")
+    assert item.conversation["extra"] == "{}"
+
+
 BAD = {
     "a string": ("a", "bad_record"),
     "a list": ([1], "bad_record"),
@@ -76,7 +95,10 @@ BAD = {
     "image a list": ({**row(1, None, "a", "b"), "image": ["x.jpg", "y.jpg"]}, "bad_record"),
     "image empty": (row(1, "", "a", "b"), "bad_record"),
     "a lone surrogate": (row(1, None, "a\ud800", "b"), "bad_record"),
-    "a video": ({**row(1, None, "a", "b"), "video": "x.mp4"}, "unsupported_format"),
+    "an image and a video": ({**row(1, "x.jpg", "a", "b"), "video": "x.mp4"}, "unsupported_format"),
+    "video a list": ({**row(1, None, "a", "b"), "video": ["x.mp4"]}, "bad_record"),
+    "video of features without a name": ({**row(1, None, "a", "b"), "video": ".pkl"}, "bad_record"),
+    "a video that climbs": ({**row(1, None, "a", "b"), "video": "../x.mp4"}, "unsafe_path"),
     "no turns": ({"conversations": []}, "bad_conversation"),
     "only an answer": ({"conversations": [{"from": "gpt", "value": "a"}]}, "bad_conversation"),
     "two questions in a row": (

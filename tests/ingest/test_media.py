@@ -9,8 +9,9 @@ import pytest
 from ingest.source import image
 
 from voco.ingest.decoder import Decoder
+from voco.ingest.folder import MediaRoot
 from voco.ingest.items import BadRow
-from voco.ingest.media import Limits, MediaRoot, check_image, read_image
+from voco.ingest.media import Limits, check_image, read_image
 
 HEADER = Limits("header", 1 << 20, 10_000)
 FULL = Limits("full", 1 << 20, 10_000)

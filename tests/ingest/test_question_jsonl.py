@@ -83,6 +83,54 @@ def test_vqav2_keeps_ten_answers(tmp_path) -> None:
     assert (trained["turns"][-1], trained["answers"]) == ({"role": "assistant", "text": "pink"}, [])
 
 
+def test_vqav2s_own_questions_are_llavas_rows(tmp_path) -> None:
+    """Out of order, among bad ones: the same conversations and media as LLaVA's lines give."""
+    asked = [
+        {"image_id": 1, "question": "What colour?", "question_id": 12},
+        {"image_id": 262148, "question": "How many?", "question_id": 11},
+        {"image_id": "1", "question": "How many?", "question_id": 11}, {"image_id": 1, "question_id": 12}, [],
+        {"image_id": 1, "question": "Who?", "question_id": 13}, {"image_id": 1, "question": "Who?"},
+    ]  # fmt: skip
+    own = {"info": {"version": "2.0"}, "task_type": "Open-Ended", "questions": asked, "data_subtype": "val2014"}
+    answers = whole(tmp_path / "v2.json", VQA)
+    found = list(read(whole(tmp_path / "own.json", own), TEST, answers))
+    llava = [
+        question(12, "COCO_val2014_000000000001.jpg", "What colour?"), question(11, "COCO_val2014_000000262148.jpg", "How many?"),
+    ]  # fmt: skip
+    equal = list(read(lines(tmp_path / "q.jsonl", llava), TEST, answers))
+    assert [(item.paths, item.conversation) for item in found[:2]] == [(item.paths, item.conversation) for item in equal]
+    bad = [item for item in found[2:] if isinstance(item, Reject)]
+    assert [(item.reason, item.source) for item in bad] == [("bad_record", f"own.json:{index}") for index in range(2, 7)]
+
+
+def test_gqas_own_questions_have_their_answers(tmp_path) -> None:
+    own = {
+        "202": {"semantic": [{"operation": "select", "argument": "cup"}], "question": "What is it on?", "answer": "table",
+                "imageId": "n1", "isBalanced": True, "types": {"structural": "query"}, "fullAnswer": "It is on a table."},
+        "201": {"question": "Is the cup blue?", "answer": "no", "imageId": "n1", "types": {"structural": "verify"}},
+        "203": {"question": "Who?", "answer": "man"}, "204": 5, "205": {"question": "Why?", "imageId": "n2"},
+    }  # fmt: skip
+    path = whole(tmp_path / "testdev_balanced_questions.json", own)
+    llava = lines(
+        tmp_path / "q.jsonl", [question("202", "n1.jpg", "What is it on?"), question("201", "n1.jpg", "Is the cup blue?")]
+    )
+    for answers in (None, path):
+        found = list(read(path, TEST, answers))
+        equal = list(read(llava, TEST, path))
+        assert [(item.paths, item.conversation) for item in found[:2]] == [(item.paths, item.conversation) for item in equal]
+        assert [item.reason for item in found[2:] if isinstance(item, Reject)] == ["bad_record"] * 3
+    assert [talk["answers"] for talk in talks(found[:2])] == [["table"], ["no"]]
+
+
+@pytest.mark.parametrize(
+    "text", ['{"questions": [{"question_id": 1}]}', '{"data_subtype": "val2014", "questions": [{"image_id": 1,']
+)
+def test_own_questions_that_are_not_whole_are_refused(tmp_path, text: str) -> None:
+    (tmp_path / "own.json").write_text(text)
+    with pytest.raises(Refused, match=r"inputs.annotations: .*own.json: "):
+        list(read(str(tmp_path / "own.json"), TEST, None))
+
+
 def test_textvqa_by_image_and_question(tmp_path) -> None:
     asked = [
         {"question_id": "ab12", "image": "ab12.jpg", "text": f"What is the Brand?\nReference OCR token: ACME, 12\n{SHORT}"},

@@ -89,7 +89,7 @@ def test_every_reason_is_counted(tmp_path) -> None:
     for bad, reason in (
         (7, "bad_record"), (row(1, None, "Hi"), "bad_conversation"), (row(1, None, "Hi", ""), "empty_text"),
         (row(1, None, "Hi", "y" * 60_000), "text_too_large"),
-        ({**row(1, None, "Hi", "Ho"), "video": "v.mp4"}, "unsupported_format"),
+        ({**row(1, "a.jpg", "Hi", "Ho"), "video": "v.mp4"}, "unsupported_format"),
         (listed[0], "duplicate"), ({**listed[9], "id": "again"}, "duplicate"), (None, "bad_record"),
     ):  # fmt: skip
         listed.append(bad)

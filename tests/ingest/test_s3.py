@@ -3,8 +3,11 @@
 import hashlib
 import json
 import zipfile
+from collections import Counter
+from typing import Any
 
 import pytest
+from aiobotocore.client import AioBaseClient
 from ingest.clips import clip
 from ingest.source import good, image, job, part_hashes, row, write
 
@@ -73,6 +76,39 @@ def test_an_archive_is_read_in_place(s3_server, tmp_path) -> None:
     for name in ("no.zip", "gone.zip"):
         with pytest.raises(Refused, match=rf"inputs.media: s3://zipped/{name}: expected a zip archive"):
             check_media(f"s3://zipped/{name}")
+
+
+def test_archives_in_a_media_folder(s3_server, tmp_path, monkeypatch) -> None:
+    """As from the disk; folders are listed once, and a medium costs one request in an archive and two as an object."""
+    folder = s3_server / "layered"
+    images = {f"gqa/images/{index}.jpg": image(index) for index in range(6)}
+    loose = {f"coco/train2017/{index}.jpg": image(10 + index) for index in range(6)}
+    listed = [row(index, path, "<image>\nHi", "Ho") for index, path in enumerate([*loose, *images, "gqa/images/9.jpg"])]
+    write(folder, listed, loose)
+    (folder / "images" / "gqa").mkdir()
+    with zipfile.ZipFile(folder / "images" / "gqa" / "images.zip", "w") as packed:
+        for path, data in images.items():
+            packed.writestr(path.removeprefix("gqa/"), data)
+    (s3_server / "layeredout").mkdir()
+    asked: Counter[str] = Counter()
+    call = AioBaseClient._make_api_call
+
+    async def counted(self: AioBaseClient, operation: str, named: dict[str, Any]) -> Any:
+        key = str(named.get("Key", named.get("Prefix", "")))
+        if named.get("Bucket") == "layered" and key.startswith("images/"):
+            asked[f"{operation} {key.removeprefix('images/')}"] += 1
+        return await call(self, operation, named)
+
+    monkeypatch.setattr(AioBaseClient, "_make_api_call", counted)
+    done = pipelines.run(job("s3://layered", "s3://layeredout/mix", max_missing_share=0.1))
+    pipelines.run(job(folder, tmp_path / "out", max_missing_share=0.1))
+    assert done.counts == {"read": 13, "written": 12, "samples": 12, "rejected": {"missing_media": 1}}
+    assert part_hashes(s3_server / "layeredout" / "mix") == part_hashes(tmp_path / "out")
+    once = [f"{operation} {path}" for operation in ("HeadObject", "GetObject") for path in loose]
+    once += ["HeadObject gqa/images/0.jpg", "ListObjectsV2 gqa/images/0.jpg/"]  # absent, and no folder; then it is known
+    once += ["ListObjectsV2 gqa/", "HeadObject gqa/images.zip"]
+    # the manifest looks once whether there is a folder of media; an archive's directory takes two requests
+    assert asked == {**dict.fromkeys(once, 1), "ListObjectsV2 ": 2, "GetObject gqa/images.zip": 2 + len(images)}
 
 
 def test_videos_with_any_extension(s3_server) -> None:

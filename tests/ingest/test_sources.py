@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import zipfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -59,27 +60,85 @@ def made_again_is_equal(folder: Path, asked: Job) -> None:
     assert part_hashes(folder / "out") == before
 
 
-def test_llava_665k(tmp_path) -> None:
-    """Its five constituent folders, text-only rows, string and integer ids, and an OCR-VQA gif that is named .jpg."""
-    media = {
-        "coco/train2017/000000000001.jpg": image(1), "gqa/images/2.jpg": image(2), "ocr_vqa/images/3.jpg": image(3, "GIF"),
-        "textvqa/train_images/4.jpg": image(4), "vg/VG_100K/5.jpg": image(5), "vg/VG_100K_2/5.jpg": image(5),
-    }  # fmt: skip
-    put(tmp_path, media)
-    listed = [row(index, path, f"<image>\nWhat is {index}?", "A thing") for index, path in enumerate(media)]
-    listed += [row("000000000001", path, "And its colour?\n<image>", "Red", "Sure?", "Yes") for path in media]
+LLAVA = {
+    "coco/train2017/000000000001.jpg": image(1), "gqa/images/2.jpg": image(2), "ocr_vqa/images/3.jpg": image(3, "GIF"),
+    "ocr_vqa/images/7.jpg": image(7, "PNG"), "textvqa/train_images/4.jpg": image(4), "vg/VG_100K/5.jpg": image(5),
+    "vg/VG_100K_2/5.jpg": image(5),
+}  # fmt: skip
+FOUND = {"ocr_vqa/images/7.jpg": "ocr_vqa/images/7.png"}  # as the web had it; LLaVA's guide says to rename it
+
+# The archives as the sets publish them, by what their members' names begin with.
+ARCHIVES = {
+    "coco/train2017.zip": "coco/", "gqa/images.zip": "gqa/", "ocr_vqa/images.zip": "ocr_vqa/images/",
+    "textvqa/train_val_images.zip": "textvqa/", "vg/images.zip": "vg/", "vg/images2.zip": "vg/",
+}  # fmt: skip
+
+
+def lay_out(folder: Path, layout: str) -> None:
+    """LLaVA's images in folders, in archives, or some in each, where a file comes before a member of its name."""
+    if layout == "folders, all renamed":
+        return put(folder, LLAVA)
+    found = {FOUND.get(path, path): data for path, data in LLAVA.items()}
+    if layout == "folders":
+        return put(folder, found)
+    for place, start in ARCHIVES.items():
+        second = place.endswith("2.zip")
+        target = folder / "media" / place
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED if second else zipfile.ZIP_STORED) as packed:
+            for path, data in found.items():
+                if path.startswith(start) and ("VG_100K_2" in path) == second:
+                    packed.writestr(path.removeprefix(start), image(99) if layout == "some in each" and "gqa" in path else data)
+    if layout == "some in each":
+        put(folder, {path: data for path, data in found.items() if path.startswith(("gqa", "ocr_vqa/images/3"))})
+
+
+def test_llava_665k_lies_in_folders_or_archives(tmp_path) -> None:
+    """Its five folders, text-only rows, string and integer ids, OCR-VQA files of other kinds: the same from every layout."""
+    listed = [row(index, path, f"<image>\nWhat is {index}?", "A thing") for index, path in enumerate(LLAVA)]
+    listed += [row("000000000001", path, "And its colour?\n<image>", "Red", "Sure?", "Yes") for path in LLAVA]
     listed += [{**row(f"sg_{index}", None, f"Write haiku {index}", "An old pond"), "model": ""} for index in range(5)]
     listed += [listed[0], {**listed[-1], "id": "other"}, row("x", "vg/VG_100K/6.jpg", "<image>\nHi", "Ho")]
+    hashes = []
+    for layout in ("folders, all renamed", "folders", "archives", "some in each"):
+        folder = tmp_path / layout
+        lay_out(folder, layout)
+        (folder / "mix.json").write_text(json.dumps(listed))
+        asked = job(folder, "llava_json", "mix.json", unit_rows=4, **LAX)
+        done = pipelines.run(asked)
+        adds_up(folder, done.counts, {"duplicate": 2, "missing_media": 1})
+        samples = table(folder / "out", "samples")
+        kinds = {"format.gif": 1, "format.jpeg": 5, "format.png": 1, "modality.image": 7, "modality.text": 5}
+        assert done.statistics["kinds"] == kinds
+        assert {sample["media"][0]["path"]: sample["media"][0]["bytes"] for sample in samples if sample["media"]} == LLAVA
+        assert all(len(sample["conversations"]) == 2 for sample in samples if sample["media"])
+        assert {talk["extra"] for sample in samples if not sample["media"] for talk in sample["conversations"]} == {
+            '{"model":""}'
+        }
+        hashes.append({name: digest for name, digest in part_hashes(folder / "out").items() if name.startswith("samples")})
+        made_again_is_equal(folder, asked)
+    assert all(found == hashes[0] for found in hashes)
+
+
+def test_llama_vids_mix_of_images_videos_and_text(tmp_path) -> None:
+    """One file with LLaVA's rows, WebVid's and Video-ChatGPT's: the video's bytes once, the missing ones counted."""
+    put(tmp_path, {"coco/train2017/1.jpg": image(1), "webvid/000001_000050/7.mp4": clip(), "v_a.mkv": clip("matroska", seed=1)})
+    videos = [
+        (7, "webvid/000001_000050/7.mp4", "Describe this video briefly.\n<image>", "A bar moves"),
+        ("v_a", "v_a.pkl", "What is it?\n<video>", "A bar"), ("v_a", "v_a.pkl", "<image>\nAnd then?", "It stops"),
+        (8, "webvid/000001_000050/8.mp4", "What happens?\n<image>", "Nobody knows"),
+    ]  # fmt: skip
+    listed = [row(1, "coco/train2017/1.jpg", "<image>\nWhat?", "A thing"), row("sg", None, "Write", "Done")]
+    listed += [{**row(identity, None, asked, answer), "video": path} for identity, path, asked, answer in videos]
     (tmp_path / "mix.json").write_text(json.dumps(listed))
-    asked = job(tmp_path, "llava_json", "mix.json", unit_rows=4, **LAX)
-    done = pipelines.run(asked)
-    adds_up(tmp_path, done.counts, {"duplicate": 2, "missing_media": 1})
-    samples = table(tmp_path / "out", "samples")
-    assert done.statistics["kinds"] == {"format.gif": 1, "format.jpeg": 5, "modality.image": 6, "modality.text": 5}
-    assert {sample["media"][0]["path"]: sample["media"][0]["bytes"] for sample in samples if sample["media"]} == media
-    assert all(len(sample["conversations"]) == 2 for sample in samples if sample["media"])
-    assert {talk["extra"] for sample in samples if not sample["media"] for talk in sample["conversations"]} == {'{"model":""}'}
-    made_again_is_equal(tmp_path, asked)
+    done = pipelines.run(job(tmp_path, "llava_json", "mix.json", max_missing_share=0.2))
+    adds_up(tmp_path, done.counts, {"missing_media": 1})
+    samples = {sample["media"][0]["path"]: sample for sample in table(tmp_path / "out", "samples") if sample["media"]}
+    assert {path: sample["modality"] for path, sample in samples.items()} == {
+        "coco/train2017/1.jpg": "image", "webvid/000001_000050/7.mp4": "video", "v_a.mkv": "video",
+    }  # fmt: skip
+    assert [talk["placeholder"] for talk in samples["v_a.mkv"]["conversations"]] == ["after", "before"]
+    assert samples["webvid/000001_000050/7.mp4"]["media"][0]["num_frames"] == 20
 
 
 def webvid(folder: Path) -> dict[str, int]:

@@ -14,13 +14,14 @@ from ingest.clips import clip, shipped
 from ingest.source import image
 
 from voco.ingest.decoder import Decoder
+from voco.ingest.folder import MediaRoot
 from voco.ingest.items import BadRow
-from voco.ingest.media import Limits, MediaRoot
+from voco.ingest.media import Limits
 from voco.ingest.video_media import check_container, read_video
 
 HEADER = Limits("header", 1 << 21, 10**6)
 FULL = Limits("full", 1 << 21, 10**6)
-KINDS = {"mp4": "mp4", "mov": "mov", "matroska": "mkv", "webm": "webm"}
+KINDS = {"mp4": "mp4", "mov": "mov", "matroska": "mkv", "webm": "webm", "avi": "avi"}
 MP4_LAYOUTS = ({}, {"movflags": "faststart"}, {"movflags": "frag_keyframe+empty_moov"})
 
 
@@ -69,7 +70,7 @@ def test_a_truncated_video_is_corrupt(tmp_path, probe, container: str, share: fl
 
 
 @pytest.mark.parametrize(
-    "data", [b"hello, not a video", b"%PDF-1.7 ....", b"\0\0\0\x18ftypavif\0\0\0\0avif", b"RIFF\0\0\0\0AVI LIST"]
+    "data", [b"hello, not a video", b"%PDF-1.7 ....", b"\0\0\0\x18ftypavif\0\0\0\0avif", b"RIFF\0\0\0\0WAVEfmt "]
 )
 def test_other_content_is_unsupported(tmp_path, probe, data: bytes) -> None:
     assert reason(tmp_path, probe, data) == "unsupported_format"
@@ -77,13 +78,14 @@ def test_other_content_is_unsupported(tmp_path, probe, data: bytes) -> None:
 
 def test_images_and_foreign_containers_are_unsupported(tmp_path, probe) -> None:
     assert reason(tmp_path, probe, image(1)) == "unsupported_format"
-    assert reason(tmp_path, probe, clip("avi")) == "unsupported_format"
+    assert reason(tmp_path, probe, image(1, "WEBP")) == "unsupported_format"
     assert reason(tmp_path, probe, clip("webm").replace(b"webm", b"mesh", 1)) == "unsupported_format"
 
 
 def test_an_empty_file_and_one_without_a_picture(tmp_path, probe) -> None:
     assert reason(tmp_path, probe, b"") == "corrupt_media"
     assert reason(tmp_path, probe, b"\0\0\0\x10ftypisom\0\0\0\0") == "corrupt_media"
+    assert reason(tmp_path, probe, b"RIFF\x04\0\0\0AVI ") == "corrupt_media"
 
 
 def test_what_is_behind_the_video_is_no_fault() -> None:
@@ -91,6 +93,30 @@ def test_what_is_behind_the_video_is_no_fault() -> None:
     assert check_container(clip() + b"\0\0\xff\xfffree") == "mp4"  # cut in a box that holds nothing
     assert check_container(clip("matroska") + b"more") == "mkv"
     assert check_container(clip("matroska", live="1")) == "mkv"  # a segment of unknown size
+
+
+def test_an_avi_above_a_gigabyte_is_several_lists() -> None:
+    """OpenDML: the list AVI, then AVIX with more of the streams; a cut in any is seen, other bytes behind are no fault."""
+    data = clip("avi")
+    more = b"LIST" + (4 + 8 + 6).to_bytes(4, "little") + b"movi" + b"00dc" + (6).to_bytes(4, "little") + b"frames"
+    large = data + 2 * (b"RIFF" + (4 + len(more)).to_bytes(4, "little") + b"AVIX" + more)
+    for whole in (large, large + b"behind it", data + image(1, "WEBP"), data + b"\0"):
+        assert check_container(whole) == "avi"
+    never_finished = bytearray(data)
+    never_finished[4:8] = bytes(4)
+    short_streams = bytearray(data)
+    movi = data.index(b"movi") - 4
+    short_streams[movi : movi + 4] = (len(data)).to_bytes(4, "little")
+    for damaged in (
+        large[:-1],
+        large[: len(data) + 20],
+        data[:-1],
+        never_finished,
+        short_streams,
+        data.replace(b"movi", b"none"),
+    ):
+        with pytest.raises(BadRow, match="corrupt_media"):
+            check_container(bytes(damaged))
 
 
 def test_limits(tmp_path, probe) -> None:

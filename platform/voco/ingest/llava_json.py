@@ -1,10 +1,13 @@
-"""LLaVA's JSON list: one row is one conversation about at most one image.
+"""LLaVA's JSON list: one row is one conversation about at most one image or one video.
 
     {"id": "000000123456", "image": "coco/train2017/000000123456.jpg",
      "conversations": [{"from": "human", "value": "<image>\\nWhat is on the shelf?"}, {"from": "gpt", "value": "A teapot"}]}
+    {"id": 1012345678, "video": "012301_012350/1012345678.mp4", "conversations": [...]}
 
-`id` is a string or an integer, may be absent and may repeat. Without `image` the row is text only. Further keys go to
-`extra`, `category` to its column. LLaVA's 665k mix and CC3M's `chat.json` are such files.
+`id` is a string or an integer, may be absent and may repeat. Without `image` and `video` the row is text only. A video's
+placeholder is `<image>`, as LLaMA-VID has it, or `<video>`, as Video-ChatGPT does; its `.pkl`, features of a video, stands for
+the video, whose extension is then found, and its stray marker goes from the answers. Further keys go to `extra`, `category` to
+its column. LLaVA's 665k mix, CC3M's `chat.json` and LLaMA-VID's mixes with WebVid and Video-ChatGPT are such files.
 """
 
 from __future__ import annotations
@@ -15,10 +18,12 @@ from typing import Any
 from voco.blocks import Ingest
 from voco.ingest import json_list
 from voco.ingest.items import BadRow, Item, Reject, make_item, read_rows
+from voco.ingest.video_chatgpt import clean
 
-PLACEHOLDER = "<image>"
+IMAGE, VIDEO = "<image>", "<video>"
+FEATURES = ".pkl"
 ROLES = {"human": "user", "gpt": "assistant"}
-OWN_KEYS = {"id", "image", "conversations"}
+OWN_KEYS = {"id", "image", "video", "conversations"}
 
 
 def read(uri: str, block: Ingest) -> Iterator[Item | Reject]:
@@ -30,15 +35,17 @@ def parse(raw: Any, source: str, block: Ingest) -> Item:
     """One row as an item. Raises BadRow with the first thing that is wrong with it."""
     if not isinstance(raw, dict):
         raise BadRow("bad_record", f"expected an object, got {type(raw).__name__}")
-    path = _image(raw)
+    modality, path = _medium(raw)
     turns = _turns(raw)
     category, extra = json_list.category_and_extra(raw, OWN_KEYS)
     identity = _identity(raw)
     placeholder = "none"
     if path is not None:
-        first, placeholder = take_placeholder(turns[0][1])
+        mark = VIDEO if modality == "video" and VIDEO in turns[0][1] else IMAGE
+        first, placeholder = take_placeholder(turns[0][1], mark)
         turns = [("user", first), *turns[1:]]
-    modality = "text" if path is None else "image"
+    if modality == "video":
+        turns = [(role, clean(text) if role == "assistant" else text) for role, text in turns]
     return make_item(
         source, block, modality=modality, path=path, turns=turns, placeholder=placeholder,
         source_id=identity, category=category, extra=extra,
@@ -54,13 +61,17 @@ def _identity(raw: dict[str, Any]) -> str:
     return str(value)
 
 
-def _image(raw: dict[str, Any]) -> str | None:
-    if "video" in raw:
-        raise BadRow("unsupported_format", "video: llava_json reads images and text only")
-    value = raw.get("image")
-    if value is not None and not isinstance(value, str):
-        raise BadRow("bad_record", f"image: expected one path, got {type(value).__name__}")
-    return value
+def _medium(raw: dict[str, Any]) -> tuple[str, str | None]:
+    """The row's modality and the path of its medium."""
+    found = [(key, raw[key]) for key in ("image", "video") if raw.get(key) is not None]
+    if not found:
+        return "text", None
+    if len(found) > 1:
+        raise BadRow("unsupported_format", "an image and a video in one row")
+    ((modality, path),) = found
+    if not isinstance(path, str):
+        raise BadRow("bad_record", f"{modality}: expected one path, got {type(path).__name__}")
+    return modality, path.removesuffix(FEATURES) if modality == "video" else path
 
 
 def _turns(raw: dict[str, Any]) -> list[tuple[str, str]]:
@@ -83,18 +94,18 @@ def _turns(raw: dict[str, Any]) -> list[tuple[str, str]]:
     return [(ROLES[speaker], text) for speaker, text in spoken]
 
 
-def take_placeholder(text: str) -> tuple[str, str]:
-    """The first turn without its placeholder and the one newline that joins it, and where it stood.
+def take_placeholder(text: str, mark: str) -> tuple[str, str]:
+    """The first turn without its placeholder, `mark`, and the one newline that joins it, and where it stood.
 
     LLaVA moves a placeholder inside a sentence to the front, so that one counts as `before`. Only one is taken: whatever
-    else spells `<image>` is the user's own text.
+    else spells the mark is the user's own text.
     """
-    if text.lstrip().startswith(PLACEHOLDER):
-        head, tail = text.split(PLACEHOLDER, 1)
+    if text.lstrip().startswith(mark):
+        head, tail = text.split(mark, 1)
         return head + tail.removeprefix("\r").removeprefix("\n"), "before"
-    if text.rstrip().endswith(PLACEHOLDER):
-        head, tail = text.rsplit(PLACEHOLDER, 1)
+    if text.rstrip().endswith(mark):
+        head, tail = text.rsplit(mark, 1)
         return head.removesuffix("\n").removesuffix("\r") + tail, "after"
-    if PLACEHOLDER in text:
-        return text.replace(PLACEHOLDER, "", 1), "before"
+    if mark in text:
+        return text.replace(mark, "", 1), "before"
     return text, "none"

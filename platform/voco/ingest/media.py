@@ -1,21 +1,15 @@
-"""Media folders, and one image file: read it without leaving the folder, know its format by content, prove that it is whole."""
+"""One image file: know its format by content, prove that it is whole; and what media are read from."""
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
-import os
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
-from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 
-from voco import storage
 from voco.ingest.decoder import DECODER_ERRORS, DECODERS, Decoder, line
 from voco.ingest.items import BadRow
 
@@ -24,9 +18,6 @@ FORMATS = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png", "GIF": "gif", "WEBP": "w
 
 # How these formats begin: a file that begins so and cannot be read is damaged, any other is of an unknown kind.
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM", b"II*\0", b"MM\0*")
-
-# A path that leads to no file, as the system says it; any other failure to read is the machine's, and stops the job.
-ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.ENAMETOOLONG, errno.ELOOP}
 
 
 @dataclass(frozen=True)
@@ -41,7 +32,7 @@ class Limits:
 
 
 class MediaSource(Protocol):
-    """What media are read from: a folder (`MediaRoot`) or an archive (`archive.ZipArchive`)."""
+    """What media are read from: a folder (`folder.MediaRoot`) or an archive (`archive.ZipArchive`)."""
 
     def read(self, path: str, limit: int) -> bytes:
         """The bytes at a normalised path, at most `limit`. Raises BadRow."""
@@ -52,50 +43,6 @@ class Places(Protocol):
 
     def sources(self, places: list[str]) -> Iterator[MediaSource]:
         """One source for the sample at each place of the work list, in order."""
-
-
-class MediaRoot:
-    """The folder that media paths are relative to, on disk or in S3."""
-
-    def __init__(self, uri: str) -> None:
-        self.fs, self.root = storage.filesystem(uri)
-        self.real = os.path.realpath(self.root) if isinstance(self.fs, LocalFileSystem) else None
-
-    def read(self, path: str, limit: int) -> bytes:
-        """The bytes at a normalised path (`items.normal_path`).
-
-        Raises BadRow: missing_media, unsafe_path (a link leads out of the root), media_too_large (more than `limit` bytes),
-        download_failed (S3 refuses this object), corrupt_media (the disk cannot read it).
-        """
-        if self.real is not None:
-            return _read_local(Path(self.real), path, limit)
-        key = f"{self.root}/{path}"
-        try:
-            size = int(self.fs.info(key)["size"])
-            check_size(path, size, limit)
-            return bytes(self.fs.cat_file(key, max_concurrency=1))  # more would ask for the size once again
-        except (FileNotFoundError, IsADirectoryError) as error:
-            raise BadRow("missing_media", f"{path}: {os.strerror(errno.ENOENT)}") from error
-        except PermissionError as error:
-            raise BadRow("download_failed", f"{path}: {error}") from error
-
-
-def _read_local(root: Path, path: str, limit: int) -> bytes:
-    try:
-        real = Path(os.path.realpath(root / path, strict=True))
-        if root != real and root not in real.parents:
-            raise BadRow("unsafe_path", f"{path}: a link leads out of the media folder")
-        found = real.stat()
-        if not stat.S_ISREG(found.st_mode):  # a folder, or a pipe that would never end
-            raise BadRow("missing_media", f"{path}: not a regular file")
-        check_size(path, found.st_size, limit)
-        return real.read_bytes()
-    except OSError as error:
-        if error.errno in ABSENT:
-            raise BadRow("missing_media", f"{path}: {error.strerror}") from error
-        if error.errno == errno.EIO:
-            raise BadRow("corrupt_media", f"{path}: {error.strerror}") from error
-        raise
 
 
 def check_size(path: str, size: int, limit: int) -> None:

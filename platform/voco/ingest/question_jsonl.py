@@ -5,16 +5,17 @@
 
 GQA, VQAv2, TextVQA, POPE and MME come so; `references` says how each is joined. POPE's own files need no second one: they
 have the `label` in the row, and the category in their name. Further keys go to `extra`, with what the answers' file adds.
+VQAv2's and GQA's own files, known by their content, are read as LLaVA's (`own_questions`).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from voco.blocks import Ingest
-from voco.ingest import json_list, json_records
+from voco.ingest import json_list, json_records, own_questions
 from voco.ingest.items import BadRow, Item, Reject, read_rows
 from voco.ingest.references import Question, Reference, References, answers_of, identity, make_question
 
@@ -23,16 +24,19 @@ POPE = "coco_pope_"  # coco_pope_adversarial.json
 
 
 def read(uri: str, block: Ingest, answers: str | None) -> Iterator[Item | Reject]:
-    """Every line, in order. Raises Refused when the answers' file cannot be used."""
+    """Every question, in order. Raises Refused when the answers' file cannot be used, or a set's own one is not whole."""
     references = References(answers) if answers is not None else None
     name = uri.rsplit("/", 1)[-1]
     named = name.removeprefix(POPE).split(".")[0] if name.startswith(POPE) else ""
-    return read_rows(uri, json_records.lines(uri), lambda raw, _, source: parse(raw, source, block, references, named))
+    raws, row_of = own_questions.find(uri) or (json_records.lines(uri), line_row)
+    return read_rows(uri, raws, lambda raw, _, source: parse(raw, row_of, source, block, references, named))
 
 
-def parse(raw: bytes, source: str, block: Ingest, references: References | None, named: str = "") -> Item:
-    """One line as an item; `named` is the category of a row that says none. Raises BadRow with the first thing wrong."""
-    row = _object(raw)
+def parse(
+    raw: Any, row_of: Callable[[Any], dict[str, Any]], source: str, block: Ingest, references: References | None, named: str
+) -> Item:
+    """One question as an item; `named` is the category of a row that says none. Raises BadRow with the first thing wrong."""
+    row = row_of(raw)
     for key in ("image", "text"):
         if not isinstance(row.get(key), str):
             raise BadRow("bad_record", f"{key}: expected a string, got {type(row.get(key)).__name__}")
@@ -48,7 +52,8 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is a number of Python's, not of JSON")
 
 
-def _object(raw: bytes) -> dict[str, Any]:
+def line_row(raw: bytes) -> dict[str, Any]:
+    """A line of LLaVA's layout. Raises BadRow."""
     try:
         row = json.loads(raw, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:

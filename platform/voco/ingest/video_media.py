@@ -35,7 +35,7 @@ def read_video(root: MediaSource, path: str, limits: Limits, decoder: Decoder) -
 
 
 def _find(root: MediaSource, path: str, limit: int) -> tuple[str, bytes]:
-    if path.endswith(EXTENSIONS):
+    if path.lower().endswith(EXTENSIONS):
         return path, root.read(path, limit)
     folder, _, name = path.rpartition("/")
     prefixed = f"{folder}/v_{name}" if folder else f"v_{name}"  # as ActivityNet names its files
@@ -50,7 +50,7 @@ def _find(root: MediaSource, path: str, limit: int) -> tuple[str, bytes]:
 
 
 def check_container(data: bytes) -> str:
-    """mp4, mov, mkv or webm, by content. A decoder reads on happily where a file was cut; the container knows its length.
+    """mp4, mov, mkv, webm or avi, by content. A decoder reads on happily where a file was cut; the container knows its length.
 
     Raises BadRow: unsupported_format, corrupt_media (empty, or cut short).
     """
@@ -63,6 +63,9 @@ def check_container(data: bytes) -> str:
         return "mov" if data[8:12] == b"qt  " else "mp4"
     if data[:4] == EBML.to_bytes(4, "big"):
         return _check_ebml(data)
+    if data[:4] == b"RIFF" and data[8:12] == b"AVI ":
+        _check_riff(data)
+        return "avi"
     raise BadRow("unsupported_format", f"begins with {data[:12]!r}")
 
 
@@ -80,6 +83,26 @@ def _check_boxes(data: bytes) -> None:
         if at + size > len(data) and kind in VITAL:
             raise BadRow("corrupt_media", f"cut short: box {kind.decode()} ends at byte {at + size} of {len(data)}")
         at += size
+
+
+def _check_riff(data: bytes) -> None:
+    """AVI: a RIFF list with the streams in its list `movi`; above 1 GB further lists of type AVIX behind it (OpenDML 1.02)."""
+    at, kind = 0, b"AVI "
+    while data[at : at + 4] == b"RIFF" and data[at + 8 : at + 12] == kind:
+        end = at + 8 + int.from_bytes(data[at + 4 : at + 8], "little")
+        if end > len(data) or not _has_movi(data, at + 12, end):
+            raise BadRow("corrupt_media", f"cut short or never finished: list {kind.decode()} ends at byte {end} of {len(data)}")
+        at, kind = end + end % 2, b"AVIX"
+
+
+def _has_movi(data: bytes, at: int, end: int) -> bool:
+    """True when the chunks from `at` to `end` have the list `movi` among them, whole: type, size, content to an even byte."""
+    while at + 12 <= end:
+        size = int.from_bytes(data[at + 4 : at + 8], "little")
+        if data[at : at + 4] == b"LIST" and data[at + 8 : at + 12] == b"movi":
+            return at + 8 + size <= end
+        at += 8 + size + size % 2
+    return False
 
 
 def _check_ebml(data: bytes) -> str:
