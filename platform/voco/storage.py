@@ -185,6 +185,14 @@ def delete(uri: str) -> None:
         fs.rm(path, recursive=True)
 
 
+def sweep(uri: str) -> None:
+    """Remove what killed writes left hidden under a directory on disk; for when nothing writes there any more."""
+    fs, path = filesystem(uri)
+    if isinstance(fs, LocalFileSystem):
+        for partial in Path(path).rglob(".*.partial"):
+            partial.unlink(missing_ok=True)
+
+
 def sha256(uri: str) -> str:
     digest = hashlib.sha256()
     with open_read(uri) as handle:
