@@ -1,6 +1,7 @@
 """Every byte that outlives a process goes through here: local paths and `s3://`, by fsspec and s3fs.
 
 s3fs reads credentials and `AWS_ENDPOINT_URL` from the environment; nothing here takes a secret as an argument.
+An S3 server that does not answer is waited for, in every call, `PATIENCE_S` seconds.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ from fsspec.implementations.local import LocalFileSystem
 
 from voco.errors import Refused
 
-# Some servers answer a ranged read with the checksum of the whole object (rclone does), which botocore would refuse.
-S3_CONFIG = {"response_checksum_validation": os.environ.get("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")}
+PATIENCE_S = 180.0  # longer than a restart of a server, shorter than a night
 SHARD = ".tar"
 PLACEHOLDER = "YOUR-"  # s3://YOUR-BUCKET/...: a job file that is to be filled in
+
+_patience_s = [PATIENCE_S]
 
 
 def is_placeholder(uri: str) -> bool:
@@ -49,8 +51,20 @@ def resolve(uri: str, root: str | None = None) -> str:
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The fsspec file system of a resolved URI and the path inside it."""
     if uri.startswith("s3://"):
-        return fsspec.filesystem("s3", config_kwargs=S3_CONFIG), uri.removeprefix("s3://")
+        from voco.s3 import PatientS3  # half a second, which local files need not pay
+
+        return PatientS3(_patience_s[0]), uri.removeprefix("s3://")
     return LocalFileSystem(), uri
+
+
+@contextmanager
+def patience(seconds: float) -> Iterator[None]:
+    """Inside it, S3 that does not answer is waited for so long; 0 fails at once, for a look that changes nothing."""
+    before, _patience_s[0] = _patience_s[0], seconds
+    try:
+        yield
+    finally:
+        _patience_s[0] = before
 
 
 def arrow_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
@@ -65,25 +79,24 @@ def join(uri: str, *parts: str) -> str:
     return "/".join([uri.rstrip("/"), *parts])
 
 
-def fresh(uri: str) -> None:
-    """Forget cached listings: another process may have written since."""
-    fs, _ = filesystem(uri)
-    fs.invalidate_cache()
-
-
 def exists(uri: str) -> bool:
-    fresh(uri)
     fs, path = filesystem(uri)
-    return bool(fs.exists(path))
+    if isinstance(fs, LocalFileSystem):
+        return bool(fs.exists(path))
+    try:
+        fs.info(path)  # s3fs's own `exists` says False of a bucket that it could not ask for
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def names(uri: str) -> list[str]:
     """Names directly under a directory, sorted; empty when there is none. Hidden ones, such as a killed write's, are left out."""
-    fresh(uri)
     fs, path = filesystem(uri)
     if not fs.isdir(path):
         return []
-    found = (entry.rstrip("/").rsplit("/", 1)[-1] for entry in fs.ls(path, detail=False))
+    entries = (entry.rstrip("/") for entry in fs.ls(path, detail=False))
+    found = (entry.rsplit("/", 1)[-1] for entry in entries if entry != path)  # S3 consoles make an object for the folder itself
     return sorted(name for name in found if not name.startswith("."))
 
 
@@ -205,10 +218,17 @@ def write_json(uri: str, value: Any) -> None:
 
 def delete(uri: str) -> None:
     """Remove a file or a whole directory; nothing happens when it is not there."""
-    fresh(uri)
     fs, path = filesystem(uri)
     if fs.exists(path):
         fs.rm(path, recursive=True)
+
+
+def sweep(uri: str) -> None:
+    """Remove what killed writes left hidden under a directory on disk; for when nothing writes there any more."""
+    fs, path = filesystem(uri)
+    if isinstance(fs, LocalFileSystem):
+        for partial in Path(path).rglob(".*.partial"):
+            partial.unlink(missing_ok=True)
 
 
 def sha256(uri: str) -> str:
@@ -224,7 +244,6 @@ def fingerprint(uri: str) -> dict[str, Any]:
 
     A folder of shards is known by its listing: its `etag` is a hash over `shards`.
     """
-    fresh(uri)
     fs, path = filesystem(uri)
     if fs.isdir(path):
         listed = shards(uri)
@@ -241,7 +260,6 @@ def shards(uri: str) -> list[dict[str, Any]]:
 
     Terabytes are not hashed to know them again, so a local shard that is copied or touched counts as changed.
     """
-    fresh(uri)
     fs, path = filesystem(uri)
     found = []
     for entry in sorted(fs.ls(path, detail=True), key=lambda entry: str(entry["name"])):
