@@ -92,14 +92,15 @@ class MediaFolder:
     def __init__(self, uri: str) -> None:
         self.root = MediaRoot(uri)
         self.listed: dict[str, Listing] = {}
-        self.opened: dict[str, ZipArchive | BadRow] = {}
+        self.opened: dict[str, ZipArchive | str] = {}  # or why it cannot be read
 
     def read(self, path: str, limit: int) -> bytes:
         """The bytes of the file or member at a normalised path (`items.normal_path`).
 
-        Raises BadRow: those of `MediaRoot.read` and of `ZipArchive.read`; where no archive has it and one of them cannot be
-        read, what is wrong with that one: corrupt_media, unsafe_path, download_failed.
+        Raises BadRow: those of `MediaRoot.read` and of `ZipArchive.read`. An archive that cannot be read has nothing: a row
+        that no other has lacks its media, and its detail says what is wrong with this one.
         """
+        missing = BadRow("missing_media", f"{path}: no such folder")
         if not self._absent(path):
             try:
                 return self.root.read(path, limit)
@@ -107,13 +108,11 @@ class MediaFolder:
                 if bad.reason != "missing_media":
                     raise
                 missing = bad
-        else:
-            missing = BadRow("missing_media", f"{path}: no such folder")
-        tried = []
+        tried = [missing.detail]
         for name, member in self._archives(path):
             archive = self._open(name)
-            if isinstance(archive, BadRow):
-                missing = BadRow(archive.reason, f"{path}: {archive.detail}")
+            if isinstance(archive, str):
+                tried.append(f"{name}, which cannot be read ({archive})")
                 continue
             try:
                 return archive.read(member, limit)
@@ -121,7 +120,7 @@ class MediaFolder:
                 if bad.reason != "missing_media":
                     raise BadRow(bad.reason, f"{path}: {bad.detail}") from bad
                 tried.append(name)
-        raise BadRow(missing.reason, ", nor in ".join([missing.detail, *tried]))
+        raise BadRow("missing_media", ", nor in ".join(tried))
 
     def _absent(self, path: str) -> bool:
         """True where a folder above the file is known not to be there."""
@@ -146,17 +145,17 @@ class MediaFolder:
             self.listed[folder] = self.root.listing(folder) if there else Listing(frozenset(), ())
         return self.listed[folder]
 
-    def _open(self, name: str) -> ZipArchive | BadRow:
+    def _open(self, name: str) -> ZipArchive | str:
+        """The archive, or what is wrong with it."""
         if name not in self.opened:
             try:
                 if self.root.real is not None:
                     inside(self.root.real, name)
                 self.opened[name] = ZipArchive(storage.join(self.root.uri, name))
             except BadRow as bad:
-                self.opened[name] = bad
+                self.opened[name] = bad.detail
             except (Damaged, PermissionError) as error:
-                reason = "corrupt_media" if isinstance(error, Damaged) else "download_failed"
-                self.opened[name] = BadRow(reason, f"{name}: {_line(error)}")
+                self.opened[name] = _line(error)
         return self.opened[name]
 
 

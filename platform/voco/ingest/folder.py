@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -134,18 +135,21 @@ def _whole(descriptor: int, size: int) -> bytes:
 
 
 def _local_listing(root: Path, folder: str) -> Listing:
-    folders: set[str] = set()
-    archives: list[str] = []
     try:
-        with os.scandir(inside(root, folder)) as entries:
-            for entry in entries:
-                if entry.name.lower().endswith(ARCHIVE) and entry.is_file():
-                    archives.append(entry.name)
-                elif entry.is_dir():
-                    folders.add(entry.name)
+        entries = os.scandir(inside(root, folder))
     except BadRow:
         return Listing(frozenset(), ())
     except OSError as error:
         if error.errno not in ABSENT:
             raise
+        return Listing(frozenset(), ())
+    folders: set[str] = set()
+    archives: list[str] = []
+    with entries:
+        for entry in entries:
+            with suppress(OSError):  # a link to itself is neither
+                if entry.is_dir():
+                    folders.add(entry.name)
+                elif entry.name.lower().endswith(ARCHIVE) and entry.is_file():
+                    archives.append(entry.name)
     return Listing(frozenset(folders), tuple(sorted(archives)))
