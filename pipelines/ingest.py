@@ -29,8 +29,8 @@ def run(job: Job, run_id: str) -> Manifest:
     answers = storage.resolve(job.inputs.answers) if job.inputs.answers is not None else None
     listing = list_samples(block, annotations, output, answers)
     print(f"{job.name}: listed {listing.read:,} rows, {listing.samples:,} samples in {listing.units:,} units", flush=True)
-    limits = Limits(block.check, block.max_media_bytes, block.max_pixels)
-    arguments = {"output": output, "media": media, "limits": limits, "places": places}
+    limits = Limits(block.check, block.max_media_bytes, block.max_pixels, block.max_aspect, block.inline_max_bytes)
+    arguments = {"output": output, "media": media, "limits": limits, "shard_bytes": block.shard_bytes, "places": places}
     in_process = listing.samples <= block.in_process_rows
     records = work.run(output, listing.units, WriteSamples, arguments, job.resources, in_process, job.name)
     account = balance(listing, records)

@@ -85,6 +85,26 @@ def test_a_job_killed_while_it_clears_another_runs_files_clears_them_when_sent_a
     assert set(table["dataset"].to_pylist()) == {"other"}
 
 
+def test_what_killed_writes_left_is_gone_when_the_job_ends(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "out"
+    job = source.job(folder, output)
+    done = pipelines.run(job)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for name in ("samples/part-00000.parquet", "units/00000.json", "manifest.json"):
+        with monkeypatch.context() as patch:
+            patch.setattr("os.replace", killed)
+            with pytest.raises(KeyboardInterrupt):
+                storage.write_bytes(f"{output}/{name}", b"half")
+    assert len(list(output.rglob("*.partial"))) == 3
+    assert storage.names(f"{output}/units") == ["00000.json"]
+    (output / "manifest.json").unlink()
+    assert pipelines.run(job).tables == done.tables
+    assert not list(output.rglob("*.partial"))
+
+
 def test_a_stale_input_is_refused(folder: Path, tmp_path: Path) -> None:
     """An output whose own parent was made anew since is no input: what it holds is of other data."""
     first = pipelines.run(flow(folder, tmp_path / "out"))

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import s3fs
 import torch
 from ingest import source
 from test_spec import TRAIN, changed
@@ -17,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import pipelines
 from voco import plan, spec
 from voco.errors import Refused
+from voco.s3 import PatientS3
 
 
 @pytest.fixture
@@ -44,11 +44,14 @@ def test_states_of_inputs_and_outputs(folder: Path, tmp_path: Path) -> None:
 def test_not_checked_inputs_are_sized_by_expect(monkeypatch: pytest.MonkeyPatch) -> None:
     raw = changed(TRAIN, "inputs", {"samples": [{"uri": "s3://YOUR-BUCKET/a"}], "features": "s3://nowhere/f"})
     raw["expect"] = {"rows": 1001, "bytes": 5 << 30}
+    raw["output"] = "s3://nowhere/out"
     for name, value in {"ENDPOINT_URL": "http://127.0.0.1:9", "ACCESS_KEY_ID": "k", "SECRET_ACCESS_KEY": "s"}.items():
         monkeypatch.setenv(f"AWS_{name}", value)
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    s3fs.S3FileSystem.clear_instance_cache()  # another test's server may be in it
-    told = "\n".join(plan.lines("job.yaml", spec.build("job.yaml", raw)))
+    PatientS3.clear_instance_cache()  # another test's server may be in it
+    job = spec.build("job.yaml", raw)
+    told = "\n".join(plan.lines("job.yaml", job))
+    assert plan.verdict("job.yaml", job) == 0
+    assert "output s3://nowhere/out: not checked" in told
     assert "s3://YOUR-BUCKET/a: not checked, expect: 1,001 rows, 5.0 GiB" in told
     assert "s3://nowhere/f: not checked, expect" in told
     assert "steps: ceil(1,001 rows / 8) x 1 epochs = 126" in told

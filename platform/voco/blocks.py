@@ -143,9 +143,9 @@ class Ingest(Strict):
     max_media_bytes: int = Field(default=1 << 30, ge=1)
     inline_max_bytes: int = Field(default=256 << 20, ge=0)  # a larger medium lies under `blobs/`, by its sha256
     max_pixels: int = Field(default=178_956_970, ge=1)  # Pillow's own limit against decompression bombs
-    max_aspect: float = Field(default=200, ge=1)  # longer side over shorter: it is padded to a square before a model sees it
-    shard_bytes: int = Field(default=128 << 20, ge=1)  # of media in one Parquet file
-    unit_rows: int | None = Field(default=None, ge=1)  # samples of one work unit; default: as many as fill about one shard
+    max_aspect: float = Field(default=200.0, ge=1)  # longer side over shorter: it is padded to a square before a model sees it
+    unit_rows: int = Field(default=2000, ge=1)  # samples of one work unit: what a kill costs at most, for each worker
+    shard_bytes: int = Field(default=256 << 20, ge=1)  # of media in one Parquet file; a unit with more writes several
     allow_private_addresses: bool = False  # cc3m_tsv: download from loopback, private and link-local addresses too
     honour_noai: bool = True  # cc3m_tsv: leave out what an X-Robots-Tag keeps from training
     download_threads: int = Field(default=16, ge=1, le=256)  # downloads of one worker at a time

@@ -196,7 +196,9 @@ def finish(job: Job, run_id: str, started: float, **fields: Any) -> Manifest:
         seconds=round(time.time() - started, 3),
         **fields,
     )
-    storage.write_json(storage.join(storage.resolve(job.output), "manifest.json"), manifest.model_dump())
+    output = storage.resolve(job.output)
+    storage.sweep(output)
+    storage.write_json(storage.join(output, "manifest.json"), manifest.model_dump())
     return manifest
 
 

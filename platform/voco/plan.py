@@ -77,6 +77,7 @@ def _of_manifest(found: manifest.Manifest) -> Size:
     return Size(rows or None, sum(int(entry["bytes"]) for entry in files), "present")
 
 
+@storage.patience(0)
 def lines(file: str, job: Job) -> list[str]:
     """The plan, a line each. Raises Refused for an input that is missing."""
     stages = job.flow.stages if job.flow is not None else [job]
@@ -108,7 +109,11 @@ def lines(file: str, job: Job) -> list[str]:
 
 def _made(stage: Job, sizes: dict[str, Size]) -> Size:
     """What a later stage of the flow knows of this one's output."""
-    found = None if storage.is_placeholder(stage.output) else manifest.read(storage.resolve(stage.output))
+    output = storage.resolve(stage.output)
+    try:
+        found = None if storage.is_placeholder(stage.output) else manifest.read(output)
+    except _unreachable(output):
+        found = None
     if found is not None:
         return _of_manifest(found)
     if stage.kind == "ingest" and stage.expect is not None:
@@ -117,10 +122,20 @@ def _made(stage: Job, sizes: dict[str, Size]) -> Size:
 
 
 def output_state(job: Job) -> str:
-    """`new`, `unfinished`, `finished`, or whose it is. A run id is only known when the inputs are there."""
+    """`new`, `unfinished`, `finished`, or whose it is. A run id is only known when the inputs are there.
+
+    `not checked`: a placeholder, or storage that does not answer.
+    """
     if storage.is_placeholder(job.output):
         return "not checked"
     output = storage.resolve(job.output)
+    try:
+        return _held_state(job, output)
+    except _unreachable(output):
+        return "not checked"
+
+
+def _held_state(job: Job, output: str) -> str:
     held = manifest.holder(output)
     if held is None:
         return "foreign: holds files that no job wrote" if storage.names(output) else "new"
@@ -133,6 +148,7 @@ def output_state(job: Job) -> str:
     return f"finished as {held}" if manifest.read(output) is not None else f"unfinished, continues {held}"
 
 
+@storage.patience(0)
 def verdict(file: str, job: Job) -> int:
     """0; Refused when `run` would refuse the output. A flow's stages are told in the lines: --replace makes them again."""
     state = output_state(job)

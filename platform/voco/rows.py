@@ -5,9 +5,9 @@ Text columns are zstd; media and tensors are stored as they are: zstd saves noth
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from itertools import accumulate, chain
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -185,9 +185,33 @@ def _leaves(schema: pa.Schema) -> list[tuple[str, str]]:
     return [leaf for field in schema for leaf in walk(field.name, field.name, field.type)]
 
 
+def column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    """The values as an array, level by level: several times as fast as pyarrow's own way from nested dicts.
+
+    No struct or list may be null.
+    """
+    if pa.types.is_struct(kind):
+        return pa.StructArray.from_arrays(
+            [column([one[field.name] for one in values], field.type) for field in kind], fields=kind
+        )
+    if pa.types.is_list(kind):
+        offsets = pa.array(list(accumulate(map(len, values), initial=0)), pa.int32())
+        return pa.ListArray.from_arrays(offsets, column(list(chain.from_iterable(values)), kind.value_type), type=kind)
+    if pa.types.is_large_binary(kind) and None not in values:
+        places = pa.array(list(accumulate(map(len, values), initial=0)), pa.int64())
+        return pa.LargeBinaryArray.from_buffers(kind, len(values), [None, places.buffers()[1], pa.py_buffer(b"".join(values))])
+    return pa.array(values, kind)
+
+
+def table(listed: Sequence[dict[str, Any]], schema: pa.Schema) -> pa.Table:
+    """Rows given as dicts that have every key of the schema."""
+    columns = [column([one[field.name] for one in listed], field.type) for field in schema]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
 def write_table(
     uri: str, groups: Iterable[pa.Table], schema: pa.Schema, metadata: dict[str, str] | None = None
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Write one Parquet file whose row groups are `groups`, whole or not at all.
 
     Returns the file's entry of a manifest: path (its name), rows, bytes, sha256. The same rows give the same bytes.
@@ -197,17 +221,16 @@ def write_table(
     compression = {path: "none" if path in plain else "zstd" for path, _ in _leaves(schema)}
     coded = [path for path, _ in _leaves(schema) if path not in plain]
     rows = 0
-    with tempfile.TemporaryDirectory() as folder:
-        local = Path(folder) / "part.parquet"
-        with pq.ParquetWriter(
-            local, schema, compression=compression, use_dictionary=coded, write_statistics=coded, store_schema=True
-        ) as writer:
-            for group in groups:
-                writer.write_table(group.cast(schema), row_group_size=max(1, group.num_rows))
-                rows += group.num_rows
-        size, digest = local.stat().st_size, storage.sha256(str(local))
-        storage.put_file(local, uri)
-    return {"path": uri.rsplit("/", 1)[-1], "rows": rows, "bytes": size, "sha256": digest}
+    with (
+        storage.writing(uri) as handle,
+        pq.ParquetWriter(
+            handle, schema, compression=compression, use_dictionary=coded, write_statistics=coded, store_schema=True
+        ) as writer,
+    ):
+        for group in groups:
+            writer.write_table(group.cast(schema), row_group_size=max(1, group.num_rows))
+            rows += group.num_rows
+    return {"path": uri.rsplit("/", 1)[-1], "rows": rows, "bytes": handle.size, "sha256": handle.sha256()}
 
 
 def slices_by_bytes(sizes: list[int], limit: int = ROW_GROUP_BYTES) -> list[tuple[int, int]]:
@@ -222,6 +245,18 @@ def slices_by_bytes(sizes: list[int], limit: int = ROW_GROUP_BYTES) -> list[tupl
     if start < len(sizes):
         cuts.append((start, len(sizes)))
     return cuts
+
+
+def blob_uri(output: str, sha256: str) -> str:
+    """Where a medium lies that is too large for its table."""
+    return storage.join(output, "blobs", sha256)
+
+
+def medium_bytes(medium: dict[str, Any], table_uri: str) -> bytes:
+    """The encoded bytes of a medium of a row in the `samples/` part at `table_uri`, from the row or from `blobs/`."""
+    if medium["bytes"] is not None:
+        return bytes(medium["bytes"])
+    return storage.read_bytes(blob_uri(table_uri.rsplit("/", 2)[0], medium["sha256"]))
 
 
 def open_parquet(uri: str) -> pq.ParquetFile:

@@ -1,15 +1,20 @@
 """Every byte that outlives a process goes through here: local paths and `s3://`, by fsspec and s3fs.
 
 s3fs reads credentials and `AWS_ENDPOINT_URL` from the environment; nothing here takes a secret as an argument.
+An S3 server that does not answer is waited for, in every call, `PATIENCE_S` seconds.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
+import tempfile
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,10 +24,11 @@ from fsspec.implementations.local import LocalFileSystem
 
 from voco.errors import Refused
 
-# Some servers answer a ranged read with the checksum of the whole object (rclone does), which botocore would refuse.
-S3_CONFIG = {"response_checksum_validation": os.environ.get("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")}
+PATIENCE_S = 180.0  # longer than a restart of a server, shorter than a night
 SHARD = ".tar"
 PLACEHOLDER = "YOUR-"  # s3://YOUR-BUCKET/...: a job file that is to be filled in
+
+_patience_s = [PATIENCE_S]
 
 
 def is_placeholder(uri: str) -> bool:
@@ -45,8 +51,20 @@ def resolve(uri: str, root: str | None = None) -> str:
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The fsspec file system of a resolved URI and the path inside it."""
     if uri.startswith("s3://"):
-        return fsspec.filesystem("s3", config_kwargs=S3_CONFIG), uri.removeprefix("s3://")
+        from voco.s3 import PatientS3  # half a second, which local files need not pay
+
+        return PatientS3(_patience_s[0]), uri.removeprefix("s3://")
     return LocalFileSystem(), uri
+
+
+@contextmanager
+def patience(seconds: float) -> Iterator[None]:
+    """Inside it, S3 that does not answer is waited for so long; 0 fails at once, for a look that changes nothing."""
+    before, _patience_s[0] = _patience_s[0], seconds
+    try:
+        yield
+    finally:
+        _patience_s[0] = before
 
 
 def arrow_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
@@ -61,25 +79,24 @@ def join(uri: str, *parts: str) -> str:
     return "/".join([uri.rstrip("/"), *parts])
 
 
-def fresh(uri: str) -> None:
-    """Forget cached listings: another process may have written since."""
-    fs, _ = filesystem(uri)
-    fs.invalidate_cache()
-
-
 def exists(uri: str) -> bool:
-    fresh(uri)
     fs, path = filesystem(uri)
-    return bool(fs.exists(path))
+    if isinstance(fs, LocalFileSystem):
+        return bool(fs.exists(path))
+    try:
+        fs.info(path)  # s3fs's own `exists` says False of a bucket that it could not ask for
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def names(uri: str) -> list[str]:
     """Names directly under a directory, sorted; empty when there is none. Hidden ones, such as a killed write's, are left out."""
-    fresh(uri)
     fs, path = filesystem(uri)
     if not fs.isdir(path):
         return []
-    found = (entry.rstrip("/").rsplit("/", 1)[-1] for entry in fs.ls(path, detail=False))
+    entries = (entry.rstrip("/") for entry in fs.ls(path, detail=False))
+    found = (entry.rsplit("/", 1)[-1] for entry in entries if entry != path)  # S3 consoles make an object for the folder itself
     return sorted(name for name in found if not name.startswith("."))
 
 
@@ -107,18 +124,54 @@ def write_bytes(uri: str, data: bytes) -> None:
         fs.pipe_file(path, data)
 
 
-def put_file(local: Path, uri: str) -> None:
-    """Move a finished local file to `uri`, whole or not at all. The local file is gone afterwards."""
+class Hashing(io.RawIOBase):
+    """A file that is written from start to end, and knows its size in bytes and its sha256 when it is."""
+
+    def __init__(self, path: Path) -> None:
+        self.raw = path.open("wb", buffering=0)
+        self.digest = hashlib.sha256()
+        self.size = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        with memoryview(data).cast("B") as view:
+            self.digest.update(view)
+            done = 0
+            while done < len(view):  # the system writes at most 2 GiB at a time
+                done += self.raw.write(view[done:]) or 0
+        self.size += done
+        return done
+
+    def tell(self) -> int:
+        return self.size
+
+    def close(self) -> None:
+        self.raw.close()
+        super().close()
+
+    def sha256(self) -> str:
+        return self.digest.hexdigest()
+
+
+@contextmanager
+def writing(uri: str) -> Iterator[Hashing]:
+    """A file that lies at `uri` when the block ends, whole; when it ends by an exception, nothing does."""
     fs, path = filesystem(uri)
-    if isinstance(fs, LocalFileSystem):
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
-        shutil.move(local, partial)
-        os.replace(partial, target)
-    else:
-        fs.put_file(str(local), path)
-        local.unlink()
+    local = isinstance(fs, LocalFileSystem)
+    target = Path(path) if local else Path(tempfile.gettempdir()) / Path(path).name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        with Hashing(partial) as handle:
+            yield handle
+        if local:
+            os.replace(partial, target)
+        else:
+            fs.put_file(str(partial), path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def put_directory(local: Path, uri: str) -> None:
@@ -130,7 +183,7 @@ def put_directory(local: Path, uri: str) -> None:
 
 
 def _copy_file(local: Path, uri: str) -> None:
-    """Like `put_file`, and the local file stays. Nothing is read whole: a model may be larger than memory."""
+    """Whole or not at all. Nothing is read whole: a model may be larger than memory."""
     fs, path = filesystem(uri)
     if not isinstance(fs, LocalFileSystem):
         fs.put_file(str(local), path)
@@ -165,10 +218,17 @@ def write_json(uri: str, value: Any) -> None:
 
 def delete(uri: str) -> None:
     """Remove a file or a whole directory; nothing happens when it is not there."""
-    fresh(uri)
     fs, path = filesystem(uri)
     if fs.exists(path):
         fs.rm(path, recursive=True)
+
+
+def sweep(uri: str) -> None:
+    """Remove what killed writes left hidden under a directory on disk; for when nothing writes there any more."""
+    fs, path = filesystem(uri)
+    if isinstance(fs, LocalFileSystem):
+        for partial in Path(path).rglob(".*.partial"):
+            partial.unlink(missing_ok=True)
 
 
 def sha256(uri: str) -> str:
@@ -184,7 +244,6 @@ def fingerprint(uri: str) -> dict[str, Any]:
 
     A folder of shards is known by its listing: its `etag` is a hash over `shards`.
     """
-    fresh(uri)
     fs, path = filesystem(uri)
     if fs.isdir(path):
         listed = shards(uri)
@@ -201,7 +260,6 @@ def shards(uri: str) -> list[dict[str, Any]]:
 
     Terabytes are not hashed to know them again, so a local shard that is copied or touched counts as changed.
     """
-    fresh(uri)
     fs, path = filesystem(uri)
     found = []
     for entry in sorted(fs.ls(path, detail=True), key=lambda entry: str(entry["name"])):

@@ -7,8 +7,10 @@ resuming means the units without that file, and the output is the same bytes aft
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
@@ -51,8 +53,9 @@ def list_uri(output: str) -> str:
     return storage.join(output, "work", "list.parquet")
 
 
-def part(output: str, table: str, unit: int) -> str:
-    return storage.join(output, table, f"part-{unit:05d}.parquet")
+def part(output: str, table: str, unit: int, piece: int = 0) -> str:
+    """A unit's file of a table. A unit with much in it has further pieces, which stand behind the first one by name."""
+    return storage.join(output, table, f"part-{unit:05d}_{piece:03d}.parquet" if piece else f"part-{unit:05d}.parquet")
 
 
 def cut(listed: Iterable[dict[str, Any]], size: int, schema: pa.Schema) -> Iterator[pa.Table]:
@@ -100,7 +103,7 @@ class _UnitCall:
         record = self.worker(unit, work)
         storage.write_json(record_uri(self.output, unit), {"unit": unit, **record})
         written = sum(entry["bytes"] for entries in record["tables"].values() for entry in entries)
-        return {"unit": [unit], "rows": [work.num_rows], "bytes": [written]}
+        return {"rows": [work.num_rows], "bytes": [written], "rejected": [json.dumps(record.get("rejected", {}))]}
 
 
 def run(
@@ -114,14 +117,17 @@ def run(
     if len(todo) < total:
         print(f"{label}: {total - len(todo)} of {total} units are done already", flush=True)
     started = time.monotonic()
-    written = size = 0
+    read = size = 0
+    rejected: Counter[str] = Counter()
     for done, call in enumerate(_calls(output, todo, worker, arguments, resources, in_process), start=1):
-        written += int(call["rows"][0])
+        read += int(call["rows"][0])
         size += int(call["bytes"][0])
+        rejected.update(json.loads(call["rejected"][0]))
         spent = time.monotonic() - started
         left = spent / done * (len(todo) - done)
-        rate = f"{written:,} rows, {written / spent:,.0f} rows/s, {size / 1e6:,.1f} MB"
-        print(f"{label}: unit {total - len(todo) + done}/{total}, {rate}, {spent:.0f} s, {left:.0f} s left", flush=True)
+        rate = f"{read:,} rows, {read / spent:,.0f} rows/s, {size / 1e6:,.1f} MB, {size / spent / 1e6:,.1f} MB/s"
+        lost = "".join(f", {reason} {count:,}" for reason, count in sorted(rejected.items()))
+        print(f"{label}: unit {total - len(todo) + done}/{total}, {rate}{lost}, {spent:.0f} s, {left:.0f} s left", flush=True)
         if running.stopping() and done < len(todo):
             raise Stopped(f"{label}: stopped after unit {total - len(todo) + done} of {total}; sent again, it continues there")
     return records(output)

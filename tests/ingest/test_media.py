@@ -1,11 +1,14 @@
 """One image file: formats by content, damage, limits, and paths that must not be followed."""
 
 import os
+import signal
 import zlib
+from collections.abc import Iterator
 
 import pytest
 from ingest.source import image
 
+from voco.ingest.decoder import Decoder
 from voco.ingest.folder import MediaRoot
 from voco.ingest.items import BadRow
 from voco.ingest.media import Limits, check_image, read_image
@@ -15,58 +18,65 @@ FULL = Limits("full", 1 << 20, 10_000)
 NAMES = {"JPEG": "jpeg", "PNG": "png", "GIF": "gif", "WEBP": "webp", "BMP": "bmp", "TIFF": "tiff"}
 
 
+@pytest.fixture(scope="module")
+def decoder() -> Iterator[Decoder]:
+    made = Decoder()
+    yield made
+    made.close()
+
+
 @pytest.mark.parametrize("limits", [HEADER, FULL], ids=["header", "full"])
 @pytest.mark.parametrize("kind", NAMES)
-def test_format_is_known_by_content(kind: str, limits: Limits) -> None:
-    assert check_image(image(1, kind), limits) == (NAMES[kind], 48, 32)
+def test_format_is_known_by_content(kind: str, limits: Limits, decoder: Decoder) -> None:
+    assert check_image(image(1, kind), limits, decoder) == (NAMES[kind], 48, 32)
 
 
 @pytest.mark.parametrize("limits", [HEADER, FULL], ids=["header", "full"])
 @pytest.mark.parametrize("kind", NAMES)
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.9])
-def test_a_truncated_file_is_corrupt(kind: str, share: float, limits: Limits) -> None:
+def test_a_truncated_file_is_corrupt(kind: str, share: float, limits: Limits, decoder: Decoder) -> None:
     data = image(1, kind, (96, 96))
     with pytest.raises(BadRow) as caught:
-        check_image(data[: max(16, int(len(data) * share))], limits)
+        check_image(data[: max(16, int(len(data) * share))], limits, decoder)
     assert caught.value.reason == "corrupt_media"
 
 
-def test_a_flipped_bit_in_a_png_is_corrupt() -> None:
+def test_a_flipped_bit_in_a_png_is_corrupt(decoder: Decoder) -> None:
     data = bytearray(image(1, "PNG"))
     data[len(data) // 2] ^= 1
     with pytest.raises(BadRow) as caught:
-        check_image(bytes(data), HEADER)
+        check_image(bytes(data), HEADER, decoder)
     assert caught.value.reason == "corrupt_media"
 
 
 @pytest.mark.parametrize("data", [b"hello, not an image", b"%PDF-1.7 ...", b"<svg></svg>", b"RIFF\0\0\0\0WAVEfmt "])
-def test_other_content_is_unsupported(data: bytes) -> None:
+def test_other_content_is_unsupported(data: bytes, decoder: Decoder) -> None:
     with pytest.raises(BadRow) as caught:
-        check_image(data, HEADER)
+        check_image(data, HEADER, decoder)
     assert caught.value.reason == "unsupported_format"
 
 
-def test_an_empty_file_is_corrupt() -> None:
+def test_an_empty_file_is_corrupt(decoder: Decoder) -> None:
     with pytest.raises(BadRow) as caught:
-        check_image(b"", HEADER)
+        check_image(b"", HEADER, decoder)
     assert caught.value.reason == "corrupt_media"
 
 
-def test_trailing_bytes_after_a_jpeg_are_no_fault() -> None:
-    assert check_image(image(1) + b"\xff\xda" * 9, HEADER)[0] == "jpeg"
+def test_trailing_bytes_after_a_jpeg_are_no_fault(decoder: Decoder) -> None:
+    assert check_image(image(1) + b"\xff\xda" * 9, HEADER, decoder)[0] == "jpeg"
 
 
-def test_too_many_pixels_by_the_header_alone() -> None:
+def test_too_many_pixels_by_the_header_alone(decoder: Decoder) -> None:
     data = bytearray(image(1, "PNG"))
     data[16:24] = (60_000).to_bytes(4, "big") * 2  # a bomb: Pillow itself stops at this size
     data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
     for bomb in (bytes(data), image(1, "JPEG", (101, 100))):
         with pytest.raises(BadRow) as caught:
-            check_image(bomb, FULL)
+            check_image(bomb, FULL, decoder)
         assert caught.value.reason == "media_too_large"
 
 
-def test_paths_that_must_not_be_read(tmp_path) -> None:
+def test_paths_that_must_not_be_read(tmp_path, decoder: Decoder) -> None:
     root = tmp_path / "root"
     root.mkdir()
     (tmp_path / "secret.jpg").write_bytes(image(1))
@@ -78,7 +88,7 @@ def test_paths_that_must_not_be_read(tmp_path) -> None:
     (root / "folder").mkdir()
     os.mkfifo(root / "pipe.jpg")  # reading it would never end
     source = MediaRoot(str(root))
-    assert read_image(source, "in.jpg", HEADER)["bytes"] == image(2)
+    assert read_image(source, "in.jpg", HEADER, decoder)["bytes"] == image(2)
     expected = {
         "out.jpg": "unsafe_path",
         "up/secret.jpg": "unsafe_path",
@@ -91,20 +101,53 @@ def test_paths_that_must_not_be_read(tmp_path) -> None:
     }
     for path, reason in expected.items():
         with pytest.raises(BadRow) as caught:
-            read_image(source, path, HEADER)
+            read_image(source, path, HEADER, decoder)
         assert caught.value.reason == reason, path
 
 
-def test_a_root_that_is_a_link_is_a_root(tmp_path) -> None:
+def test_a_root_that_is_a_link_is_a_root(tmp_path, decoder: Decoder) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / "a.jpg").write_bytes(image(1))
     (tmp_path / "link").symlink_to(tmp_path / "real")
-    assert read_image(MediaRoot(str(tmp_path / "link")), "a.jpg", HEADER)["width"] == 48
+    assert read_image(MediaRoot(str(tmp_path / "link")), "a.jpg", HEADER, decoder)["width"] == 48
 
 
-def test_size_is_checked_before_reading(tmp_path) -> None:
+def test_size_is_checked_before_reading(tmp_path, decoder: Decoder) -> None:
     with (tmp_path / "huge.jpg").open("wb") as file:
         file.truncate(1 << 40)  # a sparse terabyte
     with pytest.raises(BadRow) as caught:
-        read_image(MediaRoot(str(tmp_path)), "huge.jpg", HEADER)
+        read_image(MediaRoot(str(tmp_path)), "huge.jpg", HEADER, decoder)
     assert caught.value.reason == "media_too_large"
+
+
+@pytest.mark.parametrize("size", [(600, 3), (3, 600)])
+def test_a_strip_that_padding_would_blow_up(size: tuple[int, int], decoder: Decoder) -> None:
+    limits = Limits("header", 1 << 20, 10_000, max_aspect=199.0)
+    with pytest.raises(BadRow, match=r"longer than ingest\.max_aspect 199 to 1") as caught:
+        check_image(image(1, "PNG", size), limits, decoder)
+    assert caught.value.reason == "media_too_large"
+    assert check_image(image(1, "PNG", size), Limits("header", 1 << 20, 10_000, max_aspect=200.0), decoder)[0] == "png"
+
+
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGSEGV, "corrupt_media"), (signal.SIGALRM, "decode_timeout")])
+def test_a_decoder_that_dies_costs_one_image(number: signal.Signals, expected: str) -> None:
+    decoder = Decoder()
+    assert check_image(image(1), FULL, decoder)[0] == "jpeg"
+    assert decoder.child is not None
+    os.kill(decoder.child.pid, number)
+    with pytest.raises(BadRow) as caught:
+        check_image(image(2), FULL, decoder)
+    assert caught.value.reason == expected
+    assert check_image(image(2), FULL, decoder)[0] == "jpeg"
+    decoder.close()
+
+
+def test_an_end_marker_before_the_last_scan_is_no_end(decoder: Decoder) -> None:
+    """A picture inside a header has an end of its own: a file that is cut behind it is not whole."""
+    whole = image(1, "JPEG", (96, 96))
+    thumbnail = b"\xff\xe1" + (len(image(2)) + 2).to_bytes(2, "big") + image(2)
+    data = whole[:2] + thumbnail + whole[2:]
+    assert check_image(data, HEADER, decoder)[0] == "jpeg"
+    with pytest.raises(BadRow) as caught:
+        check_image(data[: len(data) - 300], HEADER, decoder)
+    assert caught.value.reason == "corrupt_media"

@@ -132,6 +132,38 @@ def test_row_groups_hold_eight_mebibytes_or_one_row(tmp_path) -> None:
     assert [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)] == [2, 2, 1, 1]
 
 
+def test_a_unit_with_much_in_it_writes_several_parts(tmp_path) -> None:
+    """About `shard_bytes` of media each, in the list's order by name; parts of an earlier, larger attempt go away."""
+    images = {f"{index}.jpg": image(index) + os.urandom(3 << 20) for index in range(8)}
+    write(tmp_path, [row(index, f"{index}.jpg", "<image>\nHi", "Ho") for index in range(8)], images)
+    asked = job(tmp_path, tmp_path / "out", shard_bytes=13 << 20, unit_rows=6, max_missing_share=1.0)
+    done = pipelines.run(asked)
+    names = ["part-00000.parquet", "part-00000_001.parquet", "part-00001.parquet"]
+    assert [(entry["path"], entry["rows"]) for entry in done.tables["samples"]] == list(zip(names, (4, 2, 2), strict=True))
+    assert [path.name for path in sorted((tmp_path / "out" / "samples").iterdir())] == names
+    assert [sample["media"][0]["path"] for sample in table(tmp_path / "out", "samples")] == list(images)
+    for index in range(4):
+        (tmp_path / "images" / f"{index}.jpg").unlink()
+    (tmp_path / "out" / "manifest.json").unlink()
+    (tmp_path / "out" / "units" / "00000.json").unlink()
+    assert [entry["path"] for entry in pipelines.run(asked).tables["samples"]] == [names[0], names[2]]
+    assert [path.name for path in sorted((tmp_path / "out" / "samples").iterdir())] == [names[0], names[2]]
+
+
+def test_a_medium_that_is_too_large_for_a_table_lies_beside_it(tmp_path) -> None:
+    small, large = image(1), image(2) + os.urandom(5000)
+    write(tmp_path, [row(i, f"{i}.jpg", "<image>\nHi", "Ho") for i in range(2)], {"0.jpg": small, "1.jpg": large})
+    done = pipelines.run(job(tmp_path, tmp_path / "out", inline_max_bytes=5000))
+    first, second = (sample["media"][0] for sample in table(tmp_path / "out", "samples"))
+    name = hashlib.sha256(large).hexdigest()
+    assert (second["bytes"], second["sha256"], second["width"]) == (None, name, 48)
+    assert (tmp_path / "out" / "blobs" / name).read_bytes() == large
+    assert done.tables["blobs"] == [{"path": name, "rows": 1, "bytes": len(large), "sha256": name}]
+    assert done.statistics["figures"]["media_bytes"]["max"] == len(large)
+    part = str(tmp_path / "out" / "samples" / "part-00000.parquet")
+    assert [rows.medium_bytes(medium, part) for medium in (first, second)] == [small, large]
+
+
 @pytest.mark.parametrize(
     ("limit", "path", "share"), [("max_missing_share", "gone.jpg", 0.02), ("max_reject_share", "text.jpg", 0.01)]
 )
@@ -237,7 +269,7 @@ def test_killed_and_sent_again_is_byte_equal(tmp_path, place: str) -> None:
     pipelines.run(job(tmp_path, tmp_path / "whole", unit_rows=10, **LAX))
     asked = job(tmp_path, tmp_path / "out", unit_rows=10, **LAX)
     child = subprocess.Popen([sys.executable, "-c", CHILD, json.dumps(asked.model_dump(exclude_none=True)), place])
-    listing, units = tmp_path / "out" / "work" / ".listing" / "000.jsonl", tmp_path / "out" / "units"
+    listing, units = tmp_path / "out" / "work" / ".listing" / "rejects.jsonl", tmp_path / "out" / "units"
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and child.poll() is None:
         if listing.exists() if place == "listing" else len(list(units.glob("*.json"))) >= 3:

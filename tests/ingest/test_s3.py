@@ -2,11 +2,16 @@
 
 import hashlib
 import json
+import threading
+import time
 import zipfile
 from collections import Counter
+from random import Random
 from typing import Any
 
+import pyarrow as pa
 import pytest
+import s3_process
 from aiobotocore.client import AioBaseClient
 from ingest.clips import clip
 from ingest.source import good, image, job, part_hashes, row, write
@@ -16,6 +21,7 @@ from voco import manifest, rows, storage
 from voco.errors import JobFailed, Refused
 from voco.ingest.archive import MediaFolder, check_media
 from voco.ingest.items import BadRow
+from voco.s3 import PatientS3, StorageLost
 
 
 def test_round_trip_is_byte_equal_to_disk(s3_server, tmp_path) -> None:
@@ -124,3 +130,155 @@ def test_videos_with_any_extension(s3_server) -> None:
     (s3_server / "videoout").mkdir()
     done = pipelines.run(job("s3://videos", "s3://videoout/x", format="video_chatgpt"))
     assert done.counts == {"read": 4, "written": 3, "samples": 2, "rejected": {"missing_media": 1}}
+
+
+@pytest.mark.parametrize("where", ["disk", "s3"])
+def test_a_finished_job_is_left_alone_and_every_change_is_noticed(s3, tmp_path, where: str) -> None:
+    root = s3.served if where == "s3" else tmp_path
+    place = "s3:/" if where == "s3" else str(tmp_path)
+    listed, images = good(20, 5)
+    write(root / "noticed", listed, {})
+    annotations, archive = root / "noticed" / "mix.json", root / "noticed" / "images.zip"
+    with zipfile.ZipFile(archive, "w") as packed:
+        for name, data in images.items():
+            packed.writestr(name, data)
+    (root / "noticedout").mkdir()
+
+    def run(**changed) -> manifest.Manifest:
+        asked = job(f"{place}/noticed", f"{place}/noticedout/mix", unit_rows=3, **changed)
+        return pipelines.run(
+            asked.model_copy(update={"inputs": asked.inputs.model_copy(update={"media": f"{place}/noticed/images.zip"})})
+        )
+
+    def states() -> dict[str, tuple[int, int]]:
+        return {str(path): (path.stat().st_ino, path.stat().st_mtime_ns) for path in (root / "noticedout").rglob("*")}
+
+    done, before = run(), states()
+    assert run() == done
+    for file in (annotations, archive):
+        whole = file.read_bytes()
+        file.write_bytes(whole.replace(b"Question 1", b"Question X") if file == annotations else whole[:-1] + b"x")
+        with pytest.raises(
+            Refused, match=rf"^output: .* holds run {done.run_id}, this job is ingest-test-.*; use another output"
+        ):
+            run()
+        file.write_bytes(whole)
+        assert run() == done
+    with pytest.raises(Refused, match=f"holds run {done.run_id}, this job is"):
+        run(split="test")
+    assert states() == before
+
+
+def test_the_server_stops_in_the_middle_of_a_job_and_comes_back(s3, tmp_path, capsys, monkeypatch) -> None:
+    """Stopped at the record of unit 2, started again when the job says that it waits: the bytes of an unbroken run."""
+    folder = s3.served / "outage"
+    listed, images = good(60, 20)
+    write(folder, listed, {})
+    with zipfile.ZipFile(folder / "images.zip", "w") as packed:
+        for name, data in images.items():
+            packed.writestr(name, data)
+    (s3.served / "outageout").mkdir()
+    monkeypatch.setattr("voco.s3._told", [float("-inf")])
+    told = []
+
+    def outage() -> None:
+        _until((s3.served / "outageout" / "mix" / "units" / "00002.json").exists)
+        s3.stop()
+        _until(lambda: "does not answer" in (told.append(capsys.readouterr().out) or told[-1]))
+        s3.start()
+
+    other = threading.Thread(target=outage)
+    other.start()
+    done = {}
+    for place, output in (("s3://outage", "s3://outageout/mix"), (str(folder), str(tmp_path / "out"))):
+        asked = job(place, output, unit_rows=2)
+        inputs = asked.inputs.model_copy(update={"media": f"{place}/images.zip"})
+        done[place] = pipelines.run(asked.model_copy(update={"inputs": inputs}))
+        other.join(30)
+    shown = "".join(told) + capsys.readouterr().out
+    assert shown.count("does not answer, waiting up to 180 s") == 1
+    assert part_hashes(s3.served / "outageout" / "mix") == part_hashes(tmp_path / "out")
+    assert done["s3://outage"].tables == done[str(folder)].tables
+    assert done["s3://outage"].counts["written"] == 60
+
+
+def _until(true) -> None:
+    deadline = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_answers_that_are_cut_and_answers_that_are_lost(s3, tmp_path, monkeypatch) -> None:
+    """Reads end in the middle; parts of an upload, and the word that it is complete, arrive but their answers do not."""
+    left = {}
+
+    def cut(request: bytes, sent: int) -> bool:
+        verb, address, _ = request.split(b"\r\n")[0].decode().split(" ")
+        whole = (verb == "GET" and sent < 1 << 16) or (verb == "POST" and "uploadId" not in address) or not left.get(verb)
+        left[verb] = left.get(verb, 0) - (not whole)
+        return not whole
+
+    (s3.served / "cut").mkdir()
+    relay = s3_process.Relay(s3.port, cut)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{relay.port}")
+    PatientS3.clear_instance_cache()
+    data = Random(1).randbytes(33 << 20)
+    left.update(PUT=1, POST=1)
+    with storage.writing("s3://cut/folder/file") as handle:
+        handle.write(data)
+    storage.write_bytes("s3://cut/folder/small", data[:1000])
+    assert (s3.served / "cut" / "folder" / "file").read_bytes() == data
+    left.update(GET=1)
+    with storage.open_read("s3://cut/folder/file") as handle:
+        assert handle.read() == data
+    left.update(GET=1)
+    assert storage.read_bytes("s3://cut/folder/file") == data
+    left.update(GET=1)
+    assert (storage.get_directory("s3://cut/folder", tmp_path / "got") / "file").read_bytes() == data
+    table = pa.table({"bytes": pa.array([data[: 1 << 20]] * 2, pa.large_binary())})
+    rows.write_table("s3://cut/table.parquet", [table], table.schema)
+    left.update(GET=1)
+    assert rows.read_table("s3://cut/table.parquet").equals(table)
+    assert not any(left.values()), "each cut was made"
+    relay.close()
+    PatientS3.clear_instance_cache()
+
+
+def test_what_is_refused_fails_at_once_and_waiting_has_an_end(s3, monkeypatch) -> None:
+    (s3.served / "refused").mkdir()
+    storage.write_bytes("s3://refused/there", b"1")
+    started = time.monotonic()
+    for uri in ("s3://refused/none", "s3://nowhere/x"):
+        assert not storage.exists(uri)
+        with pytest.raises(FileNotFoundError):
+            storage.read_bytes(uri)
+    with pytest.raises(Refused, match="output: s3://nowhere/x: cannot be written"):
+        storage.check_writable("s3://nowhere/x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    PatientS3.clear_instance_cache()
+    with pytest.raises(PermissionError):
+        storage.exists("s3://refused/there")
+    with pytest.raises(Refused, match="output: s3://refused/x: cannot be written: The request signature"):
+        storage.check_writable("s3://refused/x")
+    nobody = s3_process.free_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{nobody}")
+    PatientS3.clear_instance_cache()
+    for uri in ("s3://refused/there", "s3://refused"):
+        with storage.patience(0), pytest.raises(StorageLost, match=rf"storage http://127.0.0.1:{nobody} did not answer: "):
+            storage.exists(uri)
+    with storage.patience(0.5), pytest.raises(StorageLost, match="did not answer for 1 s: EndpointConnectionError"):
+        storage.write_bytes("s3://refused/x", b"1")
+    assert time.monotonic() - started < storage.PATIENCE_S / 3
+    PatientS3.clear_instance_cache()
+
+
+def test_a_folder_of_more_names_than_one_answer_holds(s3) -> None:
+    folder = s3.served / "many" / "units"
+    folder.mkdir(parents=True)
+    expected = [f"{unit:05d}.json" for unit in range(1100)]
+    for name in [*expected, ".hidden"]:
+        (folder / name).write_bytes(b"{}")
+    assert storage.names("s3://many/units") == expected
+    (folder / expected[0]).unlink()
+    assert storage.names("s3://many/units") == expected[1:]  # nothing is remembered

@@ -13,11 +13,11 @@ import pytest
 from ingest.clips import clip, shipped
 from ingest.source import image
 
+from voco.ingest.decoder import Decoder
 from voco.ingest.folder import MediaRoot
 from voco.ingest.items import BadRow
 from voco.ingest.media import Limits
 from voco.ingest.video_media import check_container, read_video
-from voco.ingest.video_probe import VideoProbe
 
 HEADER = Limits("header", 1 << 21, 10**6)
 FULL = Limits("full", 1 << 21, 10**6)
@@ -26,13 +26,13 @@ MP4_LAYOUTS = ({}, {"movflags": "faststart"}, {"movflags": "frag_keyframe+empty_
 
 
 @pytest.fixture(scope="module")
-def probe() -> Iterator[VideoProbe]:
-    made = VideoProbe()
+def probe() -> Iterator[Decoder]:
+    made = Decoder()
     yield made
     made.close()
 
 
-def reason(tmp_path, probe: VideoProbe, data: bytes, limits: Limits = HEADER) -> str:
+def reason(tmp_path, probe: Decoder, data: bytes, limits: Limits = HEADER) -> str:
     (tmp_path / "x.mp4").write_bytes(data)
     with pytest.raises(BadRow) as caught:
         read_video(MediaRoot(str(tmp_path)), "x.mp4", limits, probe)
@@ -149,52 +149,52 @@ def test_full_looks_further_than_the_header(probe) -> None:
     assert check_container(bytes(data)) == "mp4"
     for _ in range(3):
         with pytest.raises(BadRow, match="corrupt_media"):
-            probe(bytes(data), True)
+            probe.video(bytes(data), True)
     assert any(_passes(probe, bytes(data)) for _ in range(20))
 
 
-def _passes(probe: VideoProbe, data: bytes) -> bool:
+def _passes(probe: Decoder, data: bytes) -> bool:
     try:
-        return bool(probe(data, False)["num_frames"] == 300)
+        return bool(probe.video(data, False)["num_frames"] == 300)
     except BadRow:
         return False
 
 
 @pytest.mark.parametrize(("number", "expected"), [(signal.SIGSEGV, "corrupt_media"), (signal.SIGALRM, "decode_timeout")])
 def test_a_decoder_that_dies_costs_one_video(tmp_path, number: signal.Signals, expected: str) -> None:
-    probe = VideoProbe()
-    assert probe(clip(), False)["num_frames"] == 20
+    probe = Decoder()
+    assert probe.video(clip(), False)["num_frames"] == 20
     assert probe.child is not None
     os.kill(probe.child.pid, number)
     with pytest.raises(BadRow) as caught:
-        probe(clip(), False)
+        probe.video(clip(), False)
     assert (caught.value.reason, caught.value.detail) == (expected, f"the decoder ended by {number.name}")
-    assert probe(clip(), False)["num_frames"] == 20
+    assert probe.video(clip(), False)["num_frames"] == 20
 
 
 def test_damage_of_any_kind_is_measured_or_rejected() -> None:
     """Bits turned in the index of a real file: some of these crash the decoder's process, none this one."""
-    probe, data = VideoProbe(), shipped("carphone_distorted.mp4")
+    probe, data = Decoder(), shipped("carphone_distorted.mp4")
     start, reasons = data.index(b"moov"), []
     for seed in range(40):
         drawn, damaged = random.Random(seed), bytearray(data)
         for _ in range(40):
             damaged[drawn.randrange(start, len(data))] ^= 1 << drawn.randrange(8)
         try:
-            assert probe(bytes(damaged), True)["num_frames"] > 0
+            assert probe.video(bytes(damaged), True)["num_frames"] > 0
         except BadRow as bad:
             reasons.append(bad.reason)
     assert len(reasons) > 5
     assert set(reasons) == {"corrupt_media"}
-    assert probe(data, True)["num_frames"] == 120
+    assert probe.video(data, True)["num_frames"] == 120
 
 
 ORPHAN = """
 import sys, time
 from ingest.clips import clip
-from voco.ingest.video_probe import VideoProbe
-probe = VideoProbe()
-probe(clip(), False)
+from voco.ingest.decoder import Decoder
+probe = Decoder()
+probe.video(clip(), False)
 print(probe.child.pid, flush=True)
 time.sleep(100)
 """
@@ -205,7 +205,7 @@ def test_no_decoder_outlives_a_killed_worker() -> None:
     worker = subprocess.Popen([sys.executable, "-c", ORPHAN], stdout=subprocess.PIPE, env=environment)
     assert worker.stdout is not None
     decoder = int(worker.stdout.readline())
-    assert b"video_probe" in Path(f"/proc/{decoder}/cmdline").read_bytes()
+    assert b"voco.ingest.decoder" in Path(f"/proc/{decoder}/cmdline").read_bytes()
     worker.kill()
     worker.wait()
     deadline = time.monotonic() + 20

@@ -15,7 +15,7 @@ import torch
 import world
 from PIL import Image
 
-from voco import rows, work
+from voco import rows, storage, work
 from voco.blocks import Model, Text
 from voco.errors import Refused
 from voco.model import new, weights
@@ -54,10 +54,13 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def made(checkpoint: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[dict[str, Any]]]:
-    """Caches of three clips of 8, 20 and 1 sampled frames, an image and a text-only row."""
+    """Caches of three clips of 8, 20 and 1 sampled frames, an image and a text-only row. The second clip lies under `blobs/`."""
     place = tmp_path_factory.mktemp("frames")
     listed = [video_row(0, 32), video_row(1, 80), video_row(2, 3), *world.sample_rows(2)]
-    samples = world.write_samples(str(place / "samples"), listed, rows_per_group=2)
+    (large,) = listed[1]["media"]
+    stored = [*listed[:1], {**listed[1], "media": [{**large, "bytes": None}]}, *listed[2:]]
+    storage.write_bytes(rows.blob_uri(str(place / "samples"), large["sha256"]), large["bytes"])
+    samples = world.write_samples(str(place / "samples"), stored, rows_per_group=2)
     output = str(place / "cache")
     assert frame_cache.write_list(output, [samples], unit_samples=2) == 2  # of four rows with media
     worker = frame_cache.FrameWorker(output, checkpoint, {"fps": 1.0, "batch": 3})

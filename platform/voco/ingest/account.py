@@ -50,7 +50,8 @@ def balance(listing: Listing, records: list[dict[str, Any]]) -> Account:
         rejected.update(record["rejected"])
         kinds.update(record["kinds"])
         for name, entries in record["tables"].items():
-            tables[name].extend(entries)
+            if entries:
+                tables.setdefault(name, []).extend(entries)
     written = sum(record["written"] for record in records)
     assert listing.read == written + rejected.total(), f"{listing.read} read, {written} written, {rejected.total()} rejected"
     statistics = {"figures": spread.total(record["spread"] for record in records), "kinds": dict(sorted(kinds.items()))}

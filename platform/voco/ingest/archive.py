@@ -14,7 +14,7 @@ import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 
 from voco import storage
-from voco.errors import Refused
+from voco.errors import JobFailed, Refused
 from voco.ingest import zip_index
 from voco.ingest.folder import ARCHIVE, Listing, MediaRoot, inside
 from voco.ingest.items import BadRow
@@ -47,6 +47,8 @@ def check_media(uri: str | None) -> None:
 def _archive(uri: str) -> ZipArchive:
     try:
         return ZipArchive(uri)
+    except JobFailed:  # a storage that does not answer says nothing about the archive
+        raise
     except (Damaged, OSError) as error:
         raise Refused(f"inputs.media: {uri}: expected a zip archive that can be read: {_line(error)}") from error
 

@@ -1,13 +1,16 @@
 """Source rows to the work list: rows about the same media become one sample, in memory that does not grow with the file.
 
-Rows go to buckets on disk by a hash of their sample id; one bucket at a time is grouped in memory. The number of buckets
-follows from the size of the source file, so the same file gives the same list: buckets in order, in each the samples by
-their first source row, in each sample the conversations by source row.
+Rows go to buckets on disk by a hash of their sample id; one bucket at a time is grouped in memory, and a small file is one
+bucket that never leaves it. The number of buckets follows from the size of the source file, so the same file gives the same
+list: buckets in order, in each the samples by their first source row, in each sample the conversations by source row.
 """
 
 from __future__ import annotations
 
+import gc
+import hashlib
 import json
+import marshal
 import shutil
 import tempfile
 import time
@@ -56,6 +59,7 @@ ANSWERED: dict[str, Callable[[str, Ingest, str | None], Iterator[Item | Reject]]
 
 BUCKET_BYTES = 16 << 20  # of the source file; as Python objects about six times that
 MAX_BUCKETS = 512  # files open at once
+LENGTH = 4  # bytes before each row in a bucket's file: how long it is
 UNIT_TEXT_BYTES = 256 << 20  # a unit is cut here too: an Arrow string column ends at 2 GiB
 REJECT_ROWS = 10_000  # in one row group
 
@@ -92,7 +96,7 @@ def list_samples(block: Ingest, annotations: str, output: str, answers: str | No
     """
     counts = storage.join(output, "work", "listing.json")
     if not storage.exists(work.list_uri(output)):
-        with _scratch(output) as folder:
+        with _scratch(output) as folder, _no_collector():
             work.write_list(output, _units(block, _rows(block, annotations, answers), annotations, output, counts, folder), WORK)
     return Listing(**storage.read_json(counts))
 
@@ -111,10 +115,10 @@ def _units(
     rejects = _RejectSpool(folder / "rejects.jsonl")
     size = storage.size(annotations)
     buckets = min(MAX_BUCKETS, max(1, -(-size // BUCKET_BYTES)))
-    read = _partition(block, items, folder, buckets, rejects)
+    read, partition = _partition(block, items, folder, buckets, rejects)
     listed = samples = units = 0
-    for table in _cut(block, _samples(block, folder, buckets, rejects)):
-        listed += sum(len(sources) for sources in table["sources"])
+    for table in _cut(block, _samples(block, partition, rejects)):
+        listed += len(table["sources"].combine_chunks().values)
         samples += table.num_rows
         units += 1
         yield table
@@ -123,49 +127,75 @@ def _units(
     storage.write_json(counts, asdict(found))
 
 
-def _partition(block: Ingest, items: Iterable[Item | Reject], folder: Path, buckets: int, rejects: _RejectSpool) -> int:
-    """Spread the rows over bucket files, in source order, and return how many rows there were."""
+Row = tuple[str, bytes, int, str, str, tuple[str, ...], str, dict[str, Any]]  # what is kept of an item until it is grouped
+
+
+def _row(block: Ingest, item: Item) -> Row:
+    """Sample id, digest and size of the turns, then the item's own: source, modality, paths, place, conversation."""
+    turns = marshal.dumps(item.turns, 2)  # version 2 has no references: equal turns are equal bytes
+    digest = hashlib.blake2b(turns, digest_size=16).digest()
+    key = sample_id(block.dataset, block.split, item)
+    return key, digest, len(turns), item.source, item.modality, item.paths, item.place, item.conversation
+
+
+def _partition(
+    block: Ingest, items: Iterable[Item | Reject], folder: Path, buckets: int, rejects: _RejectSpool
+) -> tuple[int, Iterator[Iterable[Row]]]:
+    """How many rows there were, and those that are no rejects by bucket, in source order."""
     read = 0
+    held: list[Row] = []
     started = shown = time.monotonic()
     with ExitStack() as stack:
-        files = [stack.enter_context((folder / f"{bucket:03d}.jsonl").open("w")) for bucket in range(buckets)]
+        places = [folder / f"{bucket:03d}.rows" for bucket in range(buckets)]
+        files = [stack.enter_context(place.open("wb")) for place in places] if buckets > 1 else []
         for item in items:
             read += 1
             if isinstance(item, Reject):
                 rejects.add(item)
+            elif files:
+                row = _row(block, item)
+                data = marshal.dumps(row, 2)
+                files[int(row[0][:8], 16) % buckets].write(len(data).to_bytes(LENGTH, "little") + data)
             else:
-                key = sample_id(block.dataset, block.split, item)
-                line = [key, item.source, item.modality, item.paths, item.turns, item.conversation, item.place]
-                files[int(key[:8], 16) % buckets].write(json.dumps(line) + "\n")
-            if time.monotonic() - shown > 5:
+                held.append(_row(block, item))
+            if not read % 1000 and time.monotonic() - shown > 5:
                 shown = time.monotonic()
                 print(f"ingest: listed {read:,} rows, {read / (shown - started):,.0f} rows/s", flush=True)
-    return read
+    return read, map(_load, places) if files else iter([held])
 
 
-def _samples(block: Ingest, folder: Path, buckets: int, rejects: _RejectSpool) -> Iterator[dict[str, Any]]:
+def _load(place: Path) -> Iterator[Row]:
+    data = memoryview(place.read_bytes())
+    at = 0
+    while at < len(data):
+        start = at + LENGTH
+        at = start + int.from_bytes(data[at:start], "little")
+        yield marshal.loads(data[start:at])
+
+
+def _samples(block: Ingest, buckets: Iterator[Iterable[Row]], rejects: _RejectSpool) -> Iterator[dict[str, Any]]:
     """The samples of one bucket after the other, without the duplicates."""
-    for bucket in range(buckets):
+    for bucket in buckets:
         found: dict[str, dict[str, Any]] = {}
-        seen: dict[str, set[str]] = {}
-        with (folder / f"{bucket:03d}.jsonl").open() as lines:
-            for line in lines:
-                key, source, modality, paths, turns, conversation, place = json.loads(line)
-                if key in found and found[key]["place"] != place:  # one name, two media: which one, nobody can say
-                    rejects.add(Reject(source, "duplicate", f"{paths[0]} lies at {found[key]['place']} already"))
-                    continue
-                equal = seen.setdefault(key, set())
-                spelled = json.dumps(turns)
-                if spelled in equal and block.duplicates == "reject":
+        seen: set[tuple[str, bytes]] = set()
+        for key, turns, size, source, modality, paths, place, conversation in bucket:
+            sample = found.get(key)
+            if sample is None:
+                sample = found[key] = {
+                    "sample_id": key, "dataset": block.dataset, "split": block.split, "modality": modality,
+                    "paths": paths, "place": place, "sources": [], "conversations": [], "size": 0,
+                }  # fmt: skip
+            elif sample["place"] != place:  # one name, two media: which one, nobody can say
+                rejects.add(Reject(source, "duplicate", f"{paths[0]} lies at {sample['place']} already"))
+                continue
+            if block.duplicates == "reject":
+                if (key, turns) in seen:
                     rejects.add(Reject(source, "duplicate", f"sample {key} has these turns already"))
                     continue
-                equal.add(spelled)
-                sample = found.setdefault(key, {"sample_id": key, "dataset": block.dataset, "split": block.split})
-                sample.setdefault("modality", modality)
-                sample.setdefault("paths", paths)
-                sample.setdefault("place", place)
-                sample.setdefault("sources", []).append(source)
-                sample.setdefault("conversations", []).append(conversation)
+                seen.add((key, turns))
+            sample["size"] += size
+            sample["sources"].append(source)
+            sample["conversations"].append(conversation)
         yield from found.values()
 
 
@@ -174,12 +204,12 @@ def _cut(block: Ingest, samples: Iterable[dict[str, Any]]) -> Iterator[pa.Table]
     size = 0
     for sample in samples:
         held.append(sample)
-        size += sum(len(turn["text"]) for talk in sample["conversations"] for turn in talk["turns"])
-        if len(held) == (block.unit_rows or 2000) or size > UNIT_TEXT_BYTES:
-            yield pa.Table.from_pylist(held, schema=WORK)
+        size += sample["size"]
+        if len(held) == block.unit_rows or size > UNIT_TEXT_BYTES:
+            yield rows.table(held, WORK)
             held, size = [], 0
     if held:
-        yield pa.Table.from_pylist(held, schema=WORK)
+        yield rows.table(held, WORK)
 
 
 class _RejectSpool:
@@ -208,10 +238,22 @@ class _RejectSpool:
                 source, reason, detail = json.loads(line)
                 held.append({"dataset": dataset, "source": source, "reason": reason, "detail": detail})
                 if len(held) == REJECT_ROWS:
-                    yield pa.Table.from_pylist(held, schema=rows.REJECTS)
+                    yield rows.table(held, rows.REJECTS)
                     held = []
             if held:
-                yield pa.Table.from_pylist(held, schema=rows.REJECTS)
+                yield rows.table(held, rows.REJECTS)
+
+
+@contextmanager
+def _no_collector() -> Iterator[None]:
+    """Python's cycle collector off: rows make no cycles, and it would walk millions of their objects again and again."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 @contextmanager

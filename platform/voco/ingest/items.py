@@ -15,6 +15,8 @@ from typing import Any
 from voco.blocks import Ingest
 
 EVALUATION = {"val", "test"}  # splits whose last answer is a reference, not text
+encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+encode_sorted = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), sort_keys=True).encode
 
 
 class BadRow(Exception):
@@ -50,8 +52,7 @@ class Item:
 def sample_id(dataset: str, split: str, item: Item) -> str:
     """32 hex digits: rows about the same media paths, or text-only rows with the same turns, are one sample."""
     about: Any = item.paths or item.turns
-    text = json.dumps([dataset, split, about], ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return hashlib.sha256(encode([dataset, split, about]).encode()).hexdigest()[:32]
 
 
 def normal_path(path: str) -> str:
@@ -99,7 +100,7 @@ def make_item(
     Raises BadRow: bad_record (text that no UTF-8 file can hold, no path), text_too_large, empty_text, bad_conversation
     (training without an answer), unsafe_path.
     """
-    notes = json.dumps(extra or {}, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    notes = encode_sorted(extra) if extra else "{}"
     _check_text([source_id, category, notes, path or "", *answers, *choices, *(text for _, text in turns)], block.max_text_bytes)
     evaluation = block.split in EVALUATION
     _check_turns(turns, placeholder != "none", evaluation)
@@ -122,7 +123,7 @@ def make_item(
 
 def _check_text(texts: list[str], limit: int) -> None:
     try:
-        size = sum(len(text.encode()) for text in texts)
+        size = len("".join(texts).encode())
     except UnicodeEncodeError as error:  # a lone surrogate: no UTF-8 file can hold it
         raise BadRow("bad_record", f"text that is not Unicode: {error.reason}") from error
     if size > limit:

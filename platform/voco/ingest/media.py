@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import io
-import struct
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from PIL import Image
 
+from voco.ingest.decoder import DECODER_ERRORS, DECODERS, Decoder, line
 from voco.ingest.items import BadRow
 
 # Formats by Pillow's name, with theirs in the table. MPO is a JPEG with more pictures behind it.
 FORMATS = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png", "GIF": "gif", "WEBP": "webp", "BMP": "bmp", "TIFF": "tiff"}
-DECODERS = [name for name in FORMATS if name != "MPO"]  # the JPEG one opens it; no other is let near a stranger's file
 
 # How these formats begin: a file that begins so and cannot be read is damaged, any other is of an unknown kind.
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM", b"II*\0", b"MM\0*")
-
-# What Pillow's decoders raise on damaged files: they parse with struct, zlib and plain indexing.
-DECODER_ERRORS = (
-    OSError, SyntaxError, ValueError, EOFError, TypeError, AttributeError, LookupError, ArithmeticError, struct.error, zlib.error,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -34,6 +27,8 @@ class Limits:
     check: str  # header or full
     max_media_bytes: int
     max_pixels: int  # Pillow itself refuses more than 357,913,940
+    max_aspect: float = 200.0  # longer side over shorter: images are padded to squares before a model sees them
+    inline_max_bytes: int = 256 << 20
 
 
 class MediaSource(Protocol):
@@ -55,11 +50,19 @@ def check_size(path: str, size: int, limit: int) -> None:
         raise BadRow("media_too_large", f"{path}: {size} bytes, more than ingest.max_media_bytes {limit}")
 
 
-def read_image(root: MediaSource, path: str, limits: Limits) -> dict[str, Any]:
+def check_frame(width: int, height: int, limits: Limits) -> None:
+    """Raises BadRow(media_too_large) for more than `max_pixels`, and for a strip that padding would blow up."""
+    if width * height > limits.max_pixels:
+        raise BadRow("media_too_large", f"{width} x {height} pixels, more than ingest.max_pixels {limits.max_pixels}")
+    if max(width, height) > limits.max_aspect * min(width, height):
+        raise BadRow("media_too_large", f"{width} x {height} pixels, longer than ingest.max_aspect {limits.max_aspect:g} to 1")
+
+
+def read_image(root: MediaSource, path: str, limits: Limits, decoder: Decoder) -> dict[str, Any]:
     """One image as a `voco.rows.MEDIUM`. Raises BadRow when it is not there, not safe or not whole."""
     data = root.read(path, limits.max_media_bytes)
     try:
-        kind, width, height = check_image(data, limits)
+        kind, width, height = check_image(data, limits, decoder)
     except BadRow as bad:
         raise BadRow(bad.reason, f"{path}: {bad.detail}") from bad
     digest = hashlib.sha256(data).hexdigest()
@@ -67,32 +70,32 @@ def read_image(root: MediaSource, path: str, limits: Limits) -> dict[str, Any]:
     return {"bytes": data, "path": path, "format": kind, "sha256": digest, "width": width, "height": height, **nothing}
 
 
-def check_image(data: bytes, limits: Limits) -> tuple[str, int, int]:
+def check_image(data: bytes, limits: Limits, decoder: Decoder) -> tuple[str, int, int]:
     """Format by content, width and height in pixels as stored (EXIF orientation ignored).
 
     `header` decodes no pixels where the file shows cheaply that it is whole: a JPEG with an end marker after its last
     scan, a PNG whose chunks all have their checksums. Any other file is decoded, as with `full`.
-    Raises BadRow: unsupported_format, corrupt_media, media_too_large (more than `max_pixels`).
+    Raises BadRow: unsupported_format, corrupt_media, media_too_large, decode_timeout.
     """
     try:
         with Image.open(io.BytesIO(data), formats=DECODERS) as image:
             kind, (width, height) = FORMATS[str(image.format)], image.size
-            if width * height > limits.max_pixels:
-                raise BadRow("media_too_large", f"{width} x {height} pixels, more than ingest.max_pixels {limits.max_pixels}")
+            check_frame(width, height, limits)
             if limits.check == "header" and kind == "png":
                 image.verify()
-            elif limits.check == "full" or kind != "jpeg" or not _jpeg_ends(data):
-                image.load()
     except Image.DecompressionBombError as error:
         raise BadRow("media_too_large", str(error)) from error
     except DECODER_ERRORS as error:
         webp = data[:4] == b"RIFF" and data[8:12] == b"WEBP"
         if data and not webp and not data.startswith(MAGIC):
             raise BadRow("unsupported_format", f"begins with {data[:12]!r}") from error
-        raise BadRow("corrupt_media", " ".join(f"{type(error).__name__}: {error}".split())[:200]) from error
+        raise BadRow("corrupt_media", line(error)) from error
+    if limits.check == "full" or not (kind == "png" or (kind == "jpeg" and _jpeg_ends(data))):
+        decoder.image(data)
     return kind, width, height
 
 
 def _jpeg_ends(data: bytes) -> bool:
     """True when an end marker follows the last start of scan; inside a scan neither pair of bytes can occur."""
-    return data.find(b"\xff\xd9", data.rfind(b"\xff\xda")) >= 0
+    end = data.rfind(b"\xff\xd9")  # near the end of a file that is whole, so little is searched
+    return end >= 0 and data.find(b"\xff\xda", end) < 0

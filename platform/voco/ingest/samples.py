@@ -4,62 +4,92 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from itertools import chain, repeat
+from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from voco import rows, storage, work
 from voco.ingest import spread
 from voco.ingest.archive import open_media
+from voco.ingest.decoder import Decoder
 from voco.ingest.items import BadRow
 from voco.ingest.media import Limits, MediaSource, Places, read_image
 from voco.ingest.video_media import read_video
-from voco.ingest.video_probe import VideoProbe
+
+
+@dataclass
+class Found:
+    """What a unit learns while it reads."""
+
+    rejects: list[dict[str, str]] = field(default_factory=list)
+    blobs: list[dict[str, Any]] = field(default_factory=list)  # manifest entries
+    figures: spread.Figures = field(default_factory=dict)
+    kinds: Counter[str] = field(default_factory=Counter)
 
 
 class WriteSamples:
-    """Reads the media of a unit, checks them and writes its two parts, in the order of the work list.
+    """Reads the media of a unit, checks them and writes its parts, in the order of the work list.
 
     Holds one row group of media (8 MiB, or one larger row) at a time.
     """
 
-    def __init__(self, output: str, media: str | None, limits: Limits, places: Places | None = None) -> None:
+    def __init__(
+        self, output: str, media: str | None, limits: Limits, shard_bytes: int = 256 << 20, places: Places | None = None
+    ) -> None:
         self.output = output
         self.places = places
         self.root = open_media(media) if media is not None else None
         self.limits = limits
-        self.probe = VideoProbe()
+        self.shard_bytes = shard_bytes
+        self.decoder = Decoder()
+        # Arrow's own pool gives a row group's memory back each time, and getting it again costs as much as hashing does
+        pa.set_memory_pool(pa.system_memory_pool())
 
     def __call__(self, unit: int, listed: pa.Table) -> dict[str, Any]:
-        rejects: list[dict[str, str]] = []
-        figures: dict[str, dict[str, float]] = {}
-        kinds: Counter[str] = Counter()
-        groups = self._groups(listed, rejects, figures, kinds)
-        tables = {"samples": self._write("samples", unit, groups, rows.SAMPLES)}
-        refused = pa.Table.from_pylist(rejects, schema=rows.REJECTS)
-        tables["rejects"] = self._write("rejects", unit, iter([refused] if rejects else []), rows.REJECTS)
+        found = Found()
+        samples = self._write("samples", unit, self._groups(listed, found), rows.SAMPLES)
+        refused = iter([(rows.table(found.rejects, rows.REJECTS), 0)] if found.rejects else [])
+        rejects = self._write("rejects", unit, refused, rows.REJECTS)
         return {
-            "tables": tables,
-            "written": int(figures.get("conversations", {}).get("sum", 0)),
-            "rejected": dict(sorted(Counter(reject["reason"] for reject in rejects).items())),
-            "spread": figures,
-            "kinds": dict(sorted(kinds.items())),
+            "tables": {"samples": samples, "rejects": rejects, "blobs": found.blobs},
+            "written": int(found.figures.get("conversations", {}).get("sum", 0)),
+            "rejected": dict(sorted(Counter(reject["reason"] for reject in found.rejects).items())),
+            "spread": found.figures,
+            "kinds": dict(sorted(found.kinds.items())),
         }
 
-    def _write(self, table: str, unit: int, groups: Iterator[pa.Table], schema: pa.Schema) -> list[dict[str, Any]]:
-        """The part's manifest entry, or nothing when no row is in it; a part of an earlier attempt is then removed."""
-        uri = work.part(self.output, table, unit)
-        first = next(groups, None)
-        if first is None:
-            storage.delete(uri)
-            return []
-        return [rows.write_table(uri, chain([first], groups), schema)]
+    def _write(self, table: str, unit: int, groups: Iterator[tuple[pa.Table, int]], schema: pa.Schema) -> list[dict[str, Any]]:
+        """Row groups, each with its bytes of media, in parts of about `shard_bytes`; the parts' manifest entries.
 
-    def _groups(
-        self, listed: pa.Table, rejects: list[dict[str, str]], figures: dict[str, dict[str, float]], kinds: Counter[str]
-    ) -> Iterator[pa.Table]:
-        """Row groups of at most 8 MiB of media, made as the files are read; fills the other three on the way."""
+        Parts that an earlier attempt left behind them, from media that have changed since, are removed.
+        """
+        entries: list[dict[str, Any]] = []
+        following = next(groups, None)
+
+        def shard(first: tuple[pa.Table, int]) -> Iterator[pa.Table]:
+            nonlocal following
+            one: tuple[pa.Table, int] | None = first
+            held = 0
+            while one is not None:
+                yield one[0]
+                held += one[1]
+                one = following = next(groups, None)
+                if one is not None and held + one[1] > self.shard_bytes:
+                    return
+
+        while following is not None:
+            entries.append(rows.write_table(work.part(self.output, table, unit, len(entries)), shard(following), schema))
+        piece = len(entries)
+        while storage.exists(left := work.part(self.output, table, unit, piece)):
+            storage.delete(left)
+            piece += 1
+        return entries
+
+    def _groups(self, listed: pa.Table, found: Found) -> Iterator[tuple[pa.Table, int]]:
+        """Row groups of at most 8 MiB of media, made as the files are read, with their bytes; fills `found` on the way."""
         held: list[list[dict[str, Any]]] = []
         indices: list[int] = []
         size = 0
@@ -69,18 +99,21 @@ class WriteSamples:
                 media = [self._read(root, sample["modality"], path) for path in sample["paths"]]
             except BadRow as bad:
                 lost = {"dataset": sample["dataset"], "reason": bad.reason, "detail": bad.detail}
-                rejects.extend({**lost, "source": source} for source in sample["sources"])
+                found.rejects.extend({**lost, "source": source} for source in sample["sources"])
                 continue
-            weight = sum(len(medium["bytes"]) for medium in media)
+            spread.add(found.figures, "media_bytes", pa.array([len(medium["bytes"]) for medium in media], pa.int64()))
+            for medium in media:
+                if len(medium["bytes"]) > self.limits.inline_max_bytes:
+                    found.blobs.append(self._put_aside(medium))
+            weight = sum(len(medium["bytes"] or b"") for medium in media)
             if held and size + weight > rows.ROW_GROUP_BYTES:
-                yield _group(listed, indices, held)
+                yield _group(listed, indices, held, found), size
                 held, indices, size = [], [], 0
             held.append(media)
             indices.append(index)
             size += weight
-            _describe(figures, kinds, sample["modality"], media, listed["conversations"][index].as_py())
         if held:
-            yield _group(listed, indices, held)
+            yield _group(listed, indices, held, found), size
 
     def _roots(self, samples: list[dict[str, Any]]) -> Iterator[MediaSource | None]:
         """What each sample's media are read from, in order."""
@@ -92,32 +125,37 @@ class WriteSamples:
         if root is None:
             raise BadRow("missing_media", f"{path}: the job has no inputs.media")
         if modality == "video":
-            return read_video(root, path, self.limits, self.probe)
-        return read_image(root, path, self.limits)
+            return read_video(root, path, self.limits, self.decoder)
+        return read_image(root, path, self.limits, self.decoder)
+
+    def _put_aside(self, medium: dict[str, Any]) -> dict[str, Any]:
+        """Write a medium that is too large for a table to `blobs/`, and take its bytes out of the row."""
+        data, name = medium["bytes"], medium["sha256"]
+        storage.write_bytes(rows.blob_uri(self.output, name), data)
+        medium["bytes"] = None
+        return {"path": name, "rows": 1, "bytes": len(data), "sha256": name}
 
 
-def _group(listed: pa.Table, indices: list[int], media: list[list[dict[str, Any]]]) -> pa.Table:
-    taken = listed.take(pa.array(indices, pa.int64()))
+def _group(listed: pa.Table, indices: list[int], media: list[list[dict[str, Any]]], found: Found) -> pa.Table:
+    """The rows of a group, and what they add to the unit's figures."""
+    taken = listed.take(pa.array(indices, pa.int64())).combine_chunks()
     columns = {name: taken[name] for name in rows.SAMPLES.names if name != "media"}
-    columns["media"] = pa.array(media, rows.SAMPLES.field("media").type)
-    return pa.table([columns[name] for name in rows.SAMPLES.names], schema=rows.SAMPLES)
+    columns["media"] = rows.column(media, rows.SAMPLES.field("media").type)
+    table = pa.table([columns[name] for name in rows.SAMPLES.names], schema=rows.SAMPLES).combine_chunks()
+    _describe(table, found)
+    return table
 
 
-def _describe(
-    figures: dict[str, dict[str, float]],
-    kinds: Counter[str],
-    modality: str,
-    media: list[dict[str, Any]],
-    conversations: list[dict[str, Any]],
-) -> None:
-    kinds[f"modality.{modality}"] += 1
-    spread.add(figures, "conversations", len(conversations))
-    for talk in conversations:
-        spread.add(figures, "turns", len(talk["turns"]))
-        spread.add(figures, "text_bytes", sum(len(turn["text"].encode()) for turn in talk["turns"]))
-    for medium in media:
-        kinds[f"format.{medium['format']}"] += 1
-        spread.add(figures, "media_bytes", len(medium["bytes"]))
-        for name in ("width", "height", "duration_s", "fps", "num_frames"):
-            if medium[name] is not None:
-                spread.add(figures, name, medium[name])
+def _describe(table: pa.Table, found: Found) -> None:
+    talks, media = table["conversations"].combine_chunks(), table["media"].combine_chunks().flatten()
+    spread.add(found.figures, "conversations", pc.list_value_length(talks))
+    turns = talks.flatten().field("turns")
+    spread.add(found.figures, "turns", pc.list_value_length(turns))
+    places = pc.list_parent_indices(turns)
+    text = pa.table({"talk": places, "size": pc.binary_length(turns.flatten().field("text"))})
+    spread.add(found.figures, "text_bytes", text.group_by("talk").aggregate([("size", "sum")])["size_sum"].cast(pa.int64()))
+    for name in ("width", "height", "duration_s", "fps", "num_frames"):
+        spread.add(found.figures, name, media.field(name))
+    for prefix, values in (("modality", table["modality"]), ("format", media.field("format"))):
+        for one in pc.value_counts(values).to_pylist():
+            found.kinds[f"{prefix}.{one['values']}"] += one["counts"]

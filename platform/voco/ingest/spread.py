@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 Figures = dict[str, dict[str, float]]
 
 
-def add(figures: Figures, name: str, value: float) -> None:
-    join(figures, {name: {"count": 1, "sum": value, "min": value, "max": value}})
+def add(figures: Figures, name: str, values: pa.Array) -> None:
+    """Add every value that is not null; a name whose values are all null does not appear."""
+    count = len(values) - values.null_count
+    if count:
+        ends = pc.min_max(values)
+        new = {"count": count, "sum": pc.sum(values).as_py(), "min": ends["min"].as_py(), "max": ends["max"].as_py()}
+        join(figures, {name: new})
 
 
 def join(figures: Figures, more: Figures) -> None:

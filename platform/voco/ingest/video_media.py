@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
+from voco.ingest.decoder import Decoder
 from voco.ingest.items import BadRow
-from voco.ingest.media import Limits, MediaSource
-from voco.ingest.video_probe import VideoProbe
+from voco.ingest.media import Limits, MediaSource, check_frame
 
 EXTENSIONS = (".mp4", ".mkv", ".webm", ".mov", ".avi")  # tried in this order for a path that has none of them
 
@@ -17,20 +17,18 @@ VITAL = {b"moov", b"moof", b"mdat"}  # boxes that hold the video; anything else 
 EBML, SEGMENT, DOCTYPE = 0x1A45DFA3, 0x18538067, 0x4282
 
 
-def read_video(root: MediaSource, path: str, limits: Limits, probe: VideoProbe) -> dict[str, Any]:
+def read_video(root: MediaSource, path: str, limits: Limits, decoder: Decoder) -> dict[str, Any]:
     """One video as a `voco.rows.MEDIUM`; its `path` is the name that was found.
 
     `limits.check` header: the container is whole and the first frame decodes. full: the middle and the last frame too.
-    Raises BadRow: those of `root.read`, unsupported_format, corrupt_media, media_too_large (more than `max_pixels` in a
-    frame), decode_timeout.
+    Raises BadRow: those of `root.read`, unsupported_format, corrupt_media, media_too_large (`check_frame`),
+    decode_timeout.
     """
     name, data = _find(root, path, limits.max_media_bytes)
     try:
         kind = check_container(data)
-        found = probe(data, limits.check == "full")
-        if found["width"] * found["height"] > limits.max_pixels:
-            size = f"{found['width']} x {found['height']}"
-            raise BadRow("media_too_large", f"{size} pixels, more than ingest.max_pixels {limits.max_pixels}")
+        found = decoder.video(data, limits.check == "full")
+        check_frame(found["width"], found["height"], limits)
     except BadRow as bad:
         raise BadRow(bad.reason, f"{name}: {bad.detail}") from bad
     return {"bytes": data, "path": name, "format": kind, "sha256": hashlib.sha256(data).hexdigest(), **found}

@@ -155,7 +155,10 @@ def read_media(wanted: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         if held is None or held[0] != where:
             with rows.open_parquet(one["part"]) as file:
                 held = (where, file.read_row_group(one["group"], columns=COLUMNS).to_pylist())
-        yield held[1][one["row"]]
+        row = held[1][one["row"]]
+        for medium in row["media"] or []:
+            medium["bytes"] = rows.medium_bytes(medium, one["part"])
+        yield row
 
 
 def write_list(output: str, samples: list[str], unit_samples: int) -> int:

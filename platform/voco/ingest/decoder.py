@@ -1,28 +1,40 @@
-"""Measures videos in a process of its own: the decoder is native code, and a damaged file can crash it or hang it.
+"""Decodes media in a process of its own: decoders are native code, and a damaged file can crash them or hang them.
 
-One child process serves all videos of a worker: it is sent a file and answers with one line of JSON. When it dies of a
-signal, the one video is rejected and the next gets a new child.
+One child process serves all media of a worker: it is sent a file and answers with one line of JSON. When it dies of a
+signal, the one medium is rejected and the next gets a new child.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import weakref
+import zlib
 from contextlib import suppress
 from typing import IO, Any
 
 from voco.ingest.items import BadRow
 
-SECONDS = 120  # to open one video and decode up to three frames; then the child ends itself
+SECONDS = 120  # to decode one image, or to open one video and decode up to three frames; then the child ends itself
 REASONS = {signal.SIGALRM: "decode_timeout"}  # by the signal that ended the child; any other is the file's damage
+IMAGE, VIDEO_START, VIDEO = 0, 1, 2  # what is asked for: an image's pixels, a video's first frame, its middle and last too
+
+# Pillow's decoders by its names (the JPEG one opens MPO too); no other is let near a stranger's file.
+DECODERS = ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF"]
+
+# What Pillow's decoders raise on damaged files: they parse with struct, zlib and plain indexing.
+DECODER_ERRORS = (
+    OSError, SyntaxError, ValueError, EOFError, TypeError, AttributeError, LookupError, ArithmeticError, struct.error, zlib.error,
+)  # fmt: skip
 
 
-class VideoProbe:
-    """Calls give width and height in pixels as decoded, duration_s, fps and num_frames of an encoded video."""
+class Decoder:
+    """A child process that decodes, started at the first file."""
 
     def __init__(self) -> None:
         self.child: subprocess.Popen[bytes] | None = None
@@ -33,16 +45,24 @@ class VideoProbe:
             self._end()
             self.child = None
 
-    def __call__(self, data: bytes, full: bool) -> dict[str, Any]:
-        """Open the video and decode its first frame; `full`: the middle and the last one too.
+    def image(self, data: bytes) -> None:
+        """Decode every pixel of an image whose header was read. Raises as `video` does."""
+        self._ask(IMAGE, data)
 
+    def video(self, data: bytes, full: bool) -> dict[str, Any]:
+        """Width and height in pixels as decoded, duration_s, fps and num_frames of an encoded video.
+
+        Opens it and decodes its first frame; `full`: the middle and the last one too.
         Raises BadRow: corrupt_media, decode_timeout. Raises RuntimeError when the child fails by itself, as without decord.
         """
+        return self._ask(VIDEO if full else VIDEO_START, data)
+
+    def _ask(self, what: int, data: bytes) -> dict[str, Any]:
         child = self._running()
         assert child.stdin is not None
         assert child.stdout is not None
         try:
-            child.stdin.write(len(data).to_bytes(8, "big") + bytes([full]))
+            child.stdin.write(len(data).to_bytes(8, "big") + bytes([what]))
             child.stdin.write(data)
             child.stdin.flush()
             line = child.stdout.readline()
@@ -60,7 +80,7 @@ class VideoProbe:
         if self.child is None:
             path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
             environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-            command = [sys.executable, "-P", "-m", "voco.ingest.video_probe"]
+            command = [sys.executable, "-P", "-m", "voco.ingest.decoder"]
             self.child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
             self._end = weakref.finalize(self, _end, self.child)
         return self.child
@@ -68,7 +88,7 @@ class VideoProbe:
 
 def _ended(code: int) -> Exception:
     if code >= 0:
-        return RuntimeError(f"the video decoder's process ended with {code}; its message is above")
+        return RuntimeError(f"the decoder's process ended with {code}; its message is above")
     name = signal.Signals(-code)
     return BadRow(REASONS.get(name, "corrupt_media"), f"the decoder ended by {name.name}")
 
@@ -82,7 +102,24 @@ def _end(child: subprocess.Popen[bytes]) -> None:
     child.wait()
 
 
-def measure(data: bytes, full: bool) -> dict[str, Any]:
+def line(error: Exception) -> str:
+    """An exception in one line of at most 200 characters."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
+def decode_image(data: bytes) -> dict[str, Any]:
+    """What the parent is told of one image, in the child."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data), formats=DECODERS) as image:
+            image.load()
+    except DECODER_ERRORS as error:
+        return {"error": line(error)}
+    return {}
+
+
+def measure_video(data: bytes, full: bool) -> dict[str, Any]:
     """What the parent is told of one video, in the child."""
     from voco.video.decode import Video
 
@@ -107,7 +144,7 @@ def serve(asked: IO[bytes], answers: IO[bytes]) -> None:
     while len(head := asked.read(9)) == 9:
         data = asked.read(int.from_bytes(head[:8], "big"))
         signal.alarm(SECONDS)
-        answer = measure(data, bool(head[8]))
+        answer = decode_image(data) if head[8] == IMAGE else measure_video(data, head[8] == VIDEO)
         signal.alarm(0)
         answers.write(json.dumps(answer).encode() + b"\n")
         answers.flush()
