@@ -267,6 +267,9 @@ def test_what_is_refused_fails_at_once_and_waiting_has_an_end(s3, monkeypatch) -
     for uri in ("s3://refused/there", "s3://refused"):
         with storage.patience(0), pytest.raises(StorageLost, match=rf"storage http://127.0.0.1:{nobody} did not answer: "):
             storage.exists(uri)
+    for read in (lambda: check_media("s3://refused/images.zip"), lambda: MediaFolder("s3://refused/media").read("a/1.jpg", 9)):
+        with storage.patience(0), pytest.raises(StorageLost):  # neither a bad archive nor a missing file
+            read()
     with storage.patience(0.5), pytest.raises(StorageLost, match="did not answer for 1 s: EndpointConnectionError"):
         storage.write_bytes("s3://refused/x", b"1")
     assert time.monotonic() - started < storage.PATIENCE_S / 3
