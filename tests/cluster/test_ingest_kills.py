@@ -84,7 +84,7 @@ class World:
         return found
 
     def until(self, true: Callable[[], bool], name: str, sent: subprocess.Popen[bytes]) -> None:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 240  # a busy machine starts workers slowly
         while not true():
             assert sent.poll() is None, self.said(name)[-6000:]
             assert time.monotonic() < deadline, self.said(name)[-6000:]
