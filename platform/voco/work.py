@@ -164,6 +164,6 @@ def _calls(
         accelerator_type=resources.accelerator,
         # CPU work fills CPU nodes and waits; without the selector it would make the autoscaler start GPU nodes
         label_selector=None if resources.gpus_per_worker else CPU_WORK,
-        max_task_retries=3,  # Ray's default is without end, and a unit that kills its process would never be given up
+        max_restarts=8,  # not without end: a unit may kill its process. Retries have none: many fail before a node is known dead
     )
     yield from dataset.iter_batches(batch_size=1, prefetch_batches=0)
