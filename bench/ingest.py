@@ -97,21 +97,23 @@ def command_line(folder: Path, scratch: Path) -> dict[str, Any]:
     return {"seconds": seconds}
 
 
-def files(scratch: Path, rounds: int, names: list[str]) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
-    """a1: figures of every contender, and of ours beyond them."""
+def files(scratch: Path, rounds: int, names: list[str], extra: bool) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
+    """a1: figures of every contender, and with `extra` of ours beyond them."""
     sources = {size: source.llava(scratch / f"images-{size}", size) for size in (SMALL, *SIZES)}
     print("outputs compared", flush=True)
     check(names, sources[SIZES[0]], scratch)
     runs = {f"{name} {size}": lambda name=name, size=size: one(name, sources[size], scratch) for name in names for size in SIZES}
-    extra = {
+    beyond = {
         "ours_full 4000": lambda: one("ours_full", sources[4000], scratch),
         "ours_full 12000": lambda: one("ours_full", sources[12000], scratch),
         "codec": lambda: one("codec", sources[4000], scratch),
         "ours_small": lambda: one("ours_small", sources[SMALL], scratch),
         "voco run": lambda: command_line(sources[SMALL], scratch),
     }
-    results = in_turn(runs | extra, rounds)
+    results = in_turn(runs | (beyond if extra else {}), rounds)
     figures = {name: line(results, name) for name in names}
+    if not extra:
+        return figures, {}
     full = line(results, "ours_full")["images_per_s"]
     own = {
         "validate_full_images_per_s": full,
@@ -157,14 +159,16 @@ def downloads(scratch: Path, rounds: int) -> dict[str, dict[str, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", nargs="*", default=list(CONTENDERS), help="contenders of the first table")
-    parser.add_argument("--no-downloads", action="store_true")
+    parser.add_argument("--only", nargs="*", choices=list(CONTENDERS), help="slopes of these beside ours, nothing else, no file")
     asked = parser.parse_args()
     OUT.mkdir(exist_ok=True)
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(dir=OUT) as scratch:
-        figures, own = files(Path(scratch), asked.rounds, asked.only)
-        web = {} if asked.no_downloads else downloads(Path(scratch), asked.rounds)
+        if asked.only is not None:
+            print(files(Path(scratch), asked.rounds, ["ours", *asked.only], extra=False)[0], f"load before {load:.1f}")
+            return
+        figures, own = files(Path(scratch), asked.rounds, list(CONTENDERS), extra=True)
+        web = downloads(Path(scratch), asked.rounds)
     ours = figures.pop("ours") | own
     slope = ours["images_per_s"]
     ratio = {f"{name}, slope": slope / each["images_per_s"] for name, each in figures.items()}
