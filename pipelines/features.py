@@ -17,7 +17,9 @@ def run(job: Job, run_id: str) -> Manifest:
     assert block is not None
     output = storage.resolve(job.output)
     units = features.write_list(output, [storage.resolve(item.uri) for item in job.inputs.samples], block.unit_images)
-    arguments = {"output": output, "tower": block.tower.model_dump(exclude_none=True), "batch": block.batch}
+    threads = max(1, int(job.resources.cpus_per_worker))
+    tower = block.tower.model_dump(exclude_none=True)
+    arguments = {"output": output, "tower": tower, "batch": block.batch, "threads": threads}
     done = work.run(output, units, features.FeatureWorker, arguments, job.resources, in_process=False, label=job.name)
     bad = [one for record in done for one in record["bad"]]
     if bad:

@@ -80,6 +80,7 @@ class Tower(Strict):
     image_size: int = Field(ge=32)  # pixels; the image is padded to a square with the mean colour and resized
     path: str | None = None  # clip: a local directory or hub name with transformers' weights
     layer: int = -2  # clip: the hidden state that is used, as LLaVA does
+    decoder: Literal["pil", "fast"] = "pil"  # pil: LLaVA's pixels; fast: nearly those (extra `fast`), under keys of their own
 
     @model_validator(mode="after")
     def _path(self) -> Self:

@@ -13,17 +13,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from PIL import Image
 from torch import Tensor
 
 from voco import rows, storage, work
 from voco.errors import Refused
+from voco.loader import LIST, PixelLoader
 from voco.model import vision_tower
 from voco.work import part
-
-LIST = pa.schema(
-    [("sha256", pa.string()), ("part", pa.string()), ("group", pa.int32()), ("row", pa.int32()), ("medium", pa.int32())]
-)
 
 
 def unique_images(samples: list[str]) -> Iterator[dict[str, Any]]:
@@ -45,10 +41,10 @@ def unique_images(samples: list[str]) -> Iterator[dict[str, Any]]:
 
 
 class FeatureWorker:
-    """Computes the features of one unit's images."""
+    """Computes the features of one unit's images, `batch` at a time, while `threads` threads decode the next ones."""
 
-    def __init__(self, output: str, tower: dict[str, Any], batch: int) -> None:
-        self.output, self.batch = output, batch
+    def __init__(self, output: str, tower: dict[str, Any], batch: int, threads: int) -> None:
+        self.output, self.batch, self.threads = output, batch, threads
         self.tower = vision_tower.pretrained(tower)
         if torch.cuda.is_available():
             self.tower.cuda()
@@ -58,36 +54,18 @@ class FeatureWorker:
         self.bytes_each = vision_slots * width * 2
 
     def __call__(self, unit: int, listed: pa.Table) -> dict[str, Any]:
-        images = listed.to_pylist()
         names: list[str] = []
         made: list[bytes] = []
         bad: list[str] = []
-        for start in range(0, len(images), self.batch):
-            some = images[start : start + self.batch]
-            pixels = []
-            for one, data in zip(some, read_images(some), strict=True):
-                try:
-                    pixels.append(self.tower.preprocess(data))
-                    names.append(one["sha256"])
-                except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow raises
-                    bad.append(f"{one['sha256']}: {error}")
-            if pixels:
-                made += [one.tobytes() for one in self.tower(torch.stack(pixels)).cpu().numpy()]
+        for batch in PixelLoader(listed.to_pylist(), self.tower.preprocess, self.batch, self.threads).batches():
+            names += batch.names
+            bad += batch.bad
+            if batch.names:
+                made += [one.tobytes() for one in self.tower(batch.pixels).cpu().numpy()]
         table = pa.table({"sha256": names, "features": pa.array(made, pa.large_binary())}, schema=rows.FEATURES)
         groups = (table.slice(a, b - a) for a, b in rows.slices_by_bytes([self.bytes_each] * len(made)))
         entry = rows.write_table(part(self.output, "features", unit), groups, rows.FEATURES, self.metadata)
-        return {"tables": {"features": [entry]}, "counts": {"read": len(images), "written": len(made)}, "bad": bad}
-
-
-def read_images(wanted: list[dict[str, Any]]) -> list[bytes]:
-    """Encoded bytes of images, given as rows of `LIST`; each row group is read once."""
-    held: dict[tuple[str, int], list[Any]] = {}
-    for one in wanted:
-        where = (one["part"], one["group"])
-        if where not in held:
-            with rows.open_parquet(one["part"]) as file:
-                held[where] = file.read_row_group(one["group"], columns=["media.list.element.bytes"])["media"].to_pylist()
-    return [held[(one["part"], one["group"])][one["row"]][one["medium"]]["bytes"] for one in wanted]
+        return {"tables": {"features": [entry]}, "counts": {"read": listed.num_rows, "written": len(made)}, "bad": bad}
 
 
 def write_list(output: str, samples: list[str], unit_images: int) -> int:

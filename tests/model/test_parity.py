@@ -49,7 +49,7 @@ def test_logits_equal_llava(views):
     reference = llava()
     model = ours(reference)
     pixels = torch.randn(views, 3, 24, 24, generator=torch.Generator().manual_seed(0))
-    features = dict(zip([f"i{v}" for v in range(views)], model.tower(pixels).float(), strict=True))
+    features = dict(zip([f"i{v}" for v in range(views)], model.tower.encode(pixels).float(), strict=True))
     sample = build("a", [tiny.question("what is it?", "a cat")], list(features), tiny.TOKENIZER, model.layout)
     batch = collate([sample], features.__getitem__, (9, 24), model.layout.pad_id)
     with torch.no_grad():

@@ -61,9 +61,9 @@ def test_tower_matches_the_package_and_knows_its_preprocessing(created):
     with torch.no_grad():
         whole.extract_features(pixels)
     assert created.tower.shape == (16, 112)
-    assert torch.allclose(created.tower(pixels).float(), seen[0].flatten(2).transpose(1, 2), atol=2e-2, rtol=2e-3)
+    assert torch.allclose(created.tower.encode(pixels).float(), seen[0].flatten(2).transpose(1, 2), atol=2e-2, rtol=2e-3)
     wide = created.tower.preprocess(world.picture(0)[0])
-    assert wide.shape == (3, 64, 64)
+    assert wide.shape == (64, 64, 3)
 
 
 def test_weights_that_do_not_fit_are_refused(created, tmp_path):

@@ -33,7 +33,7 @@ def folder(tmp_path_factory):
 
 
 def write_features(output: str, samples: list[str]) -> None:
-    worker = features.FeatureWorker(output, world.TOWER, 8)
+    worker = features.FeatureWorker(output, world.TOWER, 8, threads=2)
     for unit in range(features.write_list(output, samples, 100)):
         from voco import rows, work
 

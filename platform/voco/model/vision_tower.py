@@ -6,17 +6,16 @@ Legend: F images, S image side in pixels, V positions in raster order, C channel
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from voco.model.fingerprint import hash_tensors
+from voco.model.pixels import DECODERS
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -36,6 +35,7 @@ class VisionTower(nn.Module):
                 weight.data = weight.data.contiguous(memory_format=torch.channels_last)
         self.mean, self.std = mean, std
         self.size = int(config["image_size"])
+        self.decoder = str(config.get("decoder", "pil"))
 
     def train(self, mode: bool = True) -> VisionTower:
         return super().train(False)  # frozen: batch statistics and dropout stay off
@@ -43,7 +43,8 @@ class VisionTower(nn.Module):
     @property
     def preprocessing(self) -> dict[str, Any]:
         """What is done to an image before the net sees it (LLaVA's `pad` mode)."""
-        return {"pad": "square, mean colour", "resize": "bicubic", "size": self.size, "mean": self.mean, "std": self.std}
+        facts = {"pad": "square, mean colour", "resize": "bicubic", "size": self.size, "mean": self.mean, "std": self.std}
+        return facts if self.decoder == "pil" else {**facts, "decoder": self.decoder}
 
     @property
     def identity(self) -> str:
@@ -52,32 +53,35 @@ class VisionTower(nn.Module):
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def preprocess(self, image: Image.Image | bytes) -> Tensor:
-        """(3, S, S) fp32 of an image or its encoded bytes. EXIF orientation is ignored, as LLaVA does."""
-        if isinstance(image, bytes):
-            image = Image.open(io.BytesIO(image))
-        image = image.convert("RGB")
-        side = max(image.size)
-        if image.size != (side, side):
-            square = Image.new("RGB", (side, side), tuple(int(255 * value) for value in self.mean))
-            square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-            image = square
-        if side != self.size:
-            image = image.resize((self.size, self.size), Image.Resampling.BICUBIC)
-        pixels = torch.from_numpy(np.asarray(image, dtype=np.float32) / 255.0).permute(2, 0, 1)
-        return (pixels - torch.tensor(self.mean)[:, None, None]) / torch.tensor(self.std)[:, None, None]
+        """(S, S, 3) uint8 of an image or its encoded bytes, by the decoder of the config. Safe in several threads at a time."""
+        red, green, blue = (int(255 * value) for value in self.mean)
+        return DECODERS[self.decoder](image, self.size, (red, green, blue))
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """(F, 3, S, S) fp32 of (F, S, S, 3) uint8, as LLaVA's processor does on the CPU, bit for bit and on any device."""
+        mean, std = (torch.tensor(values, device=pixels.device) for values in (self.mean, self.std))
+        white = torch.tensor(255.0, device=pixels.device)  # by a Python number a GPU would multiply with its inverse: other bits
+        return ((pixels.float() / white - mean) / std).permute(0, 3, 1, 2)
 
     @torch.no_grad()
     def forward(self, pixels: Tensor) -> Tensor:
-        """(F, V, C) fp16 of (F, 3, S, S). Always rounded to fp16, so stored features equal fresh ones."""
+        """(F, V, C) fp16 of (F, S, S, 3) uint8, as `preprocess` makes them; they are normalised on the tower's device."""
+        if pixels.dtype != torch.uint8 or pixels.shape[-1] != 3:
+            raise ValueError(f"expected (F, S, S, 3) uint8 pixels, got {tuple(pixels.shape)} {pixels.dtype}")
+        device = next(self.net.parameters()).device
+        step = CPU_BATCH if device.type == "cpu" else max(1, len(pixels))
+        return torch.cat([self.encode(self.normalise(some.to(device))) for some in torch.split(pixels, step)])
+
+    @torch.no_grad()
+    def encode(self, normal: Tensor) -> Tensor:
+        """(F, V, C) fp16 of normalised (F, 3, S, S). Always rounded to fp16, so stored features equal fresh ones."""
         weights = next(self.net.parameters())
-        pixels = pixels.to(device=weights.device, dtype=weights.dtype, memory_format=torch.channels_last)
-        if weights.device.type == "cpu" and len(pixels) > CPU_BATCH:
-            return torch.cat([self.forward(some) for some in torch.split(pixels, CPU_BATCH)])
+        normal = normal.to(device=weights.device, dtype=weights.dtype, memory_format=torch.channels_last)
         if self.config["name"] == "clip":
-            states = self.net(pixels, output_hidden_states=True).hidden_states
+            states = self.net(normal, output_hidden_states=True).hidden_states
             features = states[self.config["layer"]][:, 1:]  # without the class token
         else:
-            features = self.net(pixels).flatten(2).transpose(1, 2)
+            features = self.net(normal).flatten(2).transpose(1, 2)
         return features.half()  # type: ignore[no-any-return]
 
     @property
@@ -89,7 +93,7 @@ class VisionTower(nn.Module):
     @property
     def shape(self) -> tuple[int, int]:
         """(V, C)."""
-        sample = self.forward(torch.zeros(1, 3, self.size, self.size))
+        sample = self.encode(torch.zeros(1, 3, self.size, self.size))
         return sample.shape[1], sample.shape[2]
 
 

@@ -122,10 +122,10 @@ class VocoLlama(nn.Module):
 
     @torch.no_grad()
     def compress(self, pixels: Tensor) -> VocoCache:
-        """The joined cache of the F views in `pixels` (F, 3, size, size), as the tower's `preprocess` makes them."""
+        """The joined cache of the F views in `pixels` (F, S, S, 3) uint8, as the tower's `preprocess` makes them."""
         if self.tower is None:
             raise ValueError("this model has no vision tower; use compress_features")
-        (cache,) = self.compress_features([list(self.tower(pixels.to(self.device)))])
+        (cache,) = self.compress_features([list(self.tower(pixels))])
         return cache
 
     @torch.no_grad()

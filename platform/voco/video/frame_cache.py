@@ -62,7 +62,7 @@ class Frame(NamedTuple):
     media_index: int
     frame_index: int  # number in the video
     timestamp_s: float
-    pixels: Tensor  # (3, S, S), as the tower's `preprocess` makes them
+    pixels: Tensor  # (S, S, 3) uint8, as the tower's `preprocess` makes them
 
 
 class FrameWorker:
@@ -82,7 +82,7 @@ class FrameWorker:
         index: list[dict[str, Any]] = []
         rejects: list[dict[str, str]] = []
         assert self.model.tower is not None
-        sample = self.model.compress(torch.zeros(1, 3, self.model.tower.size, self.model.tower.size))
+        sample = self.model.compress(torch.zeros(1, self.model.tower.size, self.model.tower.size, 3, dtype=torch.uint8))
         facts = describe(sample, self.model.language_model.config.rope_parameters)
         each = sample.keys.numel() * sample.keys.element_size()
         schema = rows.frame_cache(each)
@@ -109,7 +109,7 @@ class FrameWorker:
                 rejects.append({**lost, "detail": str(error)})
 
     def _pixels(self, medium: dict[str, Any], modality: str) -> Iterator[tuple[int, float, Tensor]]:
-        """Number, time in seconds and (3, S, S) pixels of each frame, decoded `batch` at a time; an image is one at 0 s."""
+        """Number, time in seconds and (S, S, 3) pixels of each frame, decoded `batch` at a time; an image is one at 0 s."""
         if modality == "image":
             yield 0, 0.0, self.preprocess(medium["bytes"])
             return

@@ -1,0 +1,184 @@
+"""`make bench-ingest`: files to Parquet with their bytes, ours beside other ways of doing the same work on the same machine.
+
+Each contender runs in a process of its own, in turn, over 4,000 and over 12,000 JPEGs. Slope: images a second between the two
+sizes; fixed: the seconds that remain for none. Before anything is timed, every output's ids and bytes are compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import source
+from side_by_side import OUT, PEERS, call, in_turn, median, write
+
+SMALL, SIZES, URLS = 200, (4_000, 12_000), 2_000
+WORK = (
+    "640x480 JPEGs of 100 KB + LLaVA JSON -> Parquet with the bytes: read, sha256, header and end checked; "
+    "4,000 and 12,000 images, 2 cores"
+)
+OWN = sys.executable
+CONTENDERS = {
+    "ours": OWN, "pyarrow_loop": OWN, "daft": PEERS, "ray_data": OWN, "hf_datasets": PEERS, "img2dataset": PEERS,
+}  # fmt: skip
+
+
+def held(name: str, out: Path) -> dict[str, str]:
+    """sha256 of the bytes of every row of an output, by the row's id."""
+    found: dict[str, str] = {}
+    for file in sorted((out / "samples" if name.startswith("ours") else out).glob("*.parquet")):
+        table = pq.read_table(file)
+        if name.startswith("ours"):
+            ids = [talks[0]["source_id"] for talks in table["conversations"].to_pylist()]
+            data = [media[0]["bytes"] for media in table["media"].to_pylist()]
+        else:
+            column = "jpg" if "jpg" in table.column_names else "bytes"
+            kept = table.filter(table[column].is_valid())
+            ids, data = kept["id"].to_pylist(), kept[column].to_pylist()
+        found |= {row: hashlib.sha256(one).hexdigest() for row, one in zip(ids, data, strict=True)}
+    return found
+
+
+def one(name: str, folder: Path, scratch: Path) -> dict[str, Any]:
+    """One run of one contender over one source, its output removed."""
+    out = scratch / f"{name}-{folder.name}"
+    try:
+        return call("ingest_runs.py", name, folder, out, python=CONTENDERS.get(name.split("+")[0], OWN))
+    finally:
+        shutil.rmtree(out, ignore_errors=True)
+
+
+def check(names: list[str], folder: Path, scratch: Path) -> None:
+    """Run every contender once over the smaller source: all must hold the ids and bytes of its files. Raises SystemExit."""
+    files = sorted((folder / "images").iterdir())
+    wanted = {f"{index:012d}": hashlib.sha256(file.read_bytes()).hexdigest() for index, file in enumerate(files)}
+    for name in names:
+        out = scratch / f"check-{name}"
+        call("ingest_runs.py", name, folder, out, python=CONTENDERS[name])
+        got = held(name, out)
+        if got != wanted:
+            raise SystemExit(f"{name}: {len(got)} rows, {len(wanted.items() - got.items())} of the source's are not among them")
+        shutil.rmtree(out)
+        print(f"  {name}: {len(got):,} rows, byte-equal", flush=True)
+
+
+def line(results: dict[str, list[dict[str, Any]]], name: str) -> dict[str, float]:
+    """Slope and fixed cost of a contender from its medians at both sizes."""
+    few, many = (median(results[f"{name} {size}"], "seconds") for size in SIZES)
+    slope = (SIZES[1] - SIZES[0]) / (many - few)
+    return {"images_per_s": slope, "fixed_s": few - SIZES[0] / slope, "s_4000": few, "s_12000": many}
+
+
+def command_line(folder: Path, scratch: Path) -> dict[str, Any]:
+    """`voco run` of a small job as a user calls it: Python, its own Ray, the job."""
+    import yaml
+    from ingest_runs import job
+
+    file, out = scratch / "job.yaml", scratch / "small"
+    file.write_text(yaml.safe_dump(job(folder, out)))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled", "RAY_AUTH_MODE": "disabled"}
+    path = os.pathsep.join(str(Path(__file__).parents[1] / part) for part in ("platform", "."))
+    environment = {**environment, "PYTHONPATH": f"{path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    started = time.perf_counter()
+    command = [OWN, "-c", "import sys; from pipelines.cli import main; sys.exit(main(['run', sys.argv[1]]))", str(file)]
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    seconds = time.perf_counter() - started
+    shutil.rmtree(out)
+    return {"seconds": seconds}
+
+
+def files(scratch: Path, rounds: int, names: list[str], extra: bool) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
+    """a1: figures of every contender, and with `extra` of ours beyond them."""
+    sources = {size: source.llava(scratch / f"images-{size}", size) for size in (SMALL, *SIZES)}
+    print("outputs compared", flush=True)
+    check(names, sources[SIZES[0]], scratch)
+    runs = {f"{name} {size}": lambda name=name, size=size: one(name, sources[size], scratch) for name in names for size in SIZES}
+    beyond = {
+        f"ours_full {SIZES[0]}": lambda: one("ours_full", sources[SIZES[0]], scratch),
+        f"ours_full {SIZES[1]}": lambda: one("ours_full", sources[SIZES[1]], scratch),
+        "codec": lambda: one("codec", sources[SIZES[0]], scratch),
+        "ours_small": lambda: one("ours_small", sources[SMALL], scratch),
+        "voco run": lambda: command_line(sources[SMALL], scratch),
+    }
+    results = in_turn(runs | (beyond if extra else {}), rounds)
+    figures = {name: line(results, name) for name in names}
+    if not extra:
+        return figures, {}
+    full = line(results, "ours_full")["images_per_s"]
+    own = {
+        "validate_full_images_per_s": full,
+        "codec_alone_images_per_s": median(results["codec"], "rate"),
+        "small_job_s": median(results["ours_small"], "seconds"),
+        "small_voco_run_s": median(results["voco run"], "seconds"),
+        "ray_init_s": median(results[f"ours {SIZES[0]}"], "init_s"),
+    }
+    for folder in sources.values():
+        shutil.rmtree(folder)
+    return figures, own
+
+
+def downloads(scratch: Path, rounds: int) -> dict[str, dict[str, float]]:
+    """a2: URLs over loopback, 2 % of them nowhere and 1 % no image, every pixel decoded; both 2 processes of 32 threads."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    folder = source.urls(scratch / "web", URLS, address)
+    rclone = Path(OWN).parent / "rclone"
+    server = subprocess.Popen(
+        [str(rclone), "serve", "http", str(folder / "served"), "--addr", address, "--read-only"], stderr=subprocess.DEVNULL
+    )
+    names = {"ours_urls": OWN, "img2dataset_urls": PEERS}
+    try:
+        time.sleep(1)
+        kept = {}
+        for name, python in names.items():
+            out = scratch / f"check-{name}"
+            call("ingest_runs.py", name, folder, out, python=python)
+            kept[name] = sorted(held(name, out).values())
+            shutil.rmtree(out)
+        if kept["ours_urls"] != kept["img2dataset_urls"] or len(kept["ours_urls"]) != URLS * 97 // 100:
+            raise SystemExit(f"downloads differ: { {name: len(each) for name, each in kept.items()} }")
+        CONTENDERS.update(names)
+        results = in_turn({name: lambda name=name: one(name, folder, scratch) for name in names}, rounds)
+    finally:
+        server.terminate()
+        server.wait(10)
+    return {name: {"urls_per_s": URLS / median(runs, "seconds")} for name, runs in results.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", nargs="*", choices=list(CONTENDERS), help="slopes of these beside ours, nothing else, no file")
+    asked = parser.parse_args()
+    OUT.mkdir(exist_ok=True)
+    load = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory(dir=OUT) as scratch:
+        if asked.only is not None:
+            print(files(Path(scratch), asked.rounds, ["ours", *asked.only], extra=False)[0], f"load before {load:.1f}")
+            return
+        figures, own = files(Path(scratch), asked.rounds, list(CONTENDERS), extra=True)
+        web = downloads(Path(scratch), asked.rounds)
+    ours = figures.pop("ours") | own
+    slope = ours["images_per_s"]
+    ratio = {f"{name}, slope": slope / each["images_per_s"] for name, each in figures.items()}
+    ratio["codec alone, validate: full"] = own["validate_full_images_per_s"] / own["codec_alone_images_per_s"]
+    if web:
+        ours |= web.pop("ours_urls")
+        figures |= web
+        ratio["img2dataset, URLs"] = ours["urls_per_s"] / web["img2dataset_urls"]["urls_per_s"]
+    write("ingest", WORK, ours, figures, ratio, load)
+
+
+if __name__ == "__main__":
+    main()

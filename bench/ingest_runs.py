@@ -1,0 +1,219 @@
+"""One contender of `make bench-ingest` in a process of its own: `ingest_runs.py NAME SOURCE OUT`, its figures as one JSON line.
+
+SOURCE holds `mix.json` (LLaVA's list) and `images/`. Every contender reads each file, takes its sha256, checks header and end
+as `voco.ingest.media` does with `validate: header`, and writes Parquet with the bytes uncompressed and the text zstd. `seconds`
+begin at this file's first line, imports included; `import ray` and `ray.init` are left out and told apart as `init_s`.
+"""
+
+import time
+
+STARTED = time.perf_counter()
+
+import hashlib  # noqa: E402
+import io  # noqa: E402
+import json  # noqa: E402
+import sys  # noqa: E402
+from concurrent.futures import ProcessPoolExecutor  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+CHECK = {"validate": "header"}
+BATCH = 80  # rows of 100 kB: our row groups of 8 MiB
+
+
+def listed(source):
+    """Rows of `mix.json` with the file to read, without bytes."""
+    raw = json.loads((source / "mix.json").read_text())
+    text = [json.dumps(row["conversations"]) for row in raw]
+    return [
+        {"id": row["id"], "file": str(source / "images" / row["image"]), "conversations": talk}
+        for row, talk in zip(raw, text, strict=True)
+    ]
+
+
+def checked(data):
+    """sha256, width and height of a JPEG with a header; without an end mark behind its last scan it is decoded."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data)) as image:
+        width, height = image.size
+        if data.find(b"\xff\xd9", data.rfind(b"\xff\xda")) < 0:
+            image.load()
+    return hashlib.sha256(data).hexdigest(), width, height
+
+
+def row_of(row):
+    data = Path(row["file"]).read_bytes()
+    digest, width, height = checked(data)
+    about = {"id": row["id"], "conversations": row["conversations"]}
+    return {**about, "bytes": data, "sha256": digest, "width": width, "height": height}
+
+
+def start_ray():
+    """A local Ray of four logical CPUs, two more than the work takes; seconds that it took."""
+    before = time.perf_counter()
+    import ray
+
+    ray.init(address="local", num_cpus=4, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    return time.perf_counter() - before
+
+
+def job(source, out, **block):
+    """A job file's content: two workers; JPEGs checked by their header unless `block` says otherwise."""
+    return {
+        "name": "bench-ingest",
+        "kind": "ingest",
+        "inputs": {"annotations": str(source / "mix.json"), "media": str(source / "images")},
+        "output": str(out),
+        "resources": {"workers": 2},
+        "tracking": {"wandb": False},
+        "ingest": {"format": "llava_json", "dataset": "bench", **CHECK, **block},
+    }
+
+
+def run_job(raw):
+    import pipelines
+    from voco import spec
+
+    manifest = pipelines.run(spec.build("bench", raw))
+    return manifest.counts
+
+
+def ours(source, out):
+    """The product on its cluster: `pipelines.run` of a job, as `voco run` does."""
+    init = start_ray()
+    run_job(job(source, out))
+    return {"init_s": init}
+
+
+def ours_full(source, out):
+    init = start_ray()
+    run_job(job(source, out, validate="full"))
+    return {"init_s": init}
+
+
+def ours_small(source, out):
+    """A small job on a cluster that is there: in process."""
+    init = start_ray()
+    run_job(job(source, out))
+    return {"init_s": init}
+
+
+def pyarrow_loop(source, out):
+    """The loop that one writes by hand: one process, one file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema(
+        [
+            *((name, pa.string()) for name in ("id", "conversations")), ("bytes", pa.large_binary()), ("sha256", pa.string()),
+            ("width", pa.int32()), ("height", pa.int32()),
+        ]
+    )  # fmt: skip
+    rows = listed(source)
+    compression = {name: "none" if name == "bytes" else "zstd" for name in schema.names}
+    text = [name for name in schema.names if name != "bytes"]
+    out.mkdir()
+    with pq.ParquetWriter(
+        out / "part.parquet", schema, compression=compression, use_dictionary=text, write_statistics=text
+    ) as file:
+        for start in range(0, len(rows), BATCH):
+            file.write_table(pa.Table.from_pylist([row_of(row) for row in rows[start : start + BATCH]], schema=schema))
+    return {}
+
+
+def daft(source, out):
+    """Its own readers and writer on its own threads; what it has no expression for is a batch function."""
+    import daft
+    from daft import DataType, Series, col
+
+    facts = DataType.struct({"sha256": DataType.string(), "width": DataType.int32(), "height": DataType.int32()})
+
+    @daft.func.batch(return_dtype=facts)
+    def check(data: Series):
+        made = [checked(one) for one in data.to_pylist()]
+        return [{"sha256": digest, "width": width, "height": height} for digest, width, height in made]
+
+    rows = listed(source)
+    frame = daft.from_pydict({name: [row[name] for row in rows] for name in rows[0]}).into_batches(BATCH)
+    frame = frame.with_column("bytes", daft.functions.download(col("file")))
+    frame = frame.with_column("facts", check(col("bytes"))).exclude("file")
+    frame.write_parquet(str(out), compression="none")
+    return {}
+
+
+def ray_data(source, out):
+    """from_items, map, write_parquet, all defaults but the codec of each column."""
+    init = start_ray()
+    import ray.data
+
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    compression = {"bytes": "none", **dict.fromkeys(("id", "conversations", "sha256", "width", "height"), "zstd")}
+    ray.data.from_items(listed(source)).map(row_of).write_parquet(str(out), compression=compression)
+    return {"init_s": init}
+
+
+def hf_datasets(source, out):
+    import datasets
+
+    datasets.disable_progress_bars()
+    rows = listed(source)
+    made = datasets.Dataset.from_generator(lambda: map(row_of, rows), cache_dir=str(out / "cache"))
+    made.to_parquet(str(out / "part.parquet"))
+    return {}
+
+
+def img2dataset(source, out, *, threads=256, decode=False, annotations=None):
+    """Its own settings for two processes; `decode`: look at every pixel and keep the bytes, else not even the header."""
+    import logging
+
+    from img2dataset import download
+
+    logging.disable(logging.WARNING)
+    keep = {"resize_mode": "no", "skip_reencode": True} if decode else {"disable_all_reencoding": True}
+    download(
+        url_list=str(annotations or source / "urls.parquet"), output_folder=str(out), processes_count=2, thread_count=threads,
+        input_format="parquet", output_format="parquet", url_col="url", caption_col="caption", save_additional_columns=["id"],
+        number_sample_per_shard=500 if decode else 1000, compute_hash="sha256", enable_wandb=False, **keep,
+    )  # fmt: skip
+    return {}
+
+
+def ours_urls(source, out):
+    init = start_ray()
+    raw = job(
+        source, out, format="cc3m_tsv", validate="full", allow_private_addresses=True, download_threads=32, in_process_rows=0
+    )
+    raw["inputs"] = {"annotations": str(source / "urls.tsv")}
+    raw["ingest"] |= {"max_missing_share": 1.0, "max_reject_share": 1.0, "unit_rows": 500}
+    run_job(raw)
+    return {"init_s": init}
+
+
+def img2dataset_urls(source, out):
+    return img2dataset(source, out, threads=32, decode=True)
+
+
+def _decode(files):
+    from PIL import Image
+
+    for file in files:
+        with Image.open(file) as image:
+            image.load()
+    return len(files)
+
+
+def codec(source, out):
+    """Pillow's decoder alone, two processes over the same files."""
+    files = [row["file"] for row in listed(source)]
+    with ProcessPoolExecutor(2) as pool:
+        list(pool.map(_decode, [files[:8]] * 2))  # both have Pillow
+        before = time.perf_counter()
+        list(pool.map(_decode, [files[start : start + 50] for start in range(0, len(files), 50)]))
+        return {"rate": len(files) / (time.perf_counter() - before)}
+
+
+if __name__ == "__main__":
+    name, source, out = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+    figures = globals()[name](source, out)
+    seconds = time.perf_counter() - STARTED - figures.get("init_s", 0.0)
+    print(json.dumps({"seconds": seconds, **figures}))

@@ -1,0 +1,276 @@
+"""One contender of `make bench-loader` in a process of its own: `loader_runs.py NAME DATA`, its figures as one JSON line.
+
+DATA holds the same images as `parquet/samples` (ours), `tar` and `litdata`. Figures, in images a second: the encoded bytes,
+batches of 64 as 336x336 uint8 pixels (`fast`) and as LLaVA's normalised fp32 (`llava`); and the seconds to the first fast batch
+from the start and from the middle, imports and `ray.init` done before. One core and one decoding thread, but for NAME_two.
+"""
+
+import hashlib
+import io
+import itertools
+import json
+import os
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+if not sys.argv[1].endswith("_two") and sys.argv[1] != "make_litdata":
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+
+import numpy as np
+import torch
+from PIL import Image
+
+SIZE, BATCH, DECODED = 336, 64, 768
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's
+FILL = tuple(int(255 * value) for value in MEAN)
+
+
+def jpeg(data):
+    import simplejpeg
+
+    return simplejpeg.decode_jpeg(data)
+
+
+def padded(picture):
+    square = torch.tensor(FILL, dtype=torch.uint8).repeat(SIZE, SIZE, 1)
+    top, left = (SIZE - picture.shape[0]) // 2, (SIZE - picture.shape[1]) // 2
+    square[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+    return square
+
+
+def inside(pixels):
+    side = max(pixels.shape[:2])
+    return round(pixels.shape[0] * SIZE / side), round(pixels.shape[1] * SIZE / side)
+
+
+def fast(data):
+    """The codec: libjpeg-turbo, torch's antialiased bicubic filter."""
+    pixels = jpeg(data)
+    picture = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    return padded(torch.nn.functional.interpolate(picture, inside(pixels), mode="bicubic", antialias=True)[0].permute(1, 2, 0))
+
+
+def area(data):
+    """Another: libjpeg-turbo, OpenCV's area filter."""
+    import cv2
+
+    pixels = jpeg(data)
+    return padded(torch.from_numpy(cv2.resize(pixels, inside(pixels)[::-1], interpolation=cv2.INTER_AREA)))
+
+
+def llava(data):
+    """LLaVA's own: expand2square, then the steps of CLIP's processor, (3, S, S) fp32."""
+    image = Image.open(io.BytesIO(data)).convert("RGB")
+    side = max(image.size)
+    square = Image.new("RGB", (side, side), FILL)
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    pixels = np.asarray(square.resize((SIZE, SIZE), Image.Resampling.BICUBIC), dtype=np.float32) / 255.0
+    return torch.from_numpy(((pixels - np.float32(MEAN)) / np.float32(STD)).transpose(2, 0, 1))
+
+
+def parts(data):
+    return sorted(str(file) for file in (data / "parquet" / "samples").iterdir())
+
+
+def in_memory(data):
+    """Every encoded image, without a loader."""
+    import pyarrow.parquet as pq
+
+    tables = (pq.ParquetFile(file).read(columns=["media.list.element.bytes"]) for file in parts(data))
+    return [row[0]["bytes"] for table in tables for row in table["media"].to_pylist()]
+
+
+def webdataset(data):
+    import webdataset
+
+    files = sorted(str(file) for file in (data / "tar").iterdir())
+
+    def read(start):
+        rows = webdataset.WebDataset(files, shardshuffle=False)
+        return (row["jpg"] for row in itertools.islice(rows, start, None))
+
+    return read
+
+
+def hf_datasets(data):
+    import datasets
+
+    def read(start):
+        found = datasets.load_dataset("parquet", data_files=parts(data), split="train", streaming=True, columns=["media"])
+        return (row["media"][0]["bytes"] for row in (found.skip(start) if start else found))
+
+    return read
+
+
+def litdata(data):
+    import litdata
+
+    def read(start):
+        found = litdata.StreamingDataset(str(data / "litdata"), shuffle=False)
+        return (found[index] for index in range(start, len(found)))
+
+    return read
+
+
+def batches(pixels):
+    while some := list(itertools.islice(pixels, BATCH)):
+        yield torch.stack(some)
+
+
+def rate(name, made):
+    """Images a second, and a second of processor time of this process, which other work on the machine slows less.
+
+    `made` yields encoded images or batches.
+    """
+    started, used = time.perf_counter(), time.process_time()
+    count = sum(len(one) if name != "bytes" else 1 for one in made)
+    return {
+        f"{name}_per_s": count / (time.perf_counter() - started),
+        f"{name}_per_cpu_s": count / (time.process_time() - used),
+    }
+
+
+def first(made):
+    """Seconds to the first of what `made()` yields, and that."""
+    started = time.perf_counter()
+    batch = next(made())
+    return time.perf_counter() - started, batch
+
+
+def digest(tensor):
+    return hashlib.sha256(np.ascontiguousarray(tensor.numpy()).tobytes()).hexdigest()
+
+
+def measure(encoded, fast_batches, llava_batches, total):
+    """All figures of a loader: `encoded(start)` yields bytes, the other two batches. What it gave is told, to be compared."""
+    first_s, batch = first(lambda: fast_batches(0))
+    half_s, middle = first(lambda: fast_batches(total // 2))
+    names = hashlib.sha256()
+    for one in encoded(0):
+        names.update(hashlib.sha256(one).digest())
+    _, normal = first(lambda: llava_batches(0))
+    told = {"bytes": names.hexdigest(), "fast": digest(batch), "half": digest(middle), "llava": digest(normal)}
+    most = DECODED // BATCH
+    return {
+        "first_batch_s": first_s,
+        "resume_s": half_s,
+        **rate("bytes", encoded(0)),
+        **rate("fast", itertools.islice(fast_batches(0), most)),
+        **rate("llava", itertools.islice(llava_batches(0), most)),
+        "told": told,
+    }
+
+
+def peer(name, data, total):
+    """A loader that gives bytes, with the codecs in a loop behind it."""
+    read = {"webdataset": webdataset, "hf_datasets": hf_datasets, "litdata": litdata}[name](data)
+    fast(in_memory(data)[0])  # whatever loads at a first use
+    return measure(read, lambda start: batches(map(fast, read(start))), lambda start: batches(map(llava, read(start))), total)
+
+
+def ours(data, total, threads=1):
+    from concurrent.futures import ThreadPoolExecutor
+
+    from voco import features, loader
+    from voco.model.vision_tower import CLIP, VisionTower
+
+    uri = str(data / "parquet")
+
+    def tower(decoder):
+        config = {"name": "clip", "image_size": SIZE, "layer": -2, "decoder": decoder}
+        return VisionTower(config, torch.nn.Conv2d(3, 1, 3), *CLIP)
+
+    quick, parity = tower("fast"), tower("pil")
+
+    def load(start, which):
+        made = loader.PixelLoader(features.unique_images([uri]), which.preprocess, BATCH, threads)
+        return (batch.pixels for batch in made.batches(start))
+
+    def encoded(start):
+        with ThreadPoolExecutor(1) as reader:
+            listed = itertools.islice(features.unique_images([uri]), start, None)
+            yield from (one for _, one in loader.encoded(listed, reader))
+
+    quick.preprocess(in_memory(data)[0])
+    normalised = lambda start, which: map(which.normalise, load(start, which))  # noqa: E731
+    figures = measure(encoded, lambda start: load(start, quick), lambda start: normalised(start, parity), total)
+    return figures | rate("fast_normalised", itertools.islice(normalised(0, quick), DECODED // BATCH))
+
+
+def ours_two(data, total):
+    start_ray()
+    return ours(data, total, threads=2)
+
+
+def codecs(data, total):
+    """Each codec alone over bytes in memory."""
+    import cv2
+
+    cv2.setNumThreads(1)
+    images = in_memory(data)[:DECODED]
+    for codec in (fast, area, llava):
+        codec(images[0])
+    figures = {}
+    for codec in (fast, area, llava):
+        figures |= rate(codec.__name__, batches(map(codec, images)))
+    return figures
+
+
+def codecs_two(data, total):
+    """The codec alone on two threads."""
+    images = in_memory(data)[:DECODED]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(fast, images[:8]))
+        return rate("fast", batches(pool.map(fast, images)))
+
+
+def start_ray():
+    import ray
+
+    ray.init(address="local", num_cpus=4, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+
+
+def ray_data_two(data, total):
+    """read_parquet, map, iter_batches, all defaults."""
+    import ray.data
+
+    start_ray()
+    ray.data.DataContext.get_current().enable_progress_bars = False
+
+    def decode(row):
+        return {"pixels": fast(row["media"][0]["bytes"]).numpy()}
+
+    def load(limit=None):
+        read = ray.data.read_parquet(parts(data), columns=["media"])
+        return (read if limit is None else read.limit(limit)).map(decode).iter_batches(batch_size=BATCH)
+
+    first_s, _ = first(lambda: iter(load()))
+    figures = rate("fast", (batch["pixels"] for batch in load(DECODED)))
+    return {"first_batch_s": first_s, "fast_per_s": figures["fast_per_s"]}  # its workers' time is not in this process
+
+
+def make_litdata(data, total):
+    import litdata
+
+    images = in_memory(data)
+    litdata.optimize(fn=images.__getitem__, inputs=list(range(total)), output_dir=str(data / "litdata"), chunk_bytes="64MB",
+                     num_workers=1, keep_data_ordered=True)  # fmt: skip
+    return {}
+
+
+def make_tar(data, total):
+    import webdataset
+
+    (data / "tar").mkdir()
+    with webdataset.ShardWriter(str(data / "tar" / "%05d.tar"), maxsize=128 << 20, verbose=0) as file:
+        for index, one in enumerate(in_memory(data)):
+            file.write({"__key__": f"{index:06d}", "jpg": one})
+    return {}
+
+
+if __name__ == "__main__":
+    name, data, total = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+    run = peer if name in ("webdataset", "hf_datasets", "litdata") else globals()[name]
+    print(json.dumps(run(name, data, total) if run is peer else run(data, total)))

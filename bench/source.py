@@ -1,0 +1,72 @@
+"""Data that the benches read: photo-like JPEGs whose bytes are all different, a LLaVA list about them, and URLs of them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+ENCODED = 40  # images that are really encoded; the others are these with other bytes behind their end
+
+
+def pictures() -> list[bytes]:
+    """`ENCODED` JPEGs of 640x480, quality 90, about 100 KB each: soft shapes under a camera's noise."""
+    draw = np.random.default_rng(0)
+    made = []
+    for _ in range(ENCODED):
+        soft = Image.fromarray(draw.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((640, 480), Image.Resampling.BICUBIC)
+        noisy = np.asarray(soft, dtype=np.float32) + draw.normal(0, 6.3, (480, 640, 1)).astype(np.float32)
+        buffer = io.BytesIO()
+        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=90)
+        made.append(buffer.getvalue())
+    return made
+
+
+def llava(folder: Path, count: int) -> Path:
+    """`mix.json`, `images/` and `urls.parquet`, the same as file:// URLs, of `count` unique images."""
+    draw = np.random.default_rng(count)
+    encoded = pictures()
+    listed = []
+    (folder / "images").mkdir(parents=True)
+    for index in range(count):
+        name = f"{index:06d}.jpg"
+        (folder / "images" / name).write_bytes(encoded[index % ENCODED] + draw.bytes(64))
+        turns = [
+            {"from": "human", "value": f"<image>\nWhat is to be seen in picture {index}?"},
+            {"from": "gpt", "value": f"Soft colours, the {index}th time, under the noise of a camera in the dark."},
+        ]
+        listed.append({"id": f"{index:012d}", "image": name, "conversations": turns})
+    (folder / "mix.json").write_text(json.dumps(listed))
+    urls = {
+        "id": [row["id"] for row in listed],
+        "url": [f"file://{folder}/images/{row['image']}" for row in listed],
+        "caption": [row["conversations"][1]["value"] for row in listed],
+    }
+    pq.write_table(pa.table(urls), folder / "urls.parquet")
+    return folder
+
+
+def urls(folder: Path, count: int, address: str) -> Path:
+    """`urls.tsv` as CC3M's and the same as `urls.parquet`: 2 % lead nowhere, 1 % to bytes that are no image."""
+    draw = np.random.default_rng(1)
+    encoded = pictures()
+    (folder / "served").mkdir(parents=True)
+    rows = []
+    for index in range(count):
+        name = f"{index:06d}.jpg"
+        if index % 50 != 7:
+            data = draw.bytes(40_000) if index % 100 == 3 else encoded[index % ENCODED] + draw.bytes(64)
+            (folder / "served" / name).write_bytes(data)
+        rows.append((f"a picture of soft colours, number {index}", f"http://{address}/{name}"))
+    with (folder / "urls.tsv").open("w", newline="") as file:
+        csv.writer(file, delimiter="\t").writerows(rows)
+    captions, places = zip(*rows, strict=True)
+    ids = [f"{index:06d}" for index in range(count)]
+    pq.write_table(pa.table({"id": ids, "url": list(places), "caption": list(captions)}), folder / "urls.parquet")
+    return folder

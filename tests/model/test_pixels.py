@@ -1,0 +1,110 @@
+"""What a tower sees: Pillow's pixels are LLaVA's bit for bit, the fast ones are close, and neither is taken for the other."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from voco.model.pixels import by_pillow, fast
+from voco.model.vision_tower import CLIP, VisionTower
+
+GREY = (122, 116, 104)
+
+
+def tower(**changes) -> VisionTower:
+    return VisionTower({"name": "clip", "image_size": 32, "layer": -2, **changes}, nn.Conv2d(3, 1, 3), *CLIP)
+
+
+def photo(mode: str, size: tuple[int, int], seed: int = 0) -> Image.Image:
+    """Soft shapes, as photographs have."""
+    draw = np.random.default_rng(seed)
+    soft = Image.fromarray(draw.integers(0, 256, (5, 7, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
+    return soft.convert(mode)
+
+
+def encode(image: Image.Image, kind: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def llava(image: Image.Image, size: int) -> torch.Tensor:
+    """LLaVA's `process_images` with image_aspect_ratio `pad`: expand2square, then CLIPImageProcessor's steps in fp32."""
+    image = image.convert("RGB")
+    side = max(image.size)
+    square = Image.new("RGB", (side, side), tuple(int(255 * value) for value in CLIP[0]))
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    square = square.resize((size, size), Image.Resampling.BICUBIC)
+    pixels = torch.from_numpy(np.asarray(square, dtype=np.float32) / 255.0).permute(2, 0, 1)
+    return (pixels - torch.tensor(CLIP[0])[:, None, None]) / torch.tensor(CLIP[1])[:, None, None]
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("RGB", "JPEG"), ("L", "JPEG"), ("CMYK", "JPEG"), ("P", "PNG"), ("RGBA", "PNG")])
+@pytest.mark.parametrize("size", [(50, 37), (20, 64), (32, 32), (9, 11), (1, 70)])
+def test_pillow_pixels_normalised_are_llavas_bit_for_bit(mode, kind, size):
+    data = encode(photo(mode, size), kind)
+    pixels = tower().preprocess(data)
+    assert (pixels.shape, pixels.dtype) == ((32, 32, 3), torch.uint8)
+    assert torch.equal(tower().normalise(pixels[None])[0], llava(Image.open(io.BytesIO(data)), 32))
+
+
+def test_normalising_is_exact_for_every_value():
+    """All 256 values of each channel, against numpy's fp32 arithmetic."""
+    values = torch.arange(256, dtype=torch.uint8)[None, :, None, None].expand(1, 256, 1, 3)
+    got = tower().normalise(values).numpy()
+    for channel in range(3):
+        scaled = np.arange(256, dtype=np.uint8).astype(np.float32) / 255.0
+        expected = (scaled - np.float32(CLIP[0][channel])) / np.float32(CLIP[1][channel])
+        assert np.array_equal(got[0, channel, :, 0], expected)
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("RGB", "JPEG"), ("L", "JPEG"), ("CMYK", "JPEG"), ("P", "PNG"), ("RGBA", "PNG")])
+@pytest.mark.parametrize("size", [(640, 480), (300, 420), (64, 64), (1500, 900), (40, 30)])
+def test_fast_pixels_are_close_to_pillows(mode, kind, size):
+    """Where the picture lies, on average within two of 255 levels; the border is the same colour, at most a pixel elsewhere."""
+    data = encode(photo(mode, size), kind)
+    theirs, ours = by_pillow(data, 64, GREY).int(), fast(data, 64, GREY).int()
+    assert (ours.shape, fast(data, 64, GREY).dtype) == ((64, 64, 3), torch.uint8)
+    top, left = (round(64 - 64 * side / max(size)) // 2 + 1 if side < max(size) else 0 for side in (size[1], size[0]))
+    inside = (slice(top, 64 - top), slice(left, 64 - left))
+    assert (ours - theirs)[inside].abs().float().mean() < 2
+    outside = torch.ones(64, 64, dtype=torch.bool)
+    outside[max(top - 3, 0) : 64 - max(top - 3, 0), max(left - 3, 0) : 64 - max(left - 3, 0)] = False
+    assert (ours[outside] == torch.tensor(GREY)).all()
+
+
+def test_fast_refuses_what_pillow_refuses():
+    whole = encode(photo("RGB", (90, 60)), "JPEG")
+    assert torch.equal(fast(whole + b"behind its end", 64, GREY), fast(whole, 64, GREY))
+    for broken in (whole[: len(whole) // 2], whole[:3], b"no image", b""):
+        for decoder in (by_pillow, fast):
+            with pytest.raises((OSError, SyntaxError, ValueError)):
+                decoder(broken, 64, GREY)
+
+
+def test_a_frame_of_a_video_goes_the_same_way():
+    frame = photo("RGB", (80, 45))
+    assert torch.equal(fast(frame, 64, GREY), fast(encode(frame, "PNG"), 64, GREY))
+    assert torch.equal(by_pillow(frame, 64, GREY), by_pillow(encode(frame, "PNG"), 64, GREY))
+
+
+def test_the_decoder_is_part_of_the_identity_and_the_default_changes_nothing():
+    torch.manual_seed(0)
+    plain, other = tower(), tower(decoder="fast")
+    other.net.load_state_dict(plain.net.state_dict())
+    facts = {"pad": "square, mean colour", "resize": "bicubic", "size": 32, "mean": CLIP[0], "std": CLIP[1]}
+    assert plain.preprocessing == tower(decoder="pil").preprocessing == facts  # these keys made the hashes of older outputs
+    assert other.preprocessing == {**facts, "decoder": "fast"}
+    assert plain.identity != other.identity
+    data = encode(photo("RGB", (90, 60)), "JPEG")
+    assert torch.equal(other.preprocess(data), fast(data, 32, GREY))
+
+
+def test_a_tower_takes_pixels_and_nothing_normalised():
+    with pytest.raises(ValueError, match=r"expected \(F, S, S, 3\) uint8"):
+        tower()(torch.zeros(1, 3, 32, 32))
