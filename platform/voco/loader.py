@@ -87,7 +87,8 @@ def _read_group(wanted: list[dict[str, Any]]) -> list[tuple[str, bytes]]:
         column = file.read_row_group(wanted[0]["group"], columns=["media.list.element.bytes"])["media"].combine_chunks()
     data = column.values.field("bytes")
     places = [column.offsets[one["row"]].as_py() + one["medium"] for one in wanted]
-    return [(one["sha256"], data[place].as_py()) for one, place in zip(wanted, places, strict=True)]
+    media = ({"bytes": data[place].as_py(), "sha256": one["sha256"]} for one, place in zip(wanted, places, strict=True))
+    return [(medium["sha256"], rows.medium_bytes(medium, wanted[0]["part"])) for medium in media]
 
 
 def ahead(pool: Executor, work: Callable[[In], Out], items: Iterable[In], most: int) -> Iterator[Out]:
