@@ -50,7 +50,7 @@ def main(folder: str, cases: list[str]) -> None:
             assert len(single) == 28  # 12 images with two questions, 4 rows of text
             parts = [[s for s in single if s.sample_id in {one.sample_id for one in part}] for part in parts]
         store = FeatureStore(f"{folder}/features")
-        batches = [collate(part, store, store.shape, model.layout.pad_id) for part in parts]
+        batches = [collate(part, store, store.shape) for part in parts]
         if stage == "1" and name == "plain":  # the obvious form: one backward, no DeepSpeed
             (batch,) = batches
             loss = model(batch.to("cpu", torch.float32)) / len(batch.predict_id)

@@ -42,7 +42,9 @@ def segments(ids: TokenIds, method: str, queries: int | None = None) -> list[Seg
         for mine in _groups(real, sample):
             for behind, own in _parts(mine, kind, view, conversation, method):
                 if len(behind) and behind[-1] > own[0]:
-                    raise ValueError(f"row {row}: a view's token at {behind[-1]} stands behind the text at {own[0]} that reads it")
+                    raise ValueError(
+                        f"row {row}: a view's token at {behind[-1]} stands behind the text at {own[0]} that reads it"
+                    )
                 wanted = own[own >= length - asked]
                 if len(wanted):
                     keys = np.concatenate([behind, own]) + row * length

@@ -120,7 +120,7 @@ class ImageBatches:
         self.features, self.layout, self.width = features, model.layout, model.feature_width
 
     def collate(self, samples: list[TokenSample]) -> Batch:
-        return collate(samples, self.features, (self.layout.vision_slots, self.width), self.layout.pad_id)
+        return collate(samples, self.features, (self.layout.vision_slots, self.width))
 
 
 class VideoBatches:
@@ -137,7 +137,7 @@ class VideoBatches:
 
     def collate(self, samples: list[TokenSample]) -> CachedBatch:
         caches = [self._cache(sample) if sample.media else None for sample in samples]
-        return collate_cached(samples, caches, self.layout.pad_id)
+        return collate_cached(samples, caches)
 
     def _cache(self, sample: TokenSample) -> VocoCache:
         return self.frames.read(sample.sample_id, [int(place) for place in sample.media], self.layout.tokens)
