@@ -288,6 +288,8 @@ class Flex:
         return cls(create_block_mask(pair, rows, None, asked, length, device=device))
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        if not query.is_cuda and query.requires_grad:
+            raise ValueError("attention 'flex' has no backward pass on a CPU; use 'segments'")
         run: Callable[..., Any] = _compiled() if query.is_cuda else flex_attention  # type: ignore[assignment]
         query, key, value, dtype = *_wide(query, key, value), query.dtype
         grouped = query.shape[1] != key.shape[1]
