@@ -167,7 +167,7 @@ class Training(Strict):
 
     epochs: int = Field(ge=1)
     global_batch: int = Field(ge=1)  # samples of one optimizer step, over all workers
-    micro_batch: int = Field(ge=1)  # samples of one forward pass of one worker
+    micro_batch: int = Field(ge=1)  # samples of one forward pass of one worker, on average: passes get equal numbers of tokens
     learning_rate: float = Field(gt=0)
     warmup_share: float = Field(default=0.03, ge=0, le=1)  # of all steps; then a cosine to `final_lr_share`
     final_lr_share: float = Field(default=0.0, ge=0, le=1)
