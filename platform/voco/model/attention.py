@@ -108,13 +108,13 @@ class Call:
     """One kernel call over `count` segments. Query i sees keys 0..i (`mask` None, and as many of both), or what `mask` says."""
 
     count: int
-    queries: Tensor | None  # (count * q,) int64, indices into the flattened (B x Q); None: all of them, in order
-    keys: Tensor | None  # (count * k,) int64, into (B x K)
-    mask: Tensor | None  # (count, 1, q, k) bool
+    queries: int  # of each segment
+    keys: int
+    mask: Tensor | None  # (count, 1, queries, keys) bool
 
     def run(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """(count * q, H, E) of flattened (B x Q, H, E) and (B x K, G, E)."""
-        query, key, value = _wide(*(self._cut(*one) for one in ((query, self.queries), (key, self.keys), (value, self.keys))))
+        """(count * queries, H, E) of (count * queries, H, E) and (count * keys, G, E)."""
+        query, key, value = (one.view(self.count, -1, *one.shape[1:]).transpose(1, 2) for one in (query, key, value))
         out = F.scaled_dot_product_attention(
             query,
             key,
@@ -126,10 +126,6 @@ class Call:
         )
         return out.transpose(1, 2).flatten(0, 1)
 
-    def _cut(self, flat: Tensor, at: Tensor | None) -> Tensor:
-        taken = _taken(flat, at)
-        return taken.view(self.count, -1, *taken.shape[1:]).transpose(1, 2)
-
 
 @dataclass(frozen=True)
 class Squares:
@@ -137,11 +133,13 @@ class Squares:
 
     Queries are set before a segment's own until there are as many as keys; their outputs are dropped, and being causal the
     square needs no mask. Smaller squares are filled up behind, where no query of theirs looks. Where the keys before a
-    segment are more than its own, a rectangle with a mask is less work.
+    segment are more than its own, a rectangle with a mask is less work. States are gathered once for all calls.
     """
 
     calls: tuple[Call, ...]
-    back: Tensor | None  # (B x Q,) int64: where in the calls' outputs each query's is; None: in order
+    queries: Tensor | None  # (sum of count * queries,) int64, indices into the flattened (B x Q); None: all, in order
+    keys: Tensor | None  # (sum of count * keys,) int64, into (B x K)
+    back: Tensor | None  # (B x Q,) int64: where in the calls' outputs each query's is
 
     @classmethod
     def of(cls, found: Sequence[Segment], queries: int, keys: int, device: torch.device) -> Squares:
@@ -150,23 +148,26 @@ class Squares:
             q, k = len(one.queries), len(one.keys)
             size = (0, -(-k // NEAR)) if k <= 2 * q else (q.bit_length(), k.bit_length())
             groups.setdefault(size, []).append(one)
-        calls, back, start = [], np.zeros(queries, dtype=np.int64), 0
+        calls, asked, given = [], [], []
+        back, start = np.zeros(queries, dtype=np.int64), 0
         for (oblong, _), members in groups.items():
             k = max(len(one.keys) for one in members)
             q = max(len(one.queries) for one in members) if oblong else k
-            asked = np.stack([_filled(one.queries, 0 if oblong else len(one.keys) - len(one.queries), q) for one in members])
-            for at, one in enumerate(members):
-                first = 0 if oblong else len(one.keys) - len(one.queries)
-                back[one.queries] = start + at * q + first + np.arange(len(one.queries))
-            mask = _oblong(members, q, k).to(device) if oblong else None
-            given = np.stack([_filled(one.keys, 0, k) for one in members])
-            calls.append(Call(len(members), _index(asked, queries, device), _index(given, keys, device), mask))
-            start += len(members) * q
-        return cls(tuple(calls), _index(back, start, device))
+            for one in members:
+                before = 0 if oblong else len(one.keys) - len(one.queries)
+                asked.append(_filled(one.queries, before, q))
+                given.append(_filled(one.keys, 0, k))
+                back[one.queries] = start + before + np.arange(len(one.queries))
+                start += q
+            calls.append(Call(len(members), q, k, _oblong(members, q, k).to(device) if oblong else None))
+        indices = (np.concatenate(asked), queries), (np.concatenate(given), keys), (back, start)
+        return cls(tuple(calls), *(_index(at, whole, device) for at, whole in indices))
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        q, k, v = (_flat(one) for one in (query, key, value))
-        outs = [call.run(q, k, v, scale) for call in self.calls]
+        q, k, v = _wide(_taken(_flat(query), self.queries), _taken(_flat(key), self.keys), _taken(_flat(value), self.keys))
+        asked, given = [one.count * one.queries for one in self.calls], [one.count * one.keys for one in self.calls]
+        parts = zip(self.calls, torch.split(q, asked), torch.split(k, given), torch.split(v, given), strict=True)
+        outs = [call.run(mine, keys, values, scale) for call, mine, keys, values in parts]
         out = _taken(outs[0] if len(outs) == 1 else torch.cat(outs), self.back)
         return out.to(query.dtype).view(query.shape[0], -1, *out.shape[1:])
 
