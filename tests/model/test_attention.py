@@ -108,7 +108,7 @@ def test_equal_and_nearly_equal_segments_share_a_call_and_long_caches_are_oblong
     alone = collate([build("o", [tiny.question("b")], [], tiny.TOKENIZER, model.layout)], str, (9, 6))
     one = see("segments", alone.token_ids, "voco", torch.device("cpu"))
     assert isinstance(one, Squares)
-    assert (one.queries, one.keys, one.back) == (None, None, None), "one sequence in order is taken as it is"
+    assert (one.starts, one.back) == (((0, 0),), None), "one sequence in order is taken as it is"
 
 
 class Largest(TorchDispatchMode):

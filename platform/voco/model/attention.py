@@ -27,6 +27,7 @@ from voco.model.voco_mask import TokenIds, allowed, sees
 
 NAME = "voco"  # under which transformers' layers find `attend`
 BACKENDS = ("segments", "dense", "varlen", "flex")
+FEW = 4  # calls
 NEAR = 16  # squares whose sizes differ by less share a call: a kernel call costs more than their empty corners
 
 
@@ -110,10 +111,11 @@ class Call:
     count: int
     queries: int  # of each segment
     keys: int
+    drop: int  # first queries of each, whose outputs are left out
     mask: Tensor | None  # (count, 1, queries, keys) bool
 
     def run(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """(count * queries, H, E) of (count * queries, H, E) and (count * keys, G, E)."""
+        """(count * (queries - drop), H, E) of (count * queries, H, E) and (count * keys, G, E)."""
         query, key, value = (one.view(self.count, -1, *one.shape[1:]).transpose(1, 2) for one in (query, key, value))
         out = F.scaled_dot_product_attention(
             query,
@@ -124,7 +126,7 @@ class Call:
             scale=scale,
             enable_gqa=query.shape[1] != key.shape[1],
         )
-        return out.transpose(1, 2).flatten(0, 1)
+        return out[:, :, self.drop :].transpose(1, 2).flatten(0, 1)
 
 
 @dataclass(frozen=True)
@@ -133,13 +135,17 @@ class Squares:
 
     Queries are set before a segment's own until there are as many as keys; their outputs are dropped, and being causal the
     square needs no mask. Smaller squares are filled up behind, where no query of theirs looks. Where the keys before a
-    segment are more than its own, a rectangle with a mask is less work. States are gathered once for all calls.
+    segment are more than its own, a rectangle with a mask is less work.
+
+    States are gathered once for all calls; few stretches that lie in order are taken where they lie. (Of many, each would
+    cost the backward pass a tensor of the whole row's size.)
     """
 
     calls: tuple[Call, ...]
     queries: Tensor | None  # (sum of count * queries,) int64, indices into the flattened (B x Q); None: all, in order
     keys: Tensor | None  # (sum of count * keys,) int64, into (B x K)
     back: Tensor | None  # (B x Q,) int64: where in the calls' outputs each query's is
+    starts: tuple[tuple[int, int], ...] | None  # where each call's queries and keys lie, instead of `queries` and `keys`
 
     @classmethod
     def of(cls, found: Sequence[Segment], queries: int, keys: int, device: torch.device) -> Squares:
@@ -153,21 +159,33 @@ class Squares:
         for (oblong, _), members in groups.items():
             k = max(len(one.keys) for one in members)
             q = max(len(one.queries) for one in members) if oblong else k
-            for one in members:
-                before = 0 if oblong else len(one.keys) - len(one.queries)
-                asked.append(_filled(one.queries, before, q))
-                given.append(_filled(one.keys, 0, k))
-                back[one.queries] = start + before + np.arange(len(one.queries))
-                start += q
-            calls.append(Call(len(members), q, k, _oblong(members, q, k).to(device) if oblong else None))
-        indices = (np.concatenate(asked), queries), (np.concatenate(given), keys), (back, start)
-        return cls(tuple(calls), *(_index(at, whole, device) for at, whole in indices))
+            before = [0 if oblong else len(one.keys) - len(one.queries) for one in members]
+            drop = min(before)
+            asked.append(np.stack([_filled(one.queries, more, q) for one, more in zip(members, before, strict=True)]).reshape(-1))
+            given.append(np.stack([_filled(one.keys, 0, k) for one in members]).reshape(-1))
+            for one, more in zip(members, before, strict=True):
+                back[one.queries] = start + more - drop + np.arange(len(one.queries))
+                start += q - drop
+            calls.append(Call(len(members), q, k, drop, _oblong(members, q, k).to(device) if oblong else None))
+        back_at = _index(back, start, device)
+        runs = [(_run(ask), _run(give)) for ask, give in zip(asked, given, strict=True)]
+        starts = tuple((one, other) for one, other in runs if one is not None and other is not None)
+        if len(starts) == len(calls) <= FEW:
+            return cls(tuple(calls), None, None, back_at, starts)
+        every = _index(np.concatenate(asked), queries, device), _index(np.concatenate(given), keys, device)
+        return cls(tuple(calls), every[0], every[1], back_at, None)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        q, k, v = _wide(_taken(_flat(query), self.queries), _taken(_flat(key), self.keys), _taken(_flat(value), self.keys))
         asked, given = [one.count * one.queries for one in self.calls], [one.count * one.keys for one in self.calls]
-        parts = zip(self.calls, torch.split(q, asked), torch.split(k, given), torch.split(v, given), strict=True)
-        outs = [call.run(mine, keys, values, scale) for call, mine, keys, values in parts]
+        q, k, v = _flat(query), _flat(key), _flat(value)
+        if self.starts is None:
+            q, k, v = _wide(_taken(q, self.queries), _taken(k, self.keys), _taken(v, self.keys))
+            parts = list(zip(torch.split(q, asked), torch.split(k, given), torch.split(v, given), strict=True))
+        else:
+            q, k, v = _wide(q, k, v)
+            places = list(zip(self.starts, asked, given, strict=True))
+            parts = [(q[one : one + a], k[other : other + g], v[other : other + g]) for (one, other), a, g in places]
+        outs = [call.run(*part, scale) for call, part in zip(self.calls, parts, strict=True)]
         out = _taken(outs[0] if len(outs) == 1 else torch.cat(outs), self.back)
         return out.to(query.dtype).view(query.shape[0], -1, *out.shape[1:])
 
@@ -181,9 +199,14 @@ def _taken(flat: Tensor, at: Tensor | None) -> Tensor:
     return flat if at is None else flat.index_select(0, at)
 
 
+def _run(at: Ints) -> int | None:
+    """Where indices start that are one behind the other; None when they are not."""
+    return int(at[0]) if np.array_equal(at, np.arange(at[0], at[0] + len(at))) else None
+
+
 def _filled(at: Ints, before: int, size: int) -> Ints:
-    """Indices with repeated ones set before and behind; what stands there is never used."""
-    return np.concatenate([np.repeat(at[:1], before), at, np.repeat(at[-1:], size - before - len(at))])
+    """Indices with others set before and behind; what stands there is never used."""
+    return np.concatenate([np.maximum(at[0] - np.arange(before, 0, -1), 0), at, np.repeat(at[-1:], size - before - len(at))])
 
 
 def _oblong(members: Sequence[Segment], q: int, k: int) -> Tensor:
