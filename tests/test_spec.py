@@ -69,6 +69,7 @@ def without(job: dict[str, Any], key: str) -> dict[str, Any]:
         (without(TRAIN, "image_sft"), "image_sft: expected a block, got nothing"),
         (without(TRAIN, "model"), "expected either a `model` block or `inputs.checkpoint`"),
         (changed(TRAIN, "image_sft.global_batch", 6), "expected a multiple of workers x micro_batch = 4, got 6"),
+        (changed(TRAIN, "image_sft.attention", "flex"), "image_sft.attention: flex trains on GPUs only: expected segments"),
         (changed(TRAIN, "name", "Train 1"), "name: "),
         (without(INGEST, "inputs"), "inputs.annotations: expected a value for a job of kind ingest, got nothing"),
         (changed(INGEST, "inputs.checkpoint", "c"), "inputs.checkpoint: not for a job of kind ingest"),

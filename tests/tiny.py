@@ -43,7 +43,7 @@ def llama(dtype: torch.dtype = torch.float64, seed: int = 0, **changes: Any) -> 
     torch.manual_seed(seed)
     sizes: dict[str, Any] = {
         "vocab_size": 264, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "max_position_embeddings": 4096, "attn_implementation": "sdpa",
+        "num_key_value_heads": 2, "max_position_embeddings": 4096,
     }  # fmt: skip
     model = LlamaForCausalLM(LlamaConfig(**{**sizes, **changes}))
     with torch.no_grad():

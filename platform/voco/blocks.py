@@ -168,7 +168,7 @@ class Training(Strict):
 
     epochs: int = Field(ge=1)
     global_batch: int = Field(ge=1)  # samples of one optimizer step, over all workers
-    micro_batch: int = Field(ge=1)  # samples of one forward pass of one worker
+    micro_batch: int = Field(ge=1)  # samples of one forward pass of one worker, on average: passes get equal numbers of tokens
     learning_rate: float = Field(gt=0)
     warmup_share: float = Field(default=0.03, ge=0, le=1)  # of all steps; then a cosine to `final_lr_share`
     final_lr_share: float = Field(default=0.0, ge=0, le=1)
@@ -178,7 +178,7 @@ class Training(Strict):
     zero_stage: Literal[1, 2, 3] = 2
     save_every: int = Field(default=500, ge=1)  # steps between checkpoints
     share_vision: bool = True  # a row whole: its vision prefix once, each conversation a text segment of its own
-    attention: Literal["sdpa", "eager"] = "sdpa"
+    attention: Literal["segments", "dense", "varlen", "flex"] = "segments"  # the same result; varlen: GPU, flash-attn or torch's
     checkpoint_activations: bool = False  # keep each layer's input only and compute the rest again: less memory, a third slower
     max_tokens: int = Field(default=2048, ge=8)  # of a prefix with one conversation; text is cut at its end, never the prefix
     text: Text | None = None  # default: the checkpoint's, or Text() for a new model

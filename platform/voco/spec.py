@@ -159,6 +159,10 @@ def _check_model(job: Job) -> None:
         raise ValueError(
             f"{job.kind}.text.template: chatml needs a tokenizer that has its markers; a model from nothing has none"
         )
+    if block.attention in ("varlen", "flex") and not job.resources.gpus_per_worker:
+        raise ValueError(f"{job.kind}.attention: {block.attention} trains on GPUs only: expected segments, or gpus_per_worker")
+    if block.attention == "varlen" and block.precision == "fp32":
+        raise ValueError(f"{job.kind}.attention: varlen has no fp32 kernel: expected segments, or precision bf16")
     if (job.model is None) == (job.inputs.checkpoint is None):
         raise ValueError("model: expected either a `model` block or `inputs.checkpoint`, and not both")
     if block.global_batch % (job.resources.workers * block.micro_batch):

@@ -10,14 +10,13 @@ import torch
 
 from voco.model.batch import collate
 from voco.model.cache import join
-from voco.model.voco_mask import allowed
 from voco.tokens import TEXT, TokenSample, build
 
 
-def one_pass_logits(model, samples, features, padding="right"):
+def one_pass_logits(model, samples, features):
     """Logits of each sample's text tokens, by sample and conversation, from the one masked pass."""
     store = {name: f for s, fs in zip(samples, features, strict=True) for name, f in zip(s.media, fs, strict=True)}
-    batch = collate(samples, store.__getitem__, (tiny.VISION_SLOTS, tiny.FEATURES), model.layout.pad_id, padding)
+    batch = collate(samples, store.__getitem__, (tiny.VISION_SLOTS, tiny.FEATURES))
     logits = model.logits(batch.to("cpu", model.dtype))
     return {
         (index, c): logits[(batch.sample == index) & (batch.kind == TEXT) & (batch.conversation == c)]
@@ -128,16 +127,15 @@ def test_reading_fewer_tokens_equals_a_model_told_so():
         cache.take(9)
 
 
-@pytest.mark.parametrize("padding", ["right", "left", "pack", "fill"])
 @pytest.mark.parametrize("method", ["voco", "none", "avg_pool"])
-def test_a_mixed_batch_equals_each_sample_alone_in_every_order(method, padding):
+def test_a_mixed_batch_equals_each_sample_alone_in_every_order(method):
     model = tiny.model(method, 1)
     shapes = [(1, ["what is this?", "why?"]), (0, ["hello there, you"]), (2, ["left or right of it?"]), (0, ["a", "bb"])]
     features = [tiny.features(views, seed=index) for index, (views, _) in enumerate(shapes)]
     samples = [make(model, views, texts, f"s{index}") for index, (views, texts) in enumerate(shapes)]
     alone = [one_pass_logits(model, [sample], [f]) for sample, f in zip(samples, features, strict=True)]
     for order in itertools.permutations(range(4)):
-        together = one_pass_logits(model, [samples[i] for i in order], [features[i] for i in order], padding)
+        together = one_pass_logits(model, [samples[i] for i in order], [features[i] for i in order])
         for place, index in enumerate(order):
             for conversation in range(len(shapes[index][1])):
                 assert tiny.close(together[(place, conversation)], alone[index][(0, conversation)])
@@ -172,14 +170,3 @@ def test_permuting_views_changes_the_logits():
     sample = make(model, 3, ["which came first?"], "p")
     right = one_pass_logits(model, [sample], [features])[(0, 0)]
     assert (one_pass_logits(model, [sample], [features[::-1]])[(0, 0)] - right).abs().max() > 1e-2
-
-
-def test_mask_does_not_depend_on_padding_side():
-    model = tiny.model("voco", 2)
-    samples = [make(model, 1, ["abc"], "a"), make(model, 0, ["x"], "b")]
-    masks = {}
-    for side in ("left", "right"):
-        batch = collate(samples, lambda _: tiny.features(1)[0], (9, 6), model.layout.pad_id, side)
-        real = batch.kind[1] != 4
-        masks[side] = allowed(batch.token_ids, "voco")[1][real][:, real]
-    assert torch.equal(masks["left"], masks["right"])

@@ -6,8 +6,9 @@ import pytest
 import tiny
 import torch
 
-from voco.model import voco_llama
+from voco.model.attention import check_backend
 from voco.model.batch import collate
+from voco.model.capture import capture
 from voco.model.voco_llama import VocoLlama
 from voco.tokens import TEXT, VOCO, build
 
@@ -19,7 +20,7 @@ def setup(method="voco"):
 
 
 def batch_of(model, sample, features):
-    return collate([sample], lambda _: features, (9, 6), model.layout.pad_id)
+    return collate([sample], lambda _: features, (9, 6))
 
 
 def text_logits_with_frozen_voco(model, sample, features, frozen):
@@ -47,10 +48,10 @@ def test_with_voco_states_frozen_pixels_change_no_text_logit(method, leaks):
     model, sample = setup(method)
     first, second = tiny.features(2)
     batch = batch_of(model, sample, first)
-    with voco_llama.capture(model.language_model) as states:
+    kept = torch.nonzero(batch.kind[0] == VOCO)[:, 0]
+    with capture(model.language_model.model.layers, 8, kept) as states:
         model.hidden(batch)
-    rows = batch.kind[0] == VOCO
-    frozen = [(keys[:, rows].flatten(2), values[:, rows].flatten(2)) for keys, values in states]
+    frozen = [(keys.flatten(1), values.flatten(1)) for keys, values in states]
     one = text_logits_with_frozen_voco(model, sample, first, frozen)
     other = text_logits_with_frozen_voco(model, sample, second, frozen)
     assert torch.equal(one, other) is not leaks
@@ -78,15 +79,14 @@ def test_gradient_reaches_vision_through_voco_rows_only():
     assert cut.grad is None or cut.grad.abs().max() == 0
 
 
-def test_backends_agree_and_others_are_refused():
-    model, sample = setup()
-    features = tiny.features(1)[0]
-    expected = model.logits(batch_of(model, sample, features))
-    model.language_model.set_attn_implementation("eager")
-    got = model.logits(batch_of(model, sample, features))
-    assert (got - expected).abs().max() < 1e-5  # transformers' eager softmax is fp32
+def test_attention_that_cannot_honour_the_mask_is_refused():
     with pytest.raises(ValueError, match="cannot honour the mask exactly"):
-        voco_llama.check_backend("flash_attention_2")
+        check_backend("flash_attention_2")
+    with pytest.raises(ValueError, match="must be told who sees whom"):
+        tiny.model().language_model(torch.tensor([[1, 2, 3]]))
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="needs an NVIDIA GPU"):
+            check_backend("varlen")
 
 
 @pytest.mark.parametrize(
@@ -120,17 +120,16 @@ def test_a_cache_of_another_maker_is_refused():
 
 
 def test_mask_is_always_ours():
-    """transformers takes positions that start again for packed samples when no mask is given; we always give one."""
+    """transformers takes positions that start again for packed samples when no mask is given; ours goes past its masks."""
     model, _ = setup()
     seen = []
     original = model.language_model.model.forward
 
     def spy(*args, **kwargs):
-        seen.append(kwargs["attention_mask"])
+        seen.append(kwargs["seen"])
         return original(*args, **kwargs)
 
     model.language_model.model.forward = spy
     caches = model.compress_features([tiny.features(3)])
     model.answer(caches, [[5, 6]], 3)
-    assert len(seen) == 4
-    assert all(mask is not None and mask.dim() == 4 and mask.dtype == torch.bool for mask in seen)
+    assert [type(one).__name__ for one in seen] == ["Squares", "Dense", "Dense"]

@@ -17,6 +17,7 @@ from voco.model import weights
 from voco.model.batch import collate
 from voco.train.data import SampleTables, TrainingSamples, images_of
 from voco.train.order import epoch_order
+from voco.train.packing import deal
 from voco.train.step import backward
 from voco.train.zero import deepspeed_config
 
@@ -40,7 +41,8 @@ def main(folder: str, cases: list[str]) -> None:
         )  # fmt: skip
         samples = TrainingSamples(tables, model.tokenizer, model.layout, block, images_of)
         mine = order.of_rank(0, rank, world)
-        parts = [samples.take(mine[at : at + block.micro_batch]) for at in range(0, len(mine), block.micro_batch)]
+        taken = samples.take(mine)
+        parts = [[taken[at] for at in row] for row in deal([len(one) for one in taken], int(accumulation))]
         if share == "alone":  # the same conversations, each a sample of its own
             one_each = block.model_copy(update={"share_vision": False})
             loose = SampleTables([f"{folder}/samples"], [1.0], False)
@@ -50,7 +52,7 @@ def main(folder: str, cases: list[str]) -> None:
             assert len(single) == 28  # 12 images with two questions, 4 rows of text
             parts = [[s for s in single if s.sample_id in {one.sample_id for one in part}] for part in parts]
         store = FeatureStore(f"{folder}/features")
-        batches = [collate(part, store, store.shape, model.layout.pad_id) for part in parts]
+        batches = [collate(part, store, store.shape) for part in parts]
         if stage == "1" and name == "plain":  # the obvious form: one backward, no DeepSpeed
             (batch,) = batches
             loss = model(batch.to("cpu", torch.float32)) / len(batch.predict_id)

@@ -80,7 +80,7 @@ def pretrained(uri: str) -> tuple[Any, Any]:
     with tempfile.TemporaryDirectory() as place:
         folder = storage.get_directory(storage.resolve(uri), Path(place) / "model")
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        language_model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="sdpa", dtype="auto")
+        language_model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
     new = [SPECIAL["image"], SPECIAL["voco"]] + ([SPECIAL["pad"]] if tokenizer.pad_token is None else [])
     tokenizer.add_special_tokens({"additional_special_tokens": new[:2]})
     if tokenizer.pad_token is None:
@@ -103,5 +103,4 @@ def _llama_config(llama: Llama, tokenizer: Any) -> LlamaConfig:
         pad_token_id=tokenizer.pad_token_id,
         tie_word_embeddings=False,
         initializer_range=llama.width**-0.5,  # the usual 0.02 suits widths of thousands; small ones start too quiet
-        attn_implementation="sdpa",
     )

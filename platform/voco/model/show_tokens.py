@@ -62,7 +62,7 @@ def _marked(sample: TokenSample, tokenizer: Any, trained: set[int], first: int, 
 
 def _grid(sample: TokenSample, layout: Layout, runs: list[tuple[int, int]]) -> list[str]:
     views = len(sample.media)
-    batch = collate([sample], lambda _: torch.zeros(layout.vision_slots, 1), (layout.vision_slots, 1), layout.pad_id)
+    batch = collate([sample], lambda _: torch.zeros(layout.vision_slots, 1), (layout.vision_slots, 1))
     mask = allowed(batch.token_ids, layout.method)[0]
     lines = []
     for row_first, row_last in runs:

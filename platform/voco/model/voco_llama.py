@@ -1,7 +1,7 @@
 """The whole model, top to bottom: projector, features into their slots, mask, loss; compress, then read and answer.
 
-VoCo-LLaMA, arXiv 2406.12275. The language model is transformers' own. Legend: B rows, L tokens, F views, V vision slots,
-C feature width, W model width, S predictions, D layers, H key-value heads, E head width, M cached tokens.
+VoCo-LLaMA, arXiv 2406.12275. The language model is transformers' own. Legend: B rows, L tokens of a row, F views, V vision
+slots, C feature width, W model width, S predictions, D layers, H key-value heads, E head width, M cached tokens.
 """
 
 from __future__ import annotations
@@ -12,19 +12,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import DynamicCache
 
 from voco.conversation import Turn
+from voco.model.attention import NAME, Dense, Seen, check_backend, see
 from voco.model.batch import Batch, CachedBatch, collate
 from voco.model.cache import CacheKey, VocoCache, join
-from voco.model.capture import capture
+from voco.model.capture import head_width, keys_values
+from voco.model.head import Head
 from voco.model.rope import ExactRotary, check_rope, rotate
 from voco.model.vision_tower import VisionTower
-from voco.model.voco_mask import TokenIds, allowed
-from voco.tokens import NONE, PAD, TEXT, VISION, VOCO, Layout, build
-
-BACKENDS = {"sdpa", "eager"}  # attention that honours any boolean mask exactly
+from voco.model.voco_mask import TokenIds
+from voco.tokens import NONE, PAD, TEXT, VOCO, Layout, build
 
 
 @dataclass(frozen=True)
@@ -41,17 +40,27 @@ class Projector:
 class VocoLlama(nn.Module):
     """A language model that reads images through <voco> tokens.
 
-    `language_model` is a transformers causal LM of the Llama family; `tower` may be absent when features come ready.
+    `language_model` is a transformers causal LM of the Llama family, whose attention, rotary embedding and output head are
+    replaced by ours; `tower` may be absent when features come ready.
     Raises ValueError for a rotary type, window or attention backend that cannot honour the mask or the cache exactly.
     """
 
     def __init__(
-        self, language_model: Any, layout: Layout, feature_width: int, tower: VisionTower | None = None, tokenizer: Any = None
+        self,
+        language_model: Any,
+        layout: Layout,
+        feature_width: int,
+        tower: VisionTower | None = None,
+        tokenizer: Any = None,
+        attention: str = "segments",
     ) -> None:
         super().__init__()
         check_rope(language_model.config)
-        check_backend(language_model.config._attn_implementation)
+        check_backend(attention)
+        self.attention = attention
         self.language_model = language_model
+        language_model.set_attn_implementation(NAME)
+        language_model.lm_head = Head(language_model.lm_head)
         language_model.model.rotary_emb = ExactRotary(language_model.model.rotary_emb)
         self.projector = Projector(feature_width, language_model.config.hidden_size).module()
         self.tower = tower
@@ -73,7 +82,7 @@ class VocoLlama(nn.Module):
     # ---- one masked pass ------------------------------------------------------------------------------------------
 
     def embed(self, batch: Batch) -> Tensor:
-        """(B, L, W): token embeddings with projected features in the vision slots."""
+        """(1, L, W): token embeddings with projected features in the vision slots."""
         embeds: Tensor = self.language_model.model.embed_tokens(batch.ids)
         features = batch.features.to(embeds.dtype)
         if len(features) == 0:
@@ -81,16 +90,14 @@ class VocoLlama(nn.Module):
             idle: Tensor = self.projector(features.new_zeros(1, 1, self.feature_width)).sum()
             return embeds + 0.0 * idle
         vision = self.projector(pool(features, self.layout))
-        filled: Tensor = embeds.masked_scatter((batch.kind == VISION)[:, :, None], vision)
-        return filled
+        return embeds[0].index_copy(0, batch.vision_at, vision.flatten(0, 1))[None]
 
     def hidden(self, batch: Batch) -> Tensor:
-        """(B, L, W): the last layer's normalised states under our own mask and positions."""
-        mask = allowed(batch.token_ids, self.layout.method)[:, None]
-        return self._run(self.embed(batch), mask, batch.position)
+        """(1, L, W): the last layer's normalised states under our own mask and positions."""
+        return self._run(self.embed(batch), self._see(batch.token_ids, self.layout.method), batch.position)
 
     def logits(self, batch: Batch) -> Tensor:
-        """(B, L, vocabulary) logits of every token. For tests and display; training needs only supervised rows."""
+        """(1, L, vocabulary) logits of every token. For tests and display; training needs only supervised rows."""
         logits: Tensor = self.language_model.lm_head(self.hidden(batch))
         return logits
 
@@ -100,21 +107,25 @@ class VocoLlama(nn.Module):
             states, text = self.hidden_cached(batch), batch.text
         else:
             states, text = self.hidden(batch), batch
-        logits = self.language_model.lm_head(states.flatten(0, 1)[text.predict_at])
-        return F.cross_entropy(logits.float(), text.predict_id, reduction="sum")
+        loss: Tensor = self.language_model.lm_head(states[0].index_select(0, text.predict_at), text.predict_id)
+        return loss
 
     def hidden_cached(self, batch: CachedBatch) -> Tensor:
-        """(B, L, W): states of text that reads caches: pass 2 alone. Gradients reach this model's weights, not the caches."""
-        past, real, _ = self.past(batch.caches)
-        text = batch.text
-        mask = allowed(_ids_of_read(real, text.kind == TEXT, text.conversation), "voco", queries=text.ids.shape[1])
-        return self._run(self.language_model.model.embed_tokens(text.ids), mask[:, None], text.position, past)
+        """(1, L, W): states of text that reads caches: pass 2 alone. Gradients reach this model's weights, not the caches."""
+        text, caches = batch.text, batch.caches
+        owner = torch.cat([torch.full((_size(cache),), index) for index, cache in enumerate(caches)])[None]
+        ids = _ids_of_read(torch.ones_like(owner, dtype=torch.bool), owner, text.kind, text.sample, text.conversation)
+        seen = self._see(ids, "voco", queries=text.ids.shape[1])
+        keys, values = self.place(caches)
+        past = _past(keys[:, None], values[:, None])
+        return self._run(self.language_model.model.embed_tokens(text.ids), seen, text.position, past)
 
-    def _run(self, embeds: Tensor, mask: Tensor, position: Tensor, past: Any = None) -> Tensor:
-        if self.language_model.config._attn_implementation == "eager":  # wants an additive mask
-            mask = torch.zeros_like(mask, dtype=embeds.dtype).masked_fill(~mask, torch.finfo(embeds.dtype).min)
+    def _see(self, ids: TokenIds, method: str, queries: int | None = None) -> Seen:
+        return see(self.attention, ids, method, self.device, queries)
+
+    def _run(self, embeds: Tensor, seen: Seen, position: Tensor, past: Any = None) -> Tensor:
         states: Tensor = self.language_model.model(
-            inputs_embeds=embeds, attention_mask=mask, position_ids=position, past_key_values=past, use_cache=past is not None
+            inputs_embeds=embeds, position_ids=position, past_key_values=past, use_cache=past is not None, seen=seen
         ).last_hidden_state
         return states
 
@@ -157,18 +168,16 @@ class VocoLlama(nn.Module):
             for unit, count in zip(units, counts, strict=True)
         ]
         empty = (self.layout.vision_slots, self.feature_width)
-        batch = collate(samples, store.__getitem__, empty, self.layout.pad_id, padding="right").to(self.device, self.dtype)
-        kept = batch.kind == VOCO if self.layout.method == "voco" else batch.kind != PAD
-        with capture(self.language_model) as states:
-            self.hidden(batch)
-        key = self.cache_key()
-        caches = []
-        for row, count in enumerate(counts):
-            keys = torch.stack([k[row, kept[row]].transpose(0, 1) for k, _ in states])
-            values = torch.stack([v[row, kept[row]].transpose(0, 1) for _, v in states])
-            rows = count if self.layout.method == "voco" else [self.layout.prefix_length + n for n in count]
-            caches.append(VocoCache(keys, values, tuple(rows), key))
-        return caches
+        batch = collate(samples, store.__getitem__, empty).to(self.device, self.dtype)
+        voco = self.layout.method == "voco"
+        kept = torch.nonzero(batch.kind[0] == VOCO if voco else batch.kind[0] != PAD)[:, 0].to(self.device)
+        seen = self._see(batch.token_ids, self.layout.method)
+        keys, values = keys_values(self.language_model, self.embed(batch), batch.position, seen, kept)
+        tokens = [count if voco else [self.layout.prefix_length + n for n in count] for count in counts]
+        sizes = [sum(some) for some in tokens]
+        # copies: a cache must not hold on to the others that were made with it
+        parts = [[one.clone() for one in torch.split(states, sizes, dim=2)] for states in (keys, values)]
+        return [VocoCache(k, v, tuple(some), self.cache_key()) for k, v, some in zip(*parts, tokens, strict=True)]
 
     def cache_key(self) -> CacheKey:
         bos = () if self.layout.bos_id is None else (self.layout.bos_id,)
@@ -178,34 +187,29 @@ class VocoLlama(nn.Module):
 
     # ---- read and answer ------------------------------------------------------------------------------------------
 
-    def past(self, caches: Sequence[VocoCache | None]) -> tuple[DynamicCache, Tensor, Tensor]:
-        """Caches of B samples placed at their slots: transformers' cache, (B, M) which rows are real, (B,) next position.
+    def place(self, caches: Sequence[VocoCache | None]) -> tuple[Tensor, Tensor]:
+        """Keys, rotated to their slots, and values of all samples' caches, one sample behind the other: (D, H, M, E) each.
 
         None stands for a sample without views. Raises ValueError for a cache of another maker.
         """
-        for cache in caches:
-            if cache is not None and cache.key != self.cache_key():
+        found = [cache for cache in caches if cache is not None]
+        for cache in found:
+            if cache.key != self.cache_key():
                 raise ValueError(f"this cache was made by {cache.key}, this model reads {self.cache_key()}")
-        sizes = [0 if cache is None else cache.keys.shape[2] for cache in caches]
-        longest = max(sizes)
-        config = self.language_model.config
-        heads = config.num_key_value_heads
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        keys = torch.zeros(len(caches), config.num_hidden_layers, heads, longest, width, device=self.device, dtype=self.dtype)
-        values = torch.zeros_like(keys)
-        for row, cache in enumerate(caches):
-            if cache is not None:
-                keys[row, :, :, : sizes[row]] = cache.keys.to(keys)
-                values[row, :, :, : sizes[row]] = cache.values.to(values)
-        real = torch.arange(longest, device=self.device)[None] < torch.tensor(sizes, device=self.device)[:, None]
-        position = self.layout.cached_from + torch.arange(longest, device=self.device)[None]
-        cos, sin = self.language_model.model.rotary_emb(keys, position)
-        keys = rotate(keys, cos[:, None, None], sin[:, None, None])
-        past = DynamicCache()
-        for layer in range(config.num_hidden_layers):
-            past.update(keys[:, layer], values[:, layer], layer)
-        starts = [0 if not size else self.layout.cached_from + size for size in sizes]
-        return past, real, torch.tensor(starts, device=self.device)
+        config, like = self.language_model.config, torch.empty(0, device=self.device, dtype=self.dtype)
+        if not found:
+            shape = (config.num_hidden_layers, config.num_key_value_heads, 0, head_width(config))
+            return like.new_empty(shape), like.new_empty(shape)
+        keys = torch.cat([cache.keys.to(like) for cache in found], dim=2)
+        values = torch.cat([cache.values.to(like) for cache in found], dim=2)
+        slots = torch.cat([torch.arange(_size(cache), device=self.device) for cache in found])
+        cos, sin = self.language_model.model.rotary_emb(keys, self.layout.cached_from + slots[None])
+        return rotate(keys, cos, sin), values
+
+    def starts(self, caches: Sequence[VocoCache | None]) -> Tensor:
+        """(B,) int64: the position of the first text token behind each cache."""
+        sizes = [_size(cache) for cache in caches]
+        return torch.tensor([size and self.layout.cached_from + size for size in sizes], device=self.device)
 
     @torch.no_grad()
     def read(self, caches: Sequence[VocoCache | None], prompts: Sequence[Sequence[int]]) -> Iterator[Tensor]:
@@ -214,24 +218,28 @@ class VocoLlama(nn.Module):
         A prompt of a sample without views starts with BOS if the tokenizer has one. A generator, so that callers stop,
         stream or look at every step.
         """
-        past, real, start = self.past(caches)
-        lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
+        start, sizes = self.starts(caches), [_size(cache) for cache in caches]
+        real = torch.arange(max(sizes))[None] < torch.tensor(sizes)[:, None]
+        lengths = torch.tensor([len(prompt) for prompt in prompts])
         width = int(lengths.max())
-        padded = [list(prompt) + [self.layout.pad_id] * (width - len(prompt)) for prompt in prompts]
-        ids = torch.tensor(padded, device=self.device)
-        steps = torch.arange(width, device=self.device)[None]
+        ids = torch.tensor([list(prompt) + [self.layout.pad_id] * (width - len(prompt)) for prompt in prompts])
+        steps = torch.arange(width)[None]
         text = steps < lengths[:, None]
-        mask = allowed(_ids_of_read(real, text, torch.zeros_like(ids)), "voco", queries=width)
-        states = self._run(self.language_model.model.embed_tokens(ids), mask[:, None], start[:, None] + steps, past)
+        kind, row = torch.where(text, TEXT, PAD), torch.arange(len(prompts))[:, None]
+        seen = self._see(_ids_of_read(real, row.expand_as(real), kind, row.expand_as(ids), torch.zeros_like(ids)), "voco", width)
+        past = _past(*(_padded(states, real.to(self.device)) for states in self.place(caches)))
+        ids, steps, lengths = ids.to(self.device), steps.to(self.device), lengths.to(self.device)
+        states = self._run(self.language_model.model.embed_tokens(ids), seen, start[:, None] + steps, past)
         last = states[torch.arange(len(prompts), device=self.device), lengths - 1]
-        seen = torch.cat((real, text), dim=1)
+        shown = torch.cat((real, text), dim=1).to(self.device)
         position = start + lengths
         while True:
             token = self.choose(self.language_model.lm_head(last))
             yield token
-            seen = torch.cat((seen, torch.ones_like(seen[:, :1])), dim=1)
+            shown = torch.cat((shown, torch.ones_like(shown[:, :1])), dim=1)
             embeds = self.language_model.model.embed_tokens(token[:, None])
-            last = self._run(embeds, seen[:, None, None], position[:, None], past)[:, 0]
+            # one query sees every real key: nothing for a backend to leave out
+            last = self._run(embeds, Dense(shown[:, None, None]), position[:, None], past)[:, 0]
             position = position + 1
 
     def choose(self, logits: Tensor) -> Tensor:
@@ -255,7 +263,7 @@ class VocoLlama(nn.Module):
         """
         longest = self.language_model.config.max_position_embeddings
         for cache, prompt in zip(caches, prompts, strict=True):
-            start = 0 if cache is None else self.layout.cached_from + cache.keys.shape[2]
+            start = int(self.starts([cache]))
             if start + len(prompt) + max_new_tokens > longest:
                 raise ValueError(
                     f"{start} positions of views, a prompt of {len(prompt)} tokens and {max_new_tokens} new ones do not fit into "
@@ -289,11 +297,6 @@ def prompt_ids(turns: list[Turn], tokenizer: Any, layout: Layout, has_views: boo
     return ids
 
 
-def check_backend(name: str) -> None:
-    if name not in BACKENDS:
-        raise ValueError(f"attention {name!r} cannot honour the mask exactly; use one of {sorted(BACKENDS)}")
-
-
 def pool(features: Tensor, layout: Layout) -> Tensor:
     """(F, slots, C) of (F, V, C): unchanged, or under avg_pool the means of N equal groups in raster order."""
     if layout.method != "avg_pool":
@@ -303,9 +306,32 @@ def pool(features: Tensor, layout: Layout) -> Tensor:
     return features.reshape(len(features), layout.tokens, -1, features.shape[2]).mean(dim=2)
 
 
-def _ids_of_read(real: Tensor, text: Tensor, conversation: Tensor) -> TokenIds:
-    """Ids of [cached tokens, text]: as if every cached token were a <voco> of the sample. All (B, M) or (B, L)."""
+def _size(cache: VocoCache | None) -> int:
+    return 0 if cache is None else cache.keys.shape[2]
+
+
+def _past(keys: Tensor, values: Tensor) -> DynamicCache:
+    """transformers' cache of keys and values (D, B, H, M, E)."""
+    past = DynamicCache()
+    for layer, states in enumerate(zip(keys, values, strict=True)):
+        past.update(*states, layer)
+    return past
+
+
+def _padded(states: Tensor, real: Tensor) -> Tensor:
+    """(D, B, H, longest, E) of (D, H, M, E): each sample's tokens in a row of their own, where `real` (B, longest) says."""
+    layers, heads, _, width = states.shape
+    rows = states.new_zeros(*real.shape, layers, heads, width)
+    rows[real] = states.permute(2, 0, 1, 3)
+    return rows.permute(2, 0, 3, 1, 4)
+
+
+def _ids_of_read(real: Tensor, owner: Tensor, kind: Tensor, sample: Tensor, conversation: Tensor) -> TokenIds:
+    """Ids of [cached tokens, text]: as if every cached token were a <voco> of its sample.
+
+    `real` and `owner` (B, M) say which cached tokens there are and whose; the others (B, L) are the text's.
+    """
     cached = torch.where(real, VOCO, PAD)
-    kind = torch.cat((cached, torch.where(text, TEXT, PAD)), dim=1)
-    view = torch.cat((torch.zeros_like(cached), torch.full_like(text, NONE, dtype=torch.int64)), dim=1)
-    return TokenIds(kind, torch.zeros_like(kind), view, torch.cat((torch.full_like(cached, NONE), conversation), dim=1))
+    view = torch.cat((torch.zeros_like(cached), torch.full_like(kind, NONE)), dim=1)
+    apart = torch.cat((torch.full_like(cached, NONE), conversation), dim=1)
+    return TokenIds(torch.cat((cached, kind), dim=1), torch.cat((owner, sample), dim=1), view, apart)

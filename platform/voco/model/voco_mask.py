@@ -26,33 +26,27 @@ class TokenIds:
         return TokenIds(self.kind[index], self.sample[index], self.view[index], self.conversation[index])  # type: ignore[index]
 
 
-def allowed(ids: TokenIds, method: str, queries: int | None = None) -> Tensor:
-    """(B, Q, K) bool: may query q attend to key k. K is L; Q the last `queries` tokens (default: all).
+def sees(query: TokenIds, query_at: Tensor, key: TokenIds, key_at: Tensor, method: str) -> Tensor:
+    """Bool of the shape that all of these broadcast to: may a query attend to a key. `_at` is the token's place in its row.
 
     `voco`: a prefix token sees its own view's prefix causally; a text token sees every <voco> of its sample and earlier
     text of its own conversation. Other methods: causal over the sample, conversations apart. Padding sees itself only,
     so that no row of the softmax is empty.
     """
+    text_query, text_key = query.kind == TEXT, key.kind == TEXT
+    own_text = text_query & text_key & (query.conversation == key.conversation)
+    own_view = ~text_query & ~text_key
+    reads = text_query & ~text_key
+    if method == "voco":
+        own_view = own_view & (query.view == key.view)
+        reads = reads & (key.kind == VOCO)
+    real = (query.kind != PAD) & (key.kind != PAD) & (query.sample == key.sample)
+    return (real & (key_at <= query_at) & (own_text | own_view | reads)) | (key_at == query_at)
+
+
+def allowed(ids: TokenIds, method: str, queries: int | None = None) -> Tensor:
+    """(B, Q, K) bool: may query q attend to key k, as `sees` says. K is L; Q the last `queries` tokens (default: all)."""
     length = ids.kind.shape[1]
     first = length - (length if queries is None else queries)
     order = torch.arange(length, device=ids.kind.device)
-    query, key = ids[:, first:], ids
-
-    def same(name: str) -> Tensor:
-        mine: Tensor = getattr(query, name)
-        other: Tensor = getattr(key, name)
-        return mine[:, :, None] == other[:, None, :]
-
-    causal = order[None, None, :] <= order[None, first:, None]
-    text_query = (query.kind == TEXT)[:, :, None]
-    text_key = (key.kind == TEXT)[:, None, :]
-    own_text = text_query & text_key & same("conversation")
-    if method == "voco":
-        own_view = ~text_query & ~text_key & same("view")
-        reads = text_query & (key.kind == VOCO)[:, None, :]
-    else:
-        own_view = ~text_query & ~text_key
-        reads = text_query & ~text_key
-    real = ((query.kind != PAD)[:, :, None]) & ((key.kind != PAD)[:, None, :])
-    itself = order[None, None, :] == order[None, first:, None]
-    return (real & same("sample") & causal & (own_text | own_view | reads)) | itself
+    return sees(ids[:, first:, None], order[first:, None], ids[:, None, :], order, method)

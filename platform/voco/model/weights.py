@@ -78,7 +78,11 @@ def load_compressor(checkpoint: str, device: str = "cpu") -> VocoLlama:
 
 
 def load(
-    checkpoint: str, layout: Layout | None = None, dtype: torch.dtype | None = None, attention: str = "sdpa", device: str = "cpu"
+    checkpoint: str,
+    layout: Layout | None = None,
+    dtype: torch.dtype | None = None,
+    attention: str = "segments",
+    device: str = "cpu",
 ) -> VocoLlama:
     """The model of a checkpoint directory. `layout` reads it in another way than it was trained; `dtype` None keeps its own.
 
@@ -92,9 +96,9 @@ def load(
         tokenizer = AutoTokenizer.from_pretrained(folder)
     facts = dict(config["language_model"])
     lm_config = AutoConfig.for_model(facts.pop("model_type"), **facts)
-    language_model = AutoModelForCausalLM.from_config(lm_config, attn_implementation=attention)
+    language_model = AutoModelForCausalLM.from_config(lm_config)
     tower = vision_tower.empty(config["tower"], config["clip"]) if config["tower"] is not None else None
-    model = VocoLlama(language_model, layout or Layout(**config["layout"]), config["feature_width"], tower, tokenizer)
+    model = VocoLlama(language_model, layout or Layout(**config["layout"]), config["feature_width"], tower, tokenizer, attention)
     missing, unexpected = model.load_state_dict(state, strict=False)
     tied = {"language_model.lm_head.weight"} if lm_config.tie_word_embeddings else set()
     if unexpected or set(missing) - tied:

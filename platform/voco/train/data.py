@@ -16,6 +16,7 @@ from voco.model.cache import VocoCache
 from voco.model.voco_llama import VocoLlama
 from voco.tokens import Layout, TokenSample, build, filler
 from voco.train.order import WINDOW, Mix, Rows
+from voco.train.packing import deal
 from voco.video.frame_store import FrameStore
 
 COLUMNS = ["sample_id", "media.list.element.sha256", "conversations"]
@@ -119,8 +120,14 @@ class ImageBatches:
         self.samples = TrainingSamples(tables, model.tokenizer, model.layout, block, images_of)
         self.features, self.layout, self.width = features, model.layout, model.feature_width
 
+    def passes(self, wanted: Rows, count: int) -> list[Batch]:
+        """The samples of (n, 2) places as `count` batches of nearly equal length."""
+        samples = self.samples.take(wanted)
+        dealt = deal([len(sample) for sample in samples], count)
+        return [self.collate([samples[index] for index in row] or [filler(self.layout)]) for row in dealt]
+
     def collate(self, samples: list[TokenSample]) -> Batch:
-        return collate(samples, self.features, (self.layout.vision_slots, self.width), self.layout.pad_id)
+        return collate(samples, self.features, (self.layout.vision_slots, self.width))
 
 
 class VideoBatches:
@@ -135,9 +142,15 @@ class VideoBatches:
         self.samples = TrainingSamples(tables, model.tokenizer, model.layout, block, places, cached=True)
         self.frames, self.layout = frames, model.layout
 
+    def passes(self, wanted: Rows, count: int) -> list[CachedBatch]:
+        """The samples of (n, 2) places as `count` batches of nearly equal length, cached tokens counted."""
+        samples = self.samples.take(wanted)
+        dealt = deal([len(sample) + len(sample.media) * self.layout.tokens for sample in samples], count)
+        return [self.collate([samples[index] for index in row] or [filler(self.layout)]) for row in dealt]
+
     def collate(self, samples: list[TokenSample]) -> CachedBatch:
         caches = [self._cache(sample) if sample.media else None for sample in samples]
-        return collate_cached(samples, caches, self.layout.pad_id)
+        return collate_cached(samples, caches)
 
     def _cache(self, sample: TokenSample) -> VocoCache:
         return self.frames.read(sample.sample_id, [int(place) for place in sample.media], self.layout.tokens)

@@ -19,9 +19,8 @@ from voco import rows, running, storage, tracking
 from voco.blocks import Training, VideoSft
 from voco.features import FeatureStore
 from voco.model import weights
-from voco.model.batch import Batch, CachedBatch
 from voco.model.voco_llama import VocoLlama
-from voco.tokens import Layout, filler
+from voco.tokens import Layout
 from voco.tracking import TrackedRun
 from voco.train.data import ImageBatches, SampleTables, VideoBatches
 from voco.train.order import Rows, epoch_order
@@ -106,7 +105,6 @@ class TrainLoop:
         self.total = block.epochs * self.steps_per_epoch
         self.step = 0
         self.metrics: list[dict[str, Any]] = []
-        self.filler = filler(model.layout)  # takes the place of an epoch's missing rows
 
     def run(self) -> bool:
         """Train to the end. Returns True when the run was asked to stop, after a checkpoint."""
@@ -132,7 +130,7 @@ class TrainLoop:
         rate = learning_rate(self.step, self.total, block.learning_rate, block.warmup_share, block.final_lr_share)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
-        micro = [self._batch(mine[start : start + block.micro_batch]) for start in range(0, len(mine), block.micro_batch)]
+        micro = self.data.passes(mine, len(mine) // block.micro_batch)
         asked = self.rank == 0 and self.config["run"] is not None and running.stop_requested(self.config["run"])
         result = train_step(self.engine, micro, self.step, asked)
         self.metrics.append(
@@ -150,9 +148,6 @@ class TrainLoop:
         self.step += 1
         self.record.log_steps(self.metrics[-1:])
         return result
-
-    def _batch(self, wanted: Rows) -> Batch | CachedBatch:
-        return self.data.collate(self.data.samples.take(wanted) or [self.filler])
 
     def _say(self, result: StepResult) -> None:
         if self.rank:

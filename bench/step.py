@@ -1,0 +1,158 @@
+"""`make bench-step`: a training step (forward, loss, backward) of a 6-layer Llama of width 512 on four image samples.
+
+Ours: one flat row, two causal segments a sample, logits of supervised rows only. Peer: transformers' LlamaForCausalLM on the
+same embeddings, padded, with the VoCo mask as a 4D mask and the full logits in fp32. Loss and gradients are compared before
+anything is timed. bf16 where the processor multiplies it, else fp32: without such instructions bf16 measures its emulation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from side_by_side import in_turn, median, write
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from voco.model.batch import Batch, collate
+from voco.model.voco_llama import VocoLlama
+from voco.model.voco_mask import TokenIds, allowed
+from voco.tokens import NONE, PAD, TEXT, Layout, TokenSample, prefix, text_start
+
+TEXTS = {"uneven": (60, 110, 180, 420), "even": (120, 125, 130, 135)}  # tokens; the second half of each is trained
+SLOTS, FEATURES, VOCABULARY, N = 576, 1024, 32_000, 1
+
+
+def model(dtype: torch.dtype) -> VocoLlama:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=512, intermediate_size=1376, num_hidden_layers=6, num_attention_heads=8,
+        num_key_value_heads=8, max_position_embeddings=4096, attn_implementation="sdpa",
+    )  # fmt: skip
+    ids: dict[str, Any] = {"bos_id": 1, "eos_id": 2, "pad_id": 0, "image_id": 3, "voco_id": 4, "separator_ids": (13,)}
+    layout = Layout(method="voco", tokens=N, vision_slots=SLOTS, template="vicuna_v1", newlines="keep", **ids)
+    return VocoLlama(LlamaForCausalLM(config), layout, FEATURES).to(dtype)
+
+
+def sample(layout: Layout, name: str, text: int) -> TokenSample:
+    columns = prefix(layout, [N])
+    size, start = len(columns["ids"]), text_start(layout, [N])
+    words = np.random.default_rng(text).integers(20, VOCABULARY, text).tolist()
+    columns = {
+        "ids": columns["ids"] + words,
+        "kinds": columns["kinds"] + [TEXT] * text,
+        "view": columns["view"] + [NONE] * text,
+        "conversation": [NONE] * size + [0] * text,
+        "position": columns["position"] + list(range(start, start + text)),
+    }
+    arrays = {key: np.asarray(column, dtype=np.int64) for key, column in columns.items()}
+    trained = np.arange(text // 2, text)
+    return TokenSample(
+        sample_id=name, predict_at=size + trained - 1, predict_id=np.asarray(words)[trained], media=(name,), cut=0, **arrays
+    )
+
+
+def padded(batch: Batch, sizes: list[int]) -> dict[str, torch.Tensor]:
+    """What the peer needs beside the embeddings: 4D mask, positions and labels, right padded."""
+    labels = torch.full(batch.ids.shape, -100)
+    labels[0, batch.predict_at] = batch.predict_id
+    fill = {"kind": PAD, "sample": NONE, "view": NONE, "conversation": NONE}
+    ids = TokenIds(*(pad_sequence(getattr(batch, name)[0].split(sizes), True, value) for name, value in fill.items()))
+    return {
+        "mask": allowed(ids, "voco")[:, None],
+        "position": pad_sequence(batch.position[0].split(sizes), True, 0),
+        "labels": pad_sequence(labels[0].split(sizes), True, -100),
+    }
+
+
+def ours(net: VocoLlama, batch: Batch) -> torch.Tensor:
+    net.zero_grad(set_to_none=True)
+    loss = net(batch) / len(batch.predict_id)
+    loss.backward()
+    return loss.detach()
+
+
+def peer(net: VocoLlama, theirs: Any, batch: Batch, sizes: list[int], given: dict[str, torch.Tensor]) -> torch.Tensor:
+    net.zero_grad(set_to_none=True)
+    theirs.zero_grad(set_to_none=True)
+    embeds = pad_sequence(net.embed(batch)[0].split(sizes), True)
+    logits = theirs(
+        inputs_embeds=embeds, attention_mask=given["mask"], position_ids=given["position"], use_cache=False
+    ).logits.float()
+    loss = F.cross_entropy(logits.flatten(0, 1), given["labels"].flatten(), ignore_index=-100)
+    loss.backward()
+    return loss.detach()
+
+
+def gradients(net: VocoLlama, theirs: Any | None) -> torch.Tensor:
+    """Every weight's gradient in one vector; the peer's embeddings and projector are ours."""
+    own = dict(net.named_parameters())
+    other = {} if theirs is None else {f"language_model.{name}": weight for name, weight in theirs.named_parameters()}
+    found = []
+    for name, weight in own.items():
+        grad = weight.grad if name not in other or "embed_tokens" in name else other[name].grad
+        assert grad is not None, name
+        found.append(grad.float().flatten())
+    return torch.cat(found)
+
+
+def timed(run: Callable[[], Any]) -> dict[str, float]:
+    """Seconds of one step, of processor time: one thread, and other processes do not count."""
+    started = time.process_time()
+    run()
+    return {"s": time.process_time() - started}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--dtype", choices=["bf16", "fp32"])
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    load = os.getloadavg()[0]
+    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    name = asked.dtype or ("bf16" if fast else "fp32")
+    net = model(torch.bfloat16 if name == "bf16" else torch.float32)
+    theirs = copy.deepcopy(net.language_model)
+    theirs.set_attn_implementation("sdpa")
+    theirs.model.rotary_emb = type(LlamaForCausalLM(LlamaConfig(num_hidden_layers=0, vocab_size=8)).model.rotary_emb)(
+        theirs.config
+    )
+    figures: dict[str, dict[str, float]] = {"ours": {}, "transformers, 4D mask": {}}
+    ratio: dict[str, float] = {}
+    for label, texts in TEXTS.items():
+        samples = [sample(net.layout, f"{label}{text}", text) for text in texts]
+        store = {one.sample_id: torch.randn(SLOTS, FEATURES) for one in samples}
+        batch = collate(samples, store.__getitem__, (SLOTS, FEATURES)).to("cpu", net.dtype)
+        sizes = [len(one) for one in samples]
+        given = padded(batch, sizes)
+        losses = [ours(net, batch)]
+        mine = gradients(net, None)
+        losses.append(peer(net, theirs, batch, sizes, given))
+        cosine = float(F.cosine_similarity(mine, gradients(net, theirs), dim=0))
+        print(f"{label}: losses {losses[0]:.5f} and {losses[1]:.5f}, cosine of all gradients {cosine:.6f}", flush=True)
+        if cosine < 0.9999 or abs(float(losses[0] - losses[1])) > 2e-3 * float(losses[1]):
+            raise SystemExit("the two do not train the same")
+        calls = {"ours": partial(ours, net, batch), "transformers, 4D mask": partial(peer, net, theirs, batch, sizes, given)}
+        found = in_turn({key: partial(timed, run) for key, run in calls.items()}, asked.rounds)
+        for key, results in found.items():
+            figures[key][f"{label}, s"] = median(results, "s")
+        ratio[f"transformers, 4D mask, {label} texts"] = (
+            figures["transformers, 4D mask"][f"{label}, s"] / figures["ours"][f"{label}, s"]
+        )
+        ratio[f"padding alone, {label} texts"] = len(sizes) * max(sizes) / sum(sizes)
+    own = figures.pop("ours")
+    work = f"one step of a 6-layer Llama, width 512, vocabulary {VOCABULARY:,}, {name}, 4 samples of 579 + text tokens, 1 thread"
+    write("step", work, own, figures, ratio, load)
+
+
+if __name__ == "__main__":
+    main()
