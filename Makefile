@@ -18,7 +18,7 @@ demo-stop: env ## end the demo's Ray cluster, and nothing else
 test: env ## every test that needs one machine and one Ray
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -m "not cluster and not browser"
 
-test-cluster: env ## S3 and two nodes without a shared directory, random kills, the real autoscaler
+test-cluster: env env-peers ## S3 and two nodes without a shared directory, random kills, the real autoscaler
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -m cluster
 
 test-report: env ## the report in headless Chromium; skipped with a reason where it is not on PATH
