@@ -3,7 +3,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: help demo demo-stop test test-cluster test-report lint types env
+.PHONY: help demo demo-stop test test-cluster test-report bench-attention bench-step lint types env
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -22,6 +22,12 @@ test-cluster: env ## S3 and two nodes without a shared directory, random kills, 
 
 test-report: env ## the report in headless Chromium; skipped with a reason where it is not on PATH
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -m browser -rs
+
+bench-attention: env ## one layer under the VoCo mask: two causal segments beside a dense mask, FlexAttention and plain causal
+	OMP_NUM_THREADS=1 PYTHONPATH=platform $(RUN) bench/attention.py
+
+bench-step: env ## a training step: packed, in segments, logits of trained rows only, beside transformers with a 4D mask
+	OMP_NUM_THREADS=1 PYTHONPATH=platform $(RUN) bench/step.py
 
 lint: env ## ruff: rules and format
 	$(RUN) -m ruff check .
