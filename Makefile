@@ -3,7 +3,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: help demo demo-stop test test-cluster test-report bench-attention bench-step lint types env
+.PHONY: help demo demo-stop test test-cluster test-report bench-attention bench-step efficiency lint types env
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -28,6 +28,9 @@ bench-attention: env ## one layer under the VoCo mask: two causal segments besid
 
 bench-step: env ## a training step: packed, in segments, logits of trained rows only, beside transformers with a 4D mask
 	OMP_NUM_THREADS=1 PYTHONPATH=platform $(RUN) bench/step.py
+
+efficiency: env ## the paper's efficiency table by counting: storage and operations at 7B, 13B and 34B
+	PYTHONPATH=platform $(RUN) -m voco.model.efficiency
 
 lint: env ## ruff: rules and format
 	$(RUN) -m ruff check .
