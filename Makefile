@@ -4,7 +4,11 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 PEERS := .venv-peers
 
-.PHONY: help demo demo-stop test test-cluster test-report bench-ingest bench-loader lint types env env-peers
+.PHONY: help demo demo-stop test test-cluster test-report lint types env env-peers efficiency
+.PHONY: bench-ingest bench-ingest-full bench-loader bench-attention bench-step
+
+.PHONY: help demo demo-stop test test-cluster test-report lint types env env-peers efficiency
+.PHONY: bench-ingest bench-ingest-full bench-loader bench-attention bench-step
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -27,8 +31,20 @@ test-report: env ## the report in headless Chromium; skipped with a reason where
 bench-ingest: env env-peers ## files to Parquet: ours beside a plain loop, daft, Ray Data, datasets and img2dataset
 	$(RUN) bench/ingest.py
 
+bench-ingest-full: env ## 665,298 rows with the real mix of sources and faults: rows per second, the driver's memory, the account
+	$(RUN) -m bench.ingest_full
+
 bench-loader: env env-peers ## Parquet to batches of pixels: ours beside LLaVA's transform, the codec alone and other loaders
 	$(RUN) bench/loader.py
+
+bench-attention: env ## one layer under the VoCo mask: two causal segments beside a dense mask, FlexAttention and plain causal
+	OMP_NUM_THREADS=1 PYTHONPATH=platform $(RUN) bench/attention.py
+
+bench-step: env ## a training step: packed, in segments, logits of trained rows only, beside transformers with a 4D mask
+	OMP_NUM_THREADS=1 PYTHONPATH=platform $(RUN) bench/step.py
+
+efficiency: env ## the paper's efficiency table by counting: storage and operations at 7B, 13B and 34B
+	PYTHONPATH=platform $(RUN) -m voco.model.efficiency
 
 lint: env ## ruff: rules and format
 	$(RUN) -m ruff check .

@@ -1,0 +1,71 @@
+"""Counting gives the hand-made figures, and what torch counts when such a model really runs on the meta device."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import CLIPVisionModel, DynamicCache, LlamaConfig, LlamaForCausalLM
+
+from voco.model import efficiency
+from voco.model.efficiency import SHAPES, TOWER, cost, lengths
+from voco.model.flops import image_flops, read_flops
+
+# performance_anchors.md, section 4, 7B: text tokens, TFLOP without a cache, with the full one and with one <voco>, savings
+HAND = [
+    (20, 8.30, 0.27, 0.26, 96.8, 96.9), (34, 8.49, 0.45, 0.44, 94.7, 94.80), (60, 8.84, 0.80, 0.78, 91.0, 91.2),
+    (114, 9.58, 1.52, 1.48, 84.1, 84.5), (256, 11.53, 3.43, 3.35, 70.3, 70.9), (512, 15.10, 6.92, 6.77, 54.2, 55.2),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "none", "full", "voco", "full_saves", "voco_saves"), HAND)
+def test_hand_made_figures(text: int, none: float, full: float, voco: float, full_saves: float, voco_saves: float) -> None:
+    one = cost(SHAPES["7B"], text, 1)
+    assert [round(flops / 1e12, 2) for flops in (one.none, one.full, one.voco)] == [none, full, voco]
+    assert 100 * (1 - one.full / one.none) == pytest.approx(full_saves, abs=0.06)
+    assert 100 * (1 - one.voco / one.none) == pytest.approx(voco_saves, abs=0.06)
+
+
+def test_storage_and_compression() -> None:
+    one, two = cost(SHAPES["7B"], 34, 1), cost(SHAPES["7B"], 34, 2)
+    assert (one.voco_bytes, two.voco_bytes, one.full_bytes) == (524_288, 1_048_576, 301_989_888)
+    assert one.compress / 1e12 == pytest.approx(7.73, abs=0.02)
+    assert cost(SHAPES["34B"], 34, 1).voco_bytes == 2 * 60 * 8 * 128 * 2  # 8 of 56 heads hold keys
+
+
+def test_no_text_length_gives_all_of_the_papers_cells() -> None:
+    assert lengths(9.6, lambda one: one.none) == (113, 119)
+    assert lengths(1.2, lambda one: one.full) == (87, 93)
+    assert lengths(0.5, lambda one: one.voco) == (35, 42)
+    assert "1.2 TFLOP with the full cache needs 87 to 93 text tokens, 0.5 TFLOP with VoCo needs 35 to 42" in efficiency.table()
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_torch_counts_the_same_when_it_runs(name: str) -> None:
+    """Two layers of the shape, without weights: no cache, then text against cached tokens."""
+    config = LlamaConfig(**{**SHAPES[name].to_dict(), "num_hidden_layers": 2, "attn_implementation": "sdpa"})
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+        past = DynamicCache()
+        for layer in range(2):
+            shape = (1, config.num_key_value_heads, 64, config.head_dim)
+            past.update(torch.empty(shape), torch.empty(shape), layer)
+        with FlopCounterMode(display=False) as whole:
+            model(input_ids=torch.zeros(1, 610, dtype=torch.int64), logits_to_keep=1)
+        with FlopCounterMode(display=False) as text:
+            mask = torch.ones(1, 1, 34, 98, dtype=torch.bool)
+            model(input_ids=torch.zeros(1, 34, dtype=torch.int64), attention_mask=mask, past_key_values=past, logits_to_keep=1)
+    assert whole.get_total_flops() == read_flops(config, 0, 610, dense=True)
+    assert text.get_total_flops() == read_flops(config, 64, 34, dense=True)
+
+
+def test_torch_counts_the_same_for_the_tower_and_the_projector() -> None:
+    config = SHAPES["7B"]
+    used = type(TOWER)(**{**TOWER.to_dict(), "num_hidden_layers": TOWER.num_hidden_layers - 1})
+    with torch.device("meta"):
+        tower = CLIPVisionModel(used)
+        projector = torch.nn.Sequential(torch.nn.Linear(1024, 4096), torch.nn.GELU(), torch.nn.Linear(4096, 4096))
+        with FlopCounterMode(display=False) as counted:
+            tower(torch.zeros(1, 3, 336, 336))
+            projector(torch.zeros(1, 576, 1024))
+    assert counted.get_total_flops() == image_flops(config, TOWER)
