@@ -7,11 +7,8 @@ PEERS := .venv-peers
 .PHONY: help demo demo-stop test test-cluster test-report lint types env env-peers efficiency
 .PHONY: bench-ingest bench-ingest-full bench-loader bench-attention bench-step
 
-.PHONY: help demo demo-stop test test-cluster test-report lint types env env-peers efficiency
-.PHONY: bench-ingest bench-ingest-full bench-loader bench-attention bench-step
-
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
 
 demo: ## environment, own local Ray cluster, the whole flow on real data, report; again: continues, or says it is done
 	@started=$$(date +%s); $(MAKE) --no-print-directory env && VOCO_ENVIRONMENT_S=$$(( $$(date +%s) - started )) $(RUN) -m voco.demo
@@ -32,7 +29,7 @@ bench-ingest: env env-peers ## files to Parquet: ours beside a plain loop, daft,
 	$(RUN) bench/ingest.py
 
 bench-ingest-full: env ## 665,298 rows with the real mix of sources and faults: rows per second, the driver's memory, the account
-	$(RUN) -m bench.ingest_full
+	$(RUN) bench/ingest_full.py
 
 bench-loader: env env-peers ## Parquet to batches of pixels: ours beside LLaVA's transform, the codec alone and other loaders
 	$(RUN) bench/loader.py

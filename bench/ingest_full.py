@@ -1,6 +1,6 @@
 """The 665,298 rows of bench/mix665k.py through the whole ingest job: rows per second, the driver's peak memory, the account.
 
-python -m bench.ingest_full [--share 0.01] [--workers 2]
+    python bench/ingest_full.py [--share 0.01] [--workers 2]
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import tempfile
 import time
 from pathlib import Path
 
+import mix665k
 import yaml
-
-from bench import mix665k
+from side_by_side import OUT, QUIET, ROOT, machine
 
 DRIVER = """
 import sys, time
@@ -48,9 +48,8 @@ def main() -> int:
             "ingest": {"format": "llava_json", "dataset": "mix665k", "unit_rows": 20_000},
         }  # fmt: skip
         (Path(place) / "job.yaml").write_text(yaml.safe_dump(job))
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | {
-            "RAY_AUTH_MODE": "disabled"
-        }
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | QUIET
+        environment["PYTHONPATH"] = os.pathsep.join([str(ROOT / "platform"), str(ROOT)])
         run = subprocess.run(
             [sys.executable, "-c", DRIVER, f"{place}/job.yaml"], env=environment, stdout=subprocess.PIPE, text=True, check=False
         )
@@ -67,10 +66,10 @@ def main() -> int:
     result = {
         "name": "ingest-full", "work": f"{counts['read']:,} rows, {size / 1e6:,.0f} MB of JSON", "correct": correct,
         "ours": {"seconds": float(seconds), "rows_per_s": rate, "driver_peak_mib": float(peak), "samples": counts["samples"]},
-        "peers": {}, "ratio": {}, "machine": {"cpus": os.cpu_count(), "load": os.getloadavg()},
+        "peers": {}, "ratio": {}, "machine": machine(),
     }  # fmt: skip
-    Path(".bench").mkdir(exist_ok=True)
-    Path(".bench/ingest-full.json").write_text(json.dumps(result, indent=1) + "\n")
+    OUT.mkdir(exist_ok=True)
+    (OUT / "ingest-full.json").write_text(json.dumps(result, indent=1) + "\n")
     return 0 if correct else 1
 
 
