@@ -1,6 +1,6 @@
 """The 665,298 rows of bench/mix665k.py through the whole ingest job: rows per second, the driver's peak memory, the account.
 
-    python bench/ingest_full.py [--share 0.01] [--workers 2]
+python bench/ingest_full.py [--share 0.01] [--workers 2]
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from voco import manifest, storage, work
+from voco.errors import JobFailed
 from voco.ingest.account import balance, check_limits
 from voco.ingest.archive import check_media
 from voco.ingest.grouping import list_samples
@@ -36,4 +37,6 @@ def run(job: Job, run_id: str) -> Manifest:
     account = balance(listing, records)
     print(f"{job.name}: {account}", flush=True)
     check_limits(block, account, output)
+    if manifest.job_run_id(job) != run_id:
+        raise JobFailed(f"{job.name}: its source changed while it was read; send it again, with --replace")
     return manifest.finish(job, run_id, started, counts=account.counts, tables=account.tables, statistics=account.statistics)

@@ -55,6 +55,7 @@ class PatientS3(S3FileSystem):  # type: ignore[misc]
     """s3fs that waits for a server that stops and comes back; `patience_s` 0 fails at once. Lists are never cached."""
 
     retries = 1
+    default_block_size = 8 << 20  # an open file reads so far ahead, and not the 50 MiB of s3fs: a row group is about as large
 
     def __init__(self, patience_s: float) -> None:
         config = {"response_checksum_validation": CHECKSUMS, "retries": {"max_attempts": 0}}

@@ -127,8 +127,8 @@ def write_bytes(uri: str, data: bytes) -> None:
 class Hashing(io.RawIOBase):
     """A file that is written from start to end, and knows its size in bytes and its sha256 when it is."""
 
-    def __init__(self, path: Path) -> None:
-        self.raw = path.open("wb", buffering=0)
+    def __init__(self, raw: IO[bytes]) -> None:
+        self.raw = raw
         self.digest = hashlib.sha256()
         self.size = 0
 
@@ -147,10 +147,6 @@ class Hashing(io.RawIOBase):
     def tell(self) -> int:
         return self.size
 
-    def close(self) -> None:
-        self.raw.close()
-        super().close()
-
     def sha256(self) -> str:
         return self.digest.hexdigest()
 
@@ -159,17 +155,19 @@ class Hashing(io.RawIOBase):
 def writing(uri: str) -> Iterator[Hashing]:
     """A file that lies at `uri` when the block ends, whole; when it ends by an exception, nothing does."""
     fs, path = filesystem(uri)
-    local = isinstance(fs, LocalFileSystem)
-    target = Path(path) if local else Path(tempfile.gettempdir()) / Path(path).name
+    if not isinstance(fs, LocalFileSystem):
+        with tempfile.TemporaryFile(buffering=0) as raw:  # it has no name: a kill leaves nothing of it
+            yield Hashing(raw)
+            raw.seek(0)
+            fs.put_file(f"/dev/fd/{raw.fileno()}", path)
+        return
+    target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
-        with Hashing(partial) as handle:
-            yield handle
-        if local:
-            os.replace(partial, target)
-        else:
-            fs.put_file(str(partial), path)
+        with partial.open("wb", buffering=0) as raw:
+            yield Hashing(raw)
+        os.replace(partial, target)
     finally:
         partial.unlink(missing_ok=True)
 

@@ -255,6 +255,7 @@ if place == "units":
 if place == "listing":
     parse = grouping.sample_id
     def late(*arguments):
+        open(sys.argv[3], "w").close()
         time.sleep(0.005)
         return parse(*arguments)
     grouping.sample_id = late
@@ -268,8 +269,9 @@ def test_killed_and_sent_again_is_byte_equal(tmp_path, place: str) -> None:
     mixed(tmp_path)
     pipelines.run(job(tmp_path, tmp_path / "whole", unit_rows=10, **LAX))
     asked = job(tmp_path, tmp_path / "out", unit_rows=10, **LAX)
-    child = subprocess.Popen([sys.executable, "-c", CHILD, json.dumps(asked.model_dump(exclude_none=True)), place])
-    listing, units = tmp_path / "out" / "work" / ".listing" / "rejects.jsonl", tmp_path / "out" / "units"
+    listing, units = tmp_path / "begun", tmp_path / "out" / "units"
+    command = [sys.executable, "-c", CHILD, json.dumps(asked.model_dump(exclude_none=True)), place, str(listing)]
+    child = subprocess.Popen(command)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and child.poll() is None:
         if listing.exists() if place == "listing" else len(list(units.glob("*.json"))) >= 3:
@@ -283,8 +285,22 @@ def test_killed_and_sent_again_is_byte_equal(tmp_path, place: str) -> None:
     assert Path(work.list_uri(str(tmp_path / "out"))).exists() == (place == "units")
     pipelines.run(asked)
     assert part_hashes(tmp_path / "out") == part_hashes(tmp_path / "whole")
-    assert not listing.parent.exists()
+    assert {path.name for path in (tmp_path / "out" / "work").iterdir()} == {"list.parquet", "listing.json"}
     assert pipelines.run(asked) == manifest.read(str(tmp_path / "out"))  # done already
+
+
+def test_a_source_that_changes_while_it_is_read(tmp_path, monkeypatch) -> None:
+    mixed(tmp_path)
+    whole = grouping.sample_id
+
+    def changing(*arguments):
+        (tmp_path / "mix.json").write_text("[]")
+        return whole(*arguments)
+
+    monkeypatch.setattr(grouping, "sample_id", changing)
+    with pytest.raises(JobFailed, match="ingest-test: its source changed while it was read"):
+        pipelines.run(job(tmp_path, tmp_path / "out", **LAX))
+    assert manifest.read(str(tmp_path / "out")) is None
 
 
 def test_the_driver_leaves_ray_alone(tmp_path) -> None:

@@ -114,8 +114,8 @@ def test_archives_in_a_media_folder(s3_server, tmp_path, monkeypatch) -> None:
     once = [f"{operation} {path}" for operation in ("HeadObject", "GetObject") for path in loose]
     once += ["HeadObject gqa/images/0.jpg", "ListObjectsV2 gqa/images/0.jpg/"]  # absent, and no folder; then it is known
     once += ["ListObjectsV2 gqa/", "HeadObject gqa/images.zip"]
-    # the manifest looks once whether there is a folder of media; an archive's directory takes two requests
-    assert asked == {**dict.fromkeys(once, 1), "ListObjectsV2 ": 2, "GetObject gqa/images.zip": 2 + len(images)}
+    # before and after the work one look whether there is a folder of media; an archive's directory takes two requests
+    assert asked == {**dict.fromkeys(once, 1), "ListObjectsV2 ": 3, "GetObject gqa/images.zip": 2 + len(images)}
     with pytest.raises(BadRow, match=r"missing_media.*longer than a key in S3 may be"):
         MediaFolder("s3://layered/images").read("coco/" * 300 + "1.jpg", 100)
 

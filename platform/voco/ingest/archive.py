@@ -206,7 +206,7 @@ class ZipArchive:
         except PermissionError as error:
             raise BadRow("download_failed", f"{path}: {_line(error)}") from error
         except OSError as error:
-            if error.errno == errno.EIO:  # the disk cannot read it
+            if error.errno == errno.EIO and isinstance(self.file, _LocalFile):  # the disk cannot read it
                 raise BadRow("corrupt_media", f"{path}: {_line(error)}") from error
             raise
 

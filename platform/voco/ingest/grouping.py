@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import itertools
 import json
 import marshal
-import shutil
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 
@@ -96,8 +96,8 @@ def list_samples(block: Ingest, annotations: str, output: str, answers: str | No
     """
     counts = storage.join(output, "work", "listing.json")
     if not storage.exists(work.list_uri(output)):
-        with _scratch(output) as folder, _no_collector():
-            work.write_list(output, _units(block, _rows(block, annotations, answers), annotations, output, counts, folder), WORK)
+        with _no_collector():
+            work.write_list(output, _units(block, _rows(block, annotations, answers), annotations, output, counts), WORK)
     return Listing(**storage.read_json(counts))
 
 
@@ -109,10 +109,9 @@ def _rows(block: Ingest, annotations: str, answers: str | None) -> Iterator[Item
     return FORMATS[block.format](annotations, block)
 
 
-def _units(
-    block: Ingest, items: Iterable[Item | Reject], annotations: str, output: str, counts: str, folder: Path
-) -> Iterator[pa.Table]:
-    rejects = _RejectSpool(folder / "rejects.jsonl")
+def _units(block: Ingest, items: Iterable[Item | Reject], annotations: str, output: str, counts: str) -> Iterator[pa.Table]:
+    folder = _scratch(output)
+    rejects = _RejectSpool(folder)
     size = storage.size(annotations)
     buckets = min(MAX_BUCKETS, max(1, -(-size // BUCKET_BYTES)))
     read, partition = _partition(block, items, folder, buckets, rejects)
@@ -139,33 +138,33 @@ def _row(block: Ingest, item: Item) -> Row:
 
 
 def _partition(
-    block: Ingest, items: Iterable[Item | Reject], folder: Path, buckets: int, rejects: _RejectSpool
+    block: Ingest, items: Iterable[Item | Reject], folder: str | None, buckets: int, rejects: _RejectSpool
 ) -> tuple[int, Iterator[Iterable[Row]]]:
     """How many rows there were, and those that are no rejects by bucket, in source order."""
     read = 0
     held: list[Row] = []
     started = shown = time.monotonic()
-    with ExitStack() as stack:
-        places = [folder / f"{bucket:03d}.rows" for bucket in range(buckets)]
-        files = [stack.enter_context(place.open("wb")) for place in places] if buckets > 1 else []
-        for item in items:
-            read += 1
-            if isinstance(item, Reject):
-                rejects.add(item)
-            elif files:
-                row = _row(block, item)
-                data = marshal.dumps(row, 2)
-                files[int(row[0][:8], 16) % buckets].write(len(data).to_bytes(LENGTH, "little") + data)
-            else:
-                held.append(_row(block, item))
-            if not read % 1000 and time.monotonic() - shown > 5:
-                shown = time.monotonic()
-                print(f"ingest: listed {read:,} rows, {read / (shown - started):,.0f} rows/s", flush=True)
-    return read, map(_load, places) if files else iter([held])
+    files = [tempfile.TemporaryFile(dir=folder) for _ in range(buckets)] if buckets > 1 else []  # noqa: SIM115 - read later
+    for item in items:
+        read += 1
+        if isinstance(item, Reject):
+            rejects.add(item)
+        elif files:
+            row = _row(block, item)
+            data = marshal.dumps(row, 2)
+            files[int(row[0][:8], 16) % buckets].write(len(data).to_bytes(LENGTH, "little") + data)
+        else:
+            held.append(_row(block, item))
+        if not read % 1000 and time.monotonic() - shown > 5:
+            shown = time.monotonic()
+            print(f"ingest: listed {read:,} rows, {read / (shown - started):,.0f} rows/s", flush=True)
+    return read, map(_load, files) if files else iter([held])
 
 
-def _load(place: Path) -> Iterator[Row]:
-    data = memoryview(place.read_bytes())
+def _load(file: IO[bytes]) -> Iterator[Row]:
+    with file:
+        file.seek(0)
+        data = memoryview(file.read())
     at = 0
     while at < len(data):
         start = at + LENGTH
@@ -215,10 +214,9 @@ def _cut(block: Ingest, samples: Iterable[dict[str, Any]]) -> Iterator[pa.Table]
 class _RejectSpool:
     """Rejects on disk until the list is whole: all rows may be rejects."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, folder: str | None) -> None:
         self.counts: Counter[str] = Counter()
-        self.file = path.open("w")
+        self.file = tempfile.TemporaryFile("w+", dir=folder)  # noqa: SIM115 - closed by `write`
 
     def add(self, reject: Reject) -> None:
         self.counts[reject.reason] += 1
@@ -226,22 +224,15 @@ class _RejectSpool:
 
     def write(self, dataset: str, uri: str) -> list[dict[str, Any]]:
         """The rejects as one Parquet file; its manifest entry, or nothing when there are none."""
-        self.file.close()
-        if not self.counts:
-            return []
-        return [rows.write_table(uri, self._groups(dataset), rows.REJECTS)]
+        with self.file:
+            return [rows.write_table(uri, self._groups(dataset), rows.REJECTS)] if self.counts else []
 
     def _groups(self, dataset: str) -> Iterator[pa.Table]:
-        with self.path.open() as lines:
-            held: list[dict[str, Any]] = []
-            for line in lines:
-                source, reason, detail = json.loads(line)
-                held.append({"dataset": dataset, "source": source, "reason": reason, "detail": detail})
-                if len(held) == REJECT_ROWS:
-                    yield rows.table(held, rows.REJECTS)
-                    held = []
-            if held:
-                yield rows.table(held, rows.REJECTS)
+        self.file.seek(0)
+        lines = map(json.loads, self.file)
+        while held := list(itertools.islice(lines, REJECT_ROWS)):
+            keys = ("source", "reason", "detail")
+            yield rows.table([{"dataset": dataset, **dict(zip(keys, line, strict=True))} for line in held], rows.REJECTS)
 
 
 @contextmanager
@@ -256,15 +247,10 @@ def _no_collector() -> Iterator[None]:
             gc.enable()
 
 
-@contextmanager
-def _scratch(output: str) -> Iterator[Path]:
-    """A local folder for the buckets: beside a local output, where a restart finds and clears it, else a temporary one."""
+def _scratch(output: str) -> str | None:
+    """Where temporary files lie: beside a local output, else where the system has them. They have no name and end with us."""
     if output.startswith("s3://"):
-        with tempfile.TemporaryDirectory() as temporary:
-            yield Path(temporary)
-        return
-    folder = Path(output) / "work" / ".listing"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    yield folder
-    shutil.rmtree(folder)
+        return None
+    folder = Path(output) / "work"
+    folder.mkdir(parents=True, exist_ok=True)
+    return str(folder)
