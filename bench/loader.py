@@ -22,8 +22,8 @@ COUNT = 4_000
 WORK = "4,000 JPEGs 640x480 of 100 KB -> batches of 64 at 336x336: one core and one decoding thread each, or two"
 OWN = sys.executable
 CONTENDERS = {
-    "ours": OWN, "codecs": OWN, "webdataset": OWN, "hf_datasets": PEERS, "litdata": PEERS,
-    "ours_two": OWN, "codecs_two": OWN, "ray_data_two": OWN,
+    "ours": OWN, "codecs": PEERS, "webdataset": OWN, "hf_datasets": PEERS, "litdata": PEERS,
+    "ours_two": OWN, "codecs_two": PEERS, "ray_data_two": OWN,
 }  # fmt: skip
 
 
