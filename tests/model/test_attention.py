@@ -58,6 +58,7 @@ def found(model: VocoLlama, batch: Batch | CachedBatch) -> dict[str, torch.Tenso
     return {"loss": loss.detach(), "states": states, **grads}
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
 @pytest.mark.parametrize(("name", "method", "dtype"), CASES)
 def test_every_backend_equals_the_dense_reference(name: str, method: str, dtype: torch.dtype) -> None:
     device = "cuda" if GPU and name != "segments" else "cpu"

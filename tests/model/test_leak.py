@@ -84,6 +84,9 @@ def test_attention_that_cannot_honour_the_mask_is_refused():
         check_backend("flash_attention_2")
     with pytest.raises(ValueError, match="must be told who sees whom"):
         tiny.model().language_model(torch.tensor([[1, 2, 3]]))
+    dropping, sample = tiny.model(attention_dropout=0.1).train(), setup()[1]
+    with pytest.raises(ValueError, match="attention with dropout"):
+        dropping(batch_of(dropping, sample, tiny.features(1)[0]))
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="needs an NVIDIA GPU"):
             check_backend("varlen")

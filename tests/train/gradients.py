@@ -35,6 +35,9 @@ def main(folder: str, cases: list[str]) -> None:
         name, accumulation, share, stage = case.split(":")
         model = weights.load(f"{folder}/initial", dtype=torch.float32)
         model.tower = None
+        if name == "recomputed":
+            model.language_model.train()
+            model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
         block = Training(
             epochs=1, global_batch=BATCH, micro_batch=BATCH // world // int(accumulation), learning_rate=1e-3,
             precision="fp32", zero_stage=int(stage), max_tokens=512,
