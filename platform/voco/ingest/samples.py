@@ -92,6 +92,7 @@ class WriteSamples:
         """Row groups of at most 8 MiB of media, made as the files are read, with their bytes; fills `found` on the way."""
         held: list[list[dict[str, Any]]] = []
         indices: list[int] = []
+        sizes: list[int] = []
         size = 0
         samples = listed.select(["dataset", "modality", "paths", "place", "sources"]).to_pylist()
         for index, (sample, root) in enumerate(zip(samples, self._roots(samples), strict=False)):
@@ -101,7 +102,7 @@ class WriteSamples:
                 lost = {"dataset": sample["dataset"], "reason": bad.reason, "detail": bad.detail}
                 found.rejects.extend({**lost, "source": source} for source in sample["sources"])
                 continue
-            spread.add(found.figures, "media_bytes", pa.array([len(medium["bytes"]) for medium in media], pa.int64()))
+            sizes += [len(medium["bytes"]) for medium in media]
             for medium in media:
                 if len(medium["bytes"]) > self.limits.inline_max_bytes:
                     found.blobs.append(self._put_aside(medium))
@@ -114,6 +115,7 @@ class WriteSamples:
             size += weight
         if held:
             yield _group(listed, indices, held, found), size
+        spread.add(found.figures, "media_bytes", pa.array(sizes, pa.int64()))
 
     def _roots(self, samples: list[dict[str, Any]]) -> Iterator[MediaSource | None]:
         """What each sample's media are read from, in order."""
