@@ -19,7 +19,7 @@ from voco.conversation import Turn
 from voco.model.batch import Batch, CachedBatch, collate
 from voco.model.cache import CacheKey, VocoCache, join
 from voco.model.capture import capture
-from voco.model.rope import ExactRotary, check_rope, rotate
+from voco.model.rope import ExactRotary, check_rope, longest, rotate
 from voco.model.vision_tower import VisionTower
 from voco.model.voco_mask import TokenIds, allowed
 from voco.tokens import NONE, PAD, TEXT, VISION, VOCO, Layout, build
@@ -42,7 +42,7 @@ class VocoLlama(nn.Module):
     """A language model that reads images through <voco> tokens.
 
     `language_model` is a transformers causal LM of the Llama family; `tower` may be absent when features come ready.
-    Raises ValueError for a rotary type, window or attention backend that cannot honour the mask or the cache exactly.
+    Raises ValueError for a rotary type or attention backend that cannot honour the mask or the cache exactly.
     """
 
     def __init__(
@@ -253,13 +253,13 @@ class VocoLlama(nn.Module):
 
         Raises ValueError for a prompt whose answer could pass the model's last position.
         """
-        longest = self.language_model.config.max_position_embeddings
+        most = longest(self.language_model.config.to_dict())
         for cache, prompt in zip(caches, prompts, strict=True):
             start = 0 if cache is None else self.layout.cached_from + cache.keys.shape[2]
-            if start + len(prompt) + max_new_tokens > longest:
+            if start + len(prompt) + max_new_tokens > most:
                 raise ValueError(
                     f"{start} positions of views, a prompt of {len(prompt)} tokens and {max_new_tokens} new ones do not fit into "
-                    f"the model's {longest} positions; read fewer frames (max_frames)"
+                    f"the model's {most} positions; read fewer frames (max_frames)"
                 )
         answers: list[list[int]] = [[] for _ in prompts]
         open_rows = set(range(len(prompts)))
