@@ -113,6 +113,7 @@ def apart(reference, folder, **changes):
 
     The last is pickled, in two files, as LLaVA-1.5's own are; its config is the language model's with `mm_` keys.
     """
+    folder.mkdir(exist_ok=True)
     reference.model.vision_tower.save_pretrained(folder / "tower")
     world.processor("clip").save_pretrained(folder / "tower")
     text = reference.config.text_config.to_dict()
@@ -185,6 +186,10 @@ def test_what_does_not_belong_together_is_refused(tmp_path):
     lm = str(tmp_path / "lm")
     with pytest.raises(Refused, match=r"model\.tower: .* is a language model without one"):
         created(lm)
+    with pytest.raises(Refused, match=r"model\.pretrained: .* holds no config\.json"):
+        created(str(tmp_path / "nowhere"))
+    with pytest.raises(Refused, match=r"tower\.path: .* holds no config\.json"):
+        created(lm, tower={**tower, "path": str(tmp_path / "nowhere")})
     with pytest.raises(Refused, match=r"tower\.image_size: expected 32"):
         created(lm, tower={**tower, "image_size": 48})
     with pytest.raises(Refused, match="'siglip' was asked for"):
@@ -225,3 +230,14 @@ def test_exported_it_is_transformers_llava(tmp_path, text, tower, method, tokens
         back.lm_head.weight[model.layout.voco_id] = 1e3  # whatever it would rather say
         new_ids = back.generate(**given, max_new_tokens=4, do_sample=False)[0, len(sample) :]
     assert model.layout.voco_id not in new_ids.tolist()
+
+
+def test_read_from_and_exported_to_s3(tmp_path, s3_server):
+    reference = world.llava()
+    apart(reference, s3_server / "models")
+    tower = {"name": "clip", "image_size": 32, "path": "s3://models/tower"}
+    model = created("s3://models/lm", tower=tower, projector="s3://models/mm_projector.bin")
+    world.assert_same_logits(model, reference)
+    weights.save(model, weights.own_state(model), s3_server / "models" / "ours" / "model")
+    voco.model.export("s3://models/ours", "s3://models/out")
+    world.assert_same_logits(model, LlavaForConditionalGeneration.from_pretrained(s3_server / "models" / "out").eval())

@@ -33,8 +33,11 @@ def files_at(path: str) -> Iterator[str]:
 
 def facts(name: str, file: str) -> dict[str, Any] | None:
     """A JSON file of a directory or hub name; None where there is none."""
-    found = cached_file(name, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False)
-    return None if found is None else dict(json.loads(Path(found).read_text()))
+    found = Path(name) / file
+    if not Path(name).is_dir() and not name.startswith(("/", ".")):
+        told = cached_file(name, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False)
+        found = found if told is None else Path(told)
+    return dict(json.loads(found.read_text())) if found.is_file() else None
 
 
 def colours(name: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:

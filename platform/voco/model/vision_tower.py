@@ -153,7 +153,9 @@ def _net(name: str, net_config: dict[str, Any]) -> nn.Module:
 def _pretrained_net(name: str, folder: str) -> nn.Module:
     from transformers import CLIPVisionModel, SiglipVisionModel
 
-    config = facts(folder, "config.json") or {}
+    config = facts(folder, "config.json")
+    if config is None:
+        raise Refused(f"tower.path: {folder} holds no config.json, or is a hub name that cannot be reached")
     kind, inside = config.get("model_type"), config.get("vision_config")
     if kind == "llava" and inside is not None and inside["model_type"] == NETS[name]:
         net = _net(name, inside)
