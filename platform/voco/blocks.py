@@ -109,7 +109,7 @@ class Model(Strict):
     """A new model; a job that starts from `inputs.checkpoint` has none of it."""
 
     llama: Llama | None = None
-    pretrained: str | None = None  # or: a directory of a language model or a LLaVA; its own config.json says which
+    pretrained: str | None = None  # or: a directory, whose config.json says what it is, a GGUF file, or smollm2-135m
     projector: str | None = None  # pretrained: LLaVA's aligned projector, mm_projector.bin or .safetensors; default: a new one
     tower: Tower | None = None  # default: the LLaVA's own
 

