@@ -76,16 +76,16 @@ class Compression(Strict):
 class Tower(Strict):
     """The frozen vision net and its preprocessing. Both are part of every cache key."""
 
-    name: Literal["efficientnet_lite0", "clip"]
+    name: Literal["efficientnet_lite0", "clip", "siglip"]
     image_size: int = Field(ge=32)  # pixels; the image is padded to a square with the mean colour and resized
-    path: str | None = None  # clip: a local directory or hub name with transformers' weights
-    layer: int = -2  # clip: the hidden state that is used, as LLaVA does
+    path: str | None = None  # clip, siglip: a directory or hub name of transformers' weights, or of a LLaVA that holds them
+    layer: int = -2  # clip, siglip: the hidden state that is used, as LLaVA does
     decoder: Literal["pil", "fast"] = "pil"  # pil: LLaVA's pixels; fast: nearly those (extra `fast`), under keys of their own
 
     @model_validator(mode="after")
     def _path(self) -> Self:
-        if (self.name == "clip") != (self.path is not None):
-            raise ValueError("expected `path` with clip and only with clip")
+        if (self.name in ("clip", "siglip")) != (self.path is not None):
+            raise ValueError("expected `path` with clip and siglip, and only with them")
         return self
 
 
@@ -110,13 +110,16 @@ class Model(Strict):
     """A new model; a job that starts from `inputs.checkpoint` has none of it."""
 
     llama: Llama | None = None
-    pretrained: str | None = None  # or: a directory with a language model as transformers saves it, weights and tokenizer
-    tower: Tower
+    pretrained: str | None = None  # or: a directory, whose config.json says what it is, a GGUF file, or smollm2-135m
+    projector: str | None = None  # pretrained: LLaVA's aligned projector, mm_projector.bin or .safetensors; default: a new one
+    tower: Tower | None = None  # default: the LLaVA's own
 
     @model_validator(mode="after")
     def _one(self) -> Self:
         if (self.llama is None) == (self.pretrained is None):
             raise ValueError("expected either `llama`, from nothing, or `pretrained`, a directory, and not both")
+        if self.llama is not None and (self.tower is None or self.projector is not None):
+            raise ValueError("expected `tower`, and no `projector`, with `llama`")
         return self
 
 

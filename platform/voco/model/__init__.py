@@ -9,7 +9,19 @@ if TYPE_CHECKING:
 
 
 def load(uri: str, device: str = "cpu") -> VocoLlama:
-    """The model of a checkpoint directory: `model.compress(pixels)`, `model.generate(cache, text)`, `model.forward(batch)`."""
-    from voco.model import weights
+    """The model of a checkpoint directory: `model.compress(pixels)`, `model.generate(cache, text)`, `model.forward(batch)`.
 
-    return weights.load(uri, device=device)
+    A LLaVA that others saved is read too, as it is: without <voco>.
+    """
+    from voco import storage
+    from voco.model import new, weights
+
+    ours = storage.exists(storage.join(storage.resolve(uri), "model", "config.json"))
+    return weights.load(uri, device=device) if ours else new.load(uri, device)
+
+
+def export(checkpoint: str, output: str) -> list[str]:
+    """Write a checkpoint as transformers' plain LLaVA and return what that cannot keep; `llava_export.py` says more."""
+    from voco.model import llava_export
+
+    return llava_export.export(checkpoint, output)

@@ -65,11 +65,11 @@ def attend(
     _module: Any, query: Tensor, key: Tensor, value: Tensor, _mask: None, *, scaling: float, seen: Seen | None = None, **more: Any
 ) -> tuple[Tensor, None]:
     """What transformers' attention layers call. Raises ValueError where no `seen` came with the pass, and for what no backend
-    of ours does: dropout, a sliding window, capped scores.
+    of ours does: dropout and capped scores. A sliding window is not: `VocoLlama` keeps samples inside it.
     """
     if seen is None:
         raise ValueError("this model's attention must be told who sees whom: call the VocoLlama, not its language model")
-    if unknown := [name for name in ("dropout", "sliding_window", "softcap") if more.get(name)]:
+    if unknown := [name for name in ("dropout", "softcap") if more.get(name)]:
         raise ValueError(f"attention with {unknown[0]} {more[unknown[0]]} is not supported")
     return seen.attend(query, key, value, scaling), None
 

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from voco import storage
 from voco.blocks import Llama, Method, Model, Text
-from voco.model import vision_tower
+from voco.model import llava_layouts, vision_tower
+from voco.model.llava_layouts import ROUND_UP, SPECIAL
 from voco.model.voco_llama import VocoLlama
+from voco.model.weights import compressor_hash, own_state
 from voco.tokens import Layout
-
-SPECIAL = {"bos": "<s>", "eos": "</s>", "pad": "<pad>", "image": "<image>", "voco": "<voco>"}
-ROUND_UP = 64  # rows of the vocabulary: odd sizes make slow matrix products
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
@@ -57,36 +53,36 @@ def layout_for(tokenizer: Any, method: Method, tokens: int, text: Text, vision_s
 
 
 def create(model: Model, method: Method, tokens: int, text: Text, texts: Iterable[str], seed: int) -> VocoLlama:
-    """The job file's `model` block: a language model from nothing (a function of `seed` and `texts`) or a pretrained one,
-    a random projector, and the tower with its pretrained weights. `tokens` is N, 0 for a model without <voco>.
+    """The job file's `model` block: a language model from nothing (a function of `seed` and `texts`) or a pretrained one, with
+    its own projector, an aligned one or a random one, and the tower with its pretrained weights. `tokens` is N, 0 for a model
+    without <voco>.
     """
-    tower = vision_tower.pretrained(model.tower.model_dump(exclude_none=True))
+    tower_block = None if model.tower is None else model.tower.model_dump(exclude_none=True)
+    if model.pretrained is not None:
+        torch.manual_seed(seed)  # for rows of new tokens
+        found = llava_layouts.read(model.pretrained, tower_block, model.projector)
+        vision_slots, feature_width = found.tower.shape
+        layout = layout_for(found.tokenizer, method, tokens, text, vision_slots).model_copy(update={"bos_id": found.bos_id})
+        made = VocoLlama(found.language_model, layout, feature_width, found.tower, found.tokenizer)
+        if found.projector is not None:
+            made.projector.load_state_dict(found.projector)
+        made.projector.to(found.language_model.dtype)
+        return made.eval()
+    assert model.llama is not None
+    assert tower_block is not None
+    tower = vision_tower.pretrained(tower_block)
     vision_slots, feature_width = tower.shape
     torch.manual_seed(seed)
-    if model.llama is not None:
-        tokenizer = train_tokenizer(texts, model.llama.vocabulary)
-        language_model = LlamaForCausalLM(_llama_config(model.llama, tokenizer))
-    else:
-        tokenizer, language_model = pretrained(str(model.pretrained))
-    layout = layout_for(tokenizer, method, tokens, text, vision_slots)
-    return VocoLlama(language_model, layout, feature_width, tower, tokenizer)
+    tokenizer = train_tokenizer(texts, model.llama.vocabulary)
+    language_model = LlamaForCausalLM(_llama_config(model.llama, tokenizer))
+    return VocoLlama(language_model, layout_for(tokenizer, method, tokens, text, vision_slots), feature_width, tower, tokenizer)
 
 
-def pretrained(uri: str) -> tuple[Any, Any]:
-    """Tokenizer and language model of a directory that transformers saved, with rows for `<image>`, `<voco>` and padding.
-
-    New rows are drawn as transformers initialises embeddings; the table is rounded up to a multiple of 64.
-    """
-    with tempfile.TemporaryDirectory() as place:
-        folder = storage.get_directory(storage.resolve(uri), Path(place) / "model")
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        language_model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
-    new = [SPECIAL["image"], SPECIAL["voco"]] + ([SPECIAL["pad"]] if tokenizer.pad_token is None else [])
-    tokenizer.add_special_tokens({"additional_special_tokens": new[:2]})
-    if tokenizer.pad_token is None:
-        tokenizer.add_special_tokens({"pad_token": SPECIAL["pad"]})
-    language_model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=ROUND_UP, mean_resizing=False)
-    return tokenizer, language_model
+def load(uri: str, device: str = "cpu") -> VocoLlama:
+    """The model of a directory that others saved, as it is: method none without <voco>, its own tower, Vicuna's template."""
+    model = create(Model(pretrained=uri), "none", 0, Text(), [], seed=0)
+    model.compressor = compressor_hash(own_state(model))
+    return model.to(device)
 
 
 def _llama_config(llama: Llama, tokenizer: Any) -> LlamaConfig:

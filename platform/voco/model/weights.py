@@ -19,6 +19,7 @@ from voco.model.voco_llama import VocoLlama
 from voco.tokens import Layout
 
 FORMAT = 1
+PREPROCESSOR = "preprocessor_config.json"
 COMPRESSOR = "compressor"  # directory in a video checkpoint that holds the frozen maker of its caches
 
 
@@ -53,13 +54,13 @@ def save(model: VocoLlama, state: dict[str, Tensor], folder: Path, keep_compress
         "feature_width": model.feature_width,
         "language_model": model.language_model.config.to_dict(),
         "tower": tower.config if tower is not None else None,
-        "clip": tower.clip_config if tower is not None else None,
+        "net": tower.net_config if tower is not None else None,
         "preprocessing": model.preprocessing,
     }
     save_file(tensors, folder / "model.safetensors")
     model.tokenizer.save_pretrained(folder)
     if tower is not None:
-        (folder / "preprocessor_config.json").write_text(json.dumps(tower.preprocessing, indent=1) + "\n")
+        (folder / PREPROCESSOR).write_text(json.dumps(tower.preprocessing, indent=1) + "\n")
     (folder / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
     return compressor
 
@@ -94,21 +95,26 @@ def load(
         config = json.loads((folder / "config.json").read_text())
         state = load_file(folder / "model.safetensors")
         tokenizer = AutoTokenizer.from_pretrained(folder)
+        stored = json.loads((folder / PREPROCESSOR).read_text()) if (folder / PREPROCESSOR).is_file() else None
     facts = dict(config["language_model"])
     lm_config = AutoConfig.for_model(facts.pop("model_type"), **facts)
-    language_model = AutoModelForCausalLM.from_config(lm_config)
-    tower = vision_tower.empty(config["tower"], config["clip"]) if config["tower"] is not None else None
+    with torch.device("meta"):  # the file's own tensors take the place of its weights: nothing is in memory twice
+        language_model = AutoModelForCausalLM.from_config(lm_config)
+    rotary = language_model.model.rotary_emb
+    language_model.model.rotary_emb = type(rotary)(lm_config)  # its frequencies are in no file
+    tower = vision_tower.empty(config["tower"], config["net"], stored) if config["tower"] is not None else None
     model = VocoLlama(language_model, layout or Layout(**config["layout"]), config["feature_width"], tower, tokenizer, attention)
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    tied = {"language_model.lm_head.weight"} if lm_config.tie_word_embeddings else set()
-    if unexpected or set(missing) - tied:
-        raise ValueError(
-            f"{checkpoint}: weights do not fit: missing {sorted(set(missing) - tied)}, unexpected {sorted(unexpected)}"
-        )
-    trained = next(tensor for name, tensor in state.items() if name.startswith("projector."))
-    model.to(dtype or trained.dtype)
+    wanted = own_state(model).keys()
+    if wanted != state.keys():
+        missing, unexpected = sorted(wanted - state.keys()), sorted(state.keys() - wanted)
+        raise ValueError(f"{checkpoint}: weights do not fit: missing {missing}, unexpected {unexpected}")
+    model.load_state_dict(state, strict=False, assign=True)
+    if lm_config.tie_word_embeddings:
+        language_model.lm_head.weight = language_model.model.embed_tokens.weight
+    for part in (model.language_model, model.projector):
+        part.to(dtype or model.dtype)
     if model.tower is not None:
-        model.tower.float()
+        model.tower.float().arrange()
     model.compressor, model.compressor_tokens = config["compressor"], config["compressor_tokens"]
     model.preprocessing = config["preprocessing"]
     return model.to(device).eval()

