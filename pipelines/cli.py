@@ -6,7 +6,6 @@ Exit codes: 0 done, 1 failed, 2 refused, 130 stopped; each of the last three say
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 from voco import spec, storage
@@ -88,16 +87,10 @@ def run(file: str, replace: bool = False) -> int:
     running.listen()  # a signal that comes while Ray starts counts too
     job = spec.load(file)
     run_id = manifest.job_run_id(job)
-    running.start_ray(kuberay.most_cpus(job), modules(job))
+    running.start_ray(kuberay.most_cpus(job), running.modules(job))
     import pipelines
 
     running.claim(run_id)
     with tracking.group(run_id if job.kind in ("flow", "sweep") else None):
         pipelines.run(job, replace)
     return 0
-
-
-def modules(job: spec.Job) -> list[str]:
-    """What a job imports in any case; pyarrow imports pandas at its first array."""
-    tracked = job.tracking.wandb and os.environ.get("WANDB_MODE") != "disabled"
-    return [f"pipelines.{job.kind}", "pipelines.record", "pandas", *(["wandb"] if tracked else [])]

@@ -18,9 +18,12 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from voco.errors import Refused
+
+if TYPE_CHECKING:
+    from voco.spec import Job
 
 NAMESPACE = "voco"
 
@@ -168,6 +171,12 @@ def apart(call: Callable[[], Any]) -> Any:
     if "error" in outcome:
         raise outcome["error"]
     return outcome["value"]
+
+
+def modules(job: Job) -> list[str]:
+    """What a job imports in any case; pyarrow imports pandas at its first array."""
+    tracked = job.tracking.wandb and os.environ.get("WANDB_MODE") != "disabled"
+    return [f"pipelines.{job.kind}", "pipelines.record", "pandas", *(["wandb"] if tracked else [])]
 
 
 def start_ray(cpus: float, modules: Sequence[str] = ()) -> None:
