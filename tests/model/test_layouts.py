@@ -16,10 +16,12 @@ from safetensors.torch import save_file
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 import voco.model
+from voco import spec
 from voco.blocks import Model, Text
 from voco.errors import Refused
-from voco.model import llava_layouts, new, weights
+from voco.model import llava_layouts, new, vision_tower, weights
 from voco.tokens import TEXT, build
+from voco.train.starting_point import starting_point
 
 FAMILIES = [(text, "clip") for text in world.TEXT] + [("llama", "siglip")]
 
@@ -268,3 +270,19 @@ def test_smollm2_answers_as_it_does_elsewhere_and_keeps_the_equality(tmp_path):
         expected = one_pass_logits(model, [sample], [features])[(0, 0)]
         got = read_logits(model, cache, sample.ids[sample.kinds == TEXT].tolist())
     assert (got - expected).abs().max() < 1e-3 * expected.abs().max()  # 30 layers in fp32
+
+
+def test_a_job_file_starts_from_it(tmp_path):
+    """`model.pretrained` alone: the job's starting point has the LLaVA's weights and tower, and `features` has that tower too."""
+    reference = world.llava()
+    uri = world.saved(reference, tmp_path / "theirs")
+    block = {"epochs": 1, "global_batch": 2, "micro_batch": 1, "learning_rate": 0.1}
+    job = {
+        "name": "a", "kind": "image_sft", "output": str(tmp_path / "out"), "inputs": {"samples": [{"uri": "s"}], "features": "f"},
+        "compression": {"method": "voco", "tokens": 2}, "model": {"pretrained": uri}, "image_sft": block,
+    }  # fmt: skip
+    start, layout = starting_point(spec.build("job.yaml", job), str(tmp_path / "out"))
+    assert (layout.method, layout.tokens, layout.vision_slots) == ("voco", 2, 16)
+    world.assert_same_logits(weights.load(start, layout.model_copy(update={"method": "none", "tokens": 0})), reference)
+    tower = vision_tower.pretrained({"name": "clip", "image_size": 32, "layer": -2, "path": uri})
+    assert weights.read_config(start)["preprocessing"] == tower.identity
