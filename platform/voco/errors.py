@@ -18,6 +18,11 @@ class Stopped(Exception):
     """The job ended early and cleanly because it was asked to; sent again, it continues. Exit code 130."""
 
 
+def line(error: BaseException) -> str:
+    """An exception in one line of at most 200 characters."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
 def exit_code(call: Callable[[], int]) -> int:
     """What `call` returns, or the exit code of the error that it ends with, told in one line on stderr."""
     try:

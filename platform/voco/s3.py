@@ -20,7 +20,7 @@ from botocore.parsers import ResponseParserError
 from fsspec.asyn import sync_wrapper
 from s3fs import S3FileSystem
 
-from voco.errors import JobFailed
+from voco.errors import JobFailed, line
 
 # Some servers answer a ranged read with the checksum of the whole object (rclone does), which botocore would refuse.
 CHECKSUMS = os.environ.get("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
@@ -79,7 +79,7 @@ class PatientS3(S3FileSystem):  # type: ignore[misc]
                 waited = time.monotonic() - started
                 if waited >= self.patience_s:
                     long = f" for {waited:.0f} s" if self.patience_s else ""
-                    raise StorageLost(f"storage {self._where()} did not answer{long}: {_line(error)}") from error
+                    raise StorageLost(f"storage {self._where()} did not answer{long}: {line(error)}") from error
                 if waited >= QUIET_S:
                     self._tell(error)
             await asyncio.sleep(wait * random.uniform(0.5, 1))
@@ -94,7 +94,7 @@ class PatientS3(S3FileSystem):  # type: ignore[misc]
         """Say that it waits: one line a process for one outage, however many calls are waiting."""
         if time.monotonic() - _told[0] > self.patience_s:
             _told[0] = time.monotonic()
-            print(f"storage {self._where()} does not answer, waiting up to {self.patience_s:.0f} s: {_line(error)}", flush=True)
+            print(f"storage {self._where()} does not answer, waiting up to {self.patience_s:.0f} s: {line(error)}", flush=True)
 
     async def _put_file(self, lpath: str, rpath: str, *arguments: Any, **named: Any) -> None:
         part = max(PART_BYTES, -(-os.path.getsize(lpath) // MOST_PARTS))
@@ -164,7 +164,3 @@ def _code(error: BaseException) -> str:
     """The S3 error code behind what s3fs made of it."""
     answer = getattr(error.__cause__, "response", None) or {}
     return str(answer.get("Error", {}).get("Code", ""))
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]

@@ -14,7 +14,7 @@ import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 
 from voco import storage
-from voco.errors import JobFailed, Refused
+from voco.errors import JobFailed, Refused, line
 from voco.ingest import zip_index
 from voco.ingest.folder import ARCHIVE, Listing, MediaRoot, inside
 from voco.ingest.items import BadRow
@@ -50,7 +50,7 @@ def _archive(uri: str) -> ZipArchive:
     except JobFailed:  # a storage that does not answer says nothing about the archive
         raise
     except (Damaged, OSError) as error:
-        raise Refused(f"inputs.media: {uri}: expected a zip archive that can be read: {_line(error)}") from error
+        raise Refused(f"inputs.media: {uri}: expected a zip archive that can be read: {line(error)}") from error
 
 
 class AnyImageName:
@@ -160,7 +160,7 @@ class MediaFolder:
             except BadRow as bad:
                 self.opened[name] = bad.detail
             except (Damaged, PermissionError) as error:
-                self.opened[name] = _line(error)
+                self.opened[name] = line(error)
         return self.opened[name]
 
 
@@ -202,12 +202,12 @@ class ZipArchive:
         try:
             return self._unpack(name, member)
         except (Damaged, zlib.error) as error:
-            raise BadRow("corrupt_media", f"{path}: {_line(error)} in {self.name}") from error
+            raise BadRow("corrupt_media", f"{path}: {line(error)} in {self.name}") from error
         except PermissionError as error:
-            raise BadRow("download_failed", f"{path}: {_line(error)}") from error
+            raise BadRow("download_failed", f"{path}: {line(error)}") from error
         except OSError as error:
             if error.errno == errno.EIO and isinstance(self.file, _LocalFile):  # the disk cannot read it
-                raise BadRow("corrupt_media", f"{path}: {_line(error)}") from error
+                raise BadRow("corrupt_media", f"{path}: {line(error)}") from error
             raise
 
     def _find(self, path: str) -> tuple[bytes, np.void]:
@@ -289,7 +289,3 @@ class _StoredFile:
 def _open(uri: str) -> _File:
     fs, path = storage.filesystem(uri)
     return _LocalFile(path) if isinstance(fs, LocalFileSystem) else _StoredFile(uri)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]

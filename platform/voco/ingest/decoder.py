@@ -18,6 +18,7 @@ import zlib
 from contextlib import suppress
 from typing import IO, Any
 
+from voco.errors import line
 from voco.ingest.items import BadRow
 
 SECONDS = 120  # to decode one image, or to open one video and decode up to three frames; then the child ends itself
@@ -100,11 +101,6 @@ def _end(child: subprocess.Popen[bytes]) -> None:
             with suppress(BrokenPipeError):  # the rest of a file that killed the child
                 pipe.close()
     child.wait()
-
-
-def line(error: Exception) -> str:
-    """An exception in one line of at most 200 characters."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
 def decode_image(data: bytes) -> dict[str, Any]:

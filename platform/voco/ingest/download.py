@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 
+from voco.errors import line
 from voco.ingest.items import BadRow
 
 MAX_REDIRECTS = 5
@@ -80,7 +81,7 @@ def _attempt(url: str, limit: int, web: Web) -> bytes:
             raise Passing(f"the name does not resolve: {error.strerror}") from error
         raise BadRow("download_failed", f"{_shown(here)}: the name does not resolve: {error.strerror}") from error
     except (OSError, http.client.HTTPException) as error:
-        raise Passing(" ".join(f"{type(error).__name__}: {error}".split())[:200]) from error
+        raise Passing(line(error)) from error
     except ValueError as error:  # a host that is no name, a port that is no number, a line break in a Location
         raise BadRow("download_failed", f"{_shown(here)}: {' '.join(str(error).split())[:200]}") from error
     raise BadRow("download_failed", f"{_shown(url)}: more than {MAX_REDIRECTS} redirects")

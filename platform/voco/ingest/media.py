@@ -10,7 +10,8 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from voco.ingest.decoder import DECODER_ERRORS, DECODERS, Decoder, line
+from voco.errors import line
+from voco.ingest.decoder import DECODER_ERRORS, DECODERS, Decoder
 from voco.ingest.items import BadRow
 
 # Formats by Pillow's name, with theirs in the table. MPO is a JPEG with more pictures behind it.
