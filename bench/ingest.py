@@ -22,7 +22,8 @@ import pyarrow.parquet as pq
 import source
 from side_by_side import OUT, PEERS, call, in_turn, median, write
 
-SMALL, SIZES, URLS = 200, (4_000, 12_000), 2_000
+SMALL, SIZES, URLS, VIDEOS = 200, (4_000, 12_000), 2_000, (60, 240)
+SMALL_ROUNDS = 7  # the start of Ray varies by half a second, and the job is told by the difference
 WORK = (
     "640x480 JPEGs of 100 KB + LLaVA JSON -> Parquet with the bytes: read, sha256, header and end checked; "
     "4,000 and 12,000 images, 2 cores"
@@ -72,11 +73,13 @@ def check(names: list[str], folder: Path, scratch: Path) -> None:
         print(f"  {name}: {len(got):,} rows, byte-equal", flush=True)
 
 
-def line(results: dict[str, list[dict[str, Any]]], name: str) -> dict[str, float]:
+def line(
+    results: dict[str, list[dict[str, Any]]], name: str, sizes: tuple[int, int] = SIZES, what: str = "images"
+) -> dict[str, float]:
     """Slope and fixed cost of a contender from its medians at both sizes."""
-    few, many = (median(results[f"{name} {size}"], "seconds") for size in SIZES)
-    slope = (SIZES[1] - SIZES[0]) / (many - few)
-    return {"images_per_s": slope, "fixed_s": few - SIZES[0] / slope, "s_4000": few, "s_12000": many}
+    few, many = (median(results[f"{name} {size}"], "seconds") for size in sizes)
+    slope = (sizes[1] - sizes[0]) / (many - few)
+    return {f"{what}_per_s": slope, f"{what}_fixed_s": few - sizes[0] / slope, f"s_{sizes[0]}": few, f"s_{sizes[1]}": many}
 
 
 def command_line(folder: Path, scratch: Path) -> dict[str, Any]:
@@ -107,10 +110,14 @@ def files(scratch: Path, rounds: int, names: list[str], extra: bool) -> tuple[di
         f"ours_full {SIZES[0]}": lambda: one("ours_full", sources[SIZES[0]], scratch),
         f"ours_full {SIZES[1]}": lambda: one("ours_full", sources[SIZES[1]], scratch),
         "codec": lambda: one("codec", sources[SIZES[0]], scratch),
+    }
+    small = {
         "ours_small": lambda: one("ours_small", sources[SMALL], scratch),
+        "ray_alone": lambda: one("ray_alone", sources[SMALL], scratch),
         "voco run": lambda: command_line(sources[SMALL], scratch),
     }
     results = in_turn(runs | (beyond if extra else {}), rounds)
+    results |= in_turn(small, SMALL_ROUNDS) if extra else {}
     figures = {name: line(results, name) for name in names}
     if not extra:
         return figures, {}
@@ -118,7 +125,7 @@ def files(scratch: Path, rounds: int, names: list[str], extra: bool) -> tuple[di
     own = {
         "validate_full_images_per_s": full,
         "codec_alone_images_per_s": median(results["codec"], "rate"),
-        "small_job_s": median(results["ours_small"], "seconds"),
+        "small_job_beyond_ray_init_s": median(results["ours_small"], "seconds") - median(results["ray_alone"], "seconds"),
         "small_voco_run_s": median(results["voco run"], "seconds"),
         "ray_init_s": median(results[f"ours {SIZES[0]}"], "init_s"),
     }
@@ -156,6 +163,25 @@ def downloads(scratch: Path, rounds: int) -> dict[str, dict[str, float]]:
     return {name: {"urls_per_s": URLS / median(runs, "seconds")} for name, runs in results.items()}
 
 
+def videos(scratch: Path, rounds: int) -> dict[str, dict[str, float]]:
+    """a3: WebVid's CSV and mp4 files to Parquet, each opened and its first frame decoded, beside loops around the decoders."""
+    call("ingest_runs.py", "make_videos", scratch, scratch / "encoded", python=PEERS)
+    encoded = [file.read_bytes() for file in sorted((scratch / "encoded").iterdir())]
+    sources = {size: source.videos(scratch / f"videos-{size}", size, encoded) for size in VIDEOS}
+    names = {"ours_videos": OWN, "decord_loop": OWN, "pyav_loop": PEERS}
+    CONTENDERS.update(names)
+    wanted = sorted(hashlib.sha256(file.read_bytes()).hexdigest() for file in (sources[VIDEOS[0]] / "videos").rglob("*.mp4"))
+    for name, python in names.items():
+        out = scratch / f"check-{name}"
+        call("ingest_runs.py", name, sources[VIDEOS[0]], out, python=python)
+        if sorted(held(name, out).values()) != wanted:
+            raise SystemExit(f"{name}: not the videos of the source")
+        shutil.rmtree(out)
+    runs = {f"{name} {size}": lambda name=name, size=size: one(name, sources[size], scratch) for name in names for size in VIDEOS}
+    results = in_turn(runs, rounds)
+    return {name: line(results, name, VIDEOS, "videos") for name in names}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
@@ -169,14 +195,15 @@ def main() -> None:
             return
         figures, own = files(Path(scratch), asked.rounds, list(CONTENDERS), extra=True)
         web = downloads(Path(scratch), asked.rounds)
+        clips = videos(Path(scratch), asked.rounds)
     ours = figures.pop("ours") | own
     slope = ours["images_per_s"]
     ratio = {f"{name}, slope": slope / each["images_per_s"] for name, each in figures.items()}
     ratio["codec alone, validate: full"] = own["validate_full_images_per_s"] / own["codec_alone_images_per_s"]
-    if web:
-        ours |= web.pop("ours_urls")
-        figures |= web
-        ratio["img2dataset, URLs"] = ours["urls_per_s"] / web["img2dataset_urls"]["urls_per_s"]
+    ours |= web.pop("ours_urls") | clips.pop("ours_videos")
+    ratio["img2dataset, URLs"] = ours["urls_per_s"] / web["img2dataset_urls"]["urls_per_s"]
+    ratio |= {f"{name}, slope over videos": ours["videos_per_s"] / each["videos_per_s"] for name, each in clips.items()}
+    figures |= web | clips
     write("ingest", WORK, ours, figures, ratio, load)
 
 

@@ -17,6 +17,7 @@ from concurrent.futures import ProcessPoolExecutor  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 CHECK = {"validate": "header"}
+ENCODED_VIDEOS = 4
 BATCH = 80  # rows of 100 kB: our row groups of 8 MiB
 
 
@@ -92,10 +93,105 @@ def ours_full(source, out):
 
 
 def ours_small(source, out):
-    """A small job on a cluster that is there: in process."""
+    """A small job with its own local Ray, both as `voco run` does them; `ray_alone` is the same without the job."""
+    from voco import running, spec
+
+    raw = job(source, out)
+    running.start_ray(2, running.modules(spec.build("bench", raw)))
+    run_job(raw)
+    return {}
+
+
+def ray_alone(source, out):
+    from voco import running
+
+    running.start_ray(2)
+    return {}
+
+
+def ours_videos(source, out):
     init = start_ray()
-    run_job(job(source, out))
+    raw = job(source, out, format="webvid_csv", in_process_rows=0, unit_rows=15)
+    raw["inputs"] = {"annotations": str(source / "videos.csv"), "media": str(source / "videos")}
+    run_job(raw)
     return {"init_s": init}
+
+
+def _write_videos(source, out, probe):
+    """One process, one file: the CSV's rows with bytes, sha256 and what `probe(bytes)` measures, its first frame decoded."""
+    import csv
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    numbers = {
+        "width": pa.int32(),
+        "height": pa.int32(),
+        "duration_s": pa.float64(),
+        "fps": pa.float64(),
+        "num_frames": pa.int64(),
+    }
+    schema = pa.schema({"id": pa.string(), "name": pa.string(), "bytes": pa.large_binary(), "sha256": pa.string(), **numbers})
+    compression = {name: "none" if name == "bytes" else "zstd" for name in schema.names}
+    text = [name for name in schema.names if name != "bytes"]
+    out.mkdir()
+    with (
+        (source / "videos.csv").open(newline="") as listed,
+        pq.ParquetWriter(
+            out / "part.parquet", schema, compression=compression, use_dictionary=text, write_statistics=text
+        ) as file,
+    ):
+        for row in csv.DictReader(listed):
+            data = (source / "videos" / row["page_dir"] / f"{row['videoid']}.mp4").read_bytes()
+            about = {"id": row["videoid"], "name": row["name"], "bytes": data, "sha256": hashlib.sha256(data).hexdigest()}
+            file.write_table(pa.Table.from_pylist([{**about, **probe(data)}], schema=schema))
+    return {}
+
+
+def decord_loop(source, out):
+    from decord import VideoReader
+
+    def probe(data):
+        video = VideoReader(io.BytesIO(data))
+        height, width, _ = video[0].shape
+        fps = video.get_avg_fps()
+        return {"width": width, "height": height, "duration_s": len(video) / fps, "fps": fps, "num_frames": len(video)}
+
+    return _write_videos(source, out, probe)
+
+
+def pyav_loop(source, out):
+    import av
+
+    def probe(data):
+        with av.open(io.BytesIO(data)) as file:
+            stream = file.streams.video[0]
+            frame = next(file.decode(stream))
+            duration, fps = float(stream.duration * stream.time_base), float(stream.average_rate)
+            return {
+                "width": frame.width, "height": frame.height, "duration_s": duration, "fps": fps, "num_frames": stream.frames
+            }  # fmt: skip
+
+    return _write_videos(source, out, probe)
+
+
+def make_videos(source, out):
+    """`ENCODED_VIDEOS` mp4 files of 15 s, 596x336 at 25 frames a second, as WebVid's previews are."""
+    import av
+    import numpy as np
+
+    out.mkdir(parents=True)
+    draw = np.random.default_rng(0)
+    for index in range(ENCODED_VIDEOS):
+        soft = np.kron(draw.integers(0, 256, (12, 20, 3), dtype=np.uint8), np.ones((28, 32, 1), dtype=np.uint8))[:336, :596]
+        with av.open(str(out / f"{index}.mp4"), "w") as file:
+            stream = file.add_stream("libx264", rate=25, options={"preset": "veryfast"})
+            stream.width, stream.height, stream.pix_fmt = 596, 336, "yuv420p"
+            for at in range(15 * 25):
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(np.roll(soft, (at, 2 * at), (0, 1))), format="rgb24")
+                file.mux(stream.encode(frame))
+            file.mux(stream.encode())
+    return {}
 
 
 def pyarrow_loop(source, out):

@@ -23,7 +23,7 @@ WORK = "4,000 JPEGs 640x480 of 100 KB -> batches of 64 at 336x336: one core and 
 OWN = sys.executable
 CONTENDERS = {
     "ours": OWN, "codecs": PEERS, "webdataset": OWN, "hf_datasets": PEERS, "litdata": PEERS,
-    "ours_two": OWN, "codecs_two": PEERS, "ray_data_two": OWN,
+    "ours_two": OWN, "ray_data_two": OWN, "beside": OWN, "beside_two": OWN,
 }  # fmt: skip
 
 
@@ -63,19 +63,19 @@ def main() -> None:
         check(results)
     figures = {name: {key: median(each, key) for key in each[0] if key != "told"} for name, each in results.items()}
     ours, two = figures.pop("ours"), figures.pop("ours_two")
+    pair = {"codec alone": figures.pop("beside"), "codec alone, two cores": figures.pop("beside_two")}
     codec, same = figures["codecs"], "the same codec"
     pairs = {
         "LLaVA's transform, fast decoder": (ours, "fast_normalised", codec, "llava"),
         "LLaVA's transform, parity decoder": (ours, "llava", codec, "llava"),
-        "codec alone": (ours, "fast", codec, "fast"),
-        "codec alone, two cores": (two, "fast", figures["codecs_two"], "fast"),
         "libjpeg-turbo + OpenCV area": (ours, "fast", codec, "area"),
         "webdataset, parity decoder": (ours, "llava", figures["webdataset"], "llava"),
         f"webdataset, {same}": (ours, "fast", figures["webdataset"], "fast"),
         f"datasets streaming, {same}": (ours, "fast", figures["hf_datasets"], "fast"),
         f"litdata, {same}": (ours, "fast", figures["litdata"], "fast"),
     }
-    ratio = {}
+    ratio = {name: each["wall"] for name, each in pair.items()}
+    ratio |= {f"{name}, by processor time": each["cpu"] for name, each in pair.items()}
     for unit, told in (("s", ""), ("cpu_s", ", by processor time")):
         for name, (mine, what, theirs, other) in pairs.items():
             ratio[name + told] = mine[f"{what}_per_{unit}"] / theirs[f"{other}_per_{unit}"]

@@ -10,6 +10,7 @@ import io
 import itertools
 import json
 import os
+import statistics
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-SIZE, BATCH, DECODED = 336, 64, 768
+SIZE, BATCH, DECODED, PAIRS = 336, 64, 768, 5
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's
 FILL = tuple(int(255 * value) for value in MEAN)
 
@@ -170,19 +171,17 @@ def peer(name, data, total):
     return measure(read, lambda start: batches(map(fast, read(start))), lambda start: batches(map(llava, read(start))), total)
 
 
-def ours(data, total, threads=1):
-    from concurrent.futures import ThreadPoolExecutor
-
-    from voco import features, loader
+def tower(decoder):
     from voco.model.vision_tower import CLIP, VisionTower
 
-    uri = str(data / "parquet")
+    config = {"name": "clip", "image_size": SIZE, "layer": -2, "decoder": decoder}
+    return VisionTower(config, torch.nn.Conv2d(3, 1, 3), *CLIP)
 
-    def tower(decoder):
-        config = {"name": "clip", "image_size": SIZE, "layer": -2, "decoder": decoder}
-        return VisionTower(config, torch.nn.Conv2d(3, 1, 3), *CLIP)
 
-    quick, parity = tower("fast"), tower("pil")
+def ours(data, total, threads=1):
+    from voco import features, loader
+
+    uri, quick, parity = str(data / "parquet"), tower("fast"), tower("pil")
 
     def load(start, which):
         made = loader.PixelLoader(features.unique_images([uri]), which.preprocess, BATCH, threads)
@@ -204,6 +203,29 @@ def ours_two(data, total):
     return ours(data, total, threads=2)
 
 
+def beside(data, total, threads=1):
+    """Ours and the codec alone over the same images, by turns in one process: the machine's speed drifts by a quarter from one
+    process to the next. The median of the pairs' ratios, by wall and by processor time.
+    """
+    from voco import features, loader
+
+    images, quick = in_memory(data)[:DECODED], tower("fast")
+    quick.preprocess(images[0]), fast(images[0])
+    ratios = {"wall": [], "cpu": []}
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(PAIRS):
+            made = loader.PixelLoader(features.unique_images([str(data / "parquet")]), quick.preprocess, BATCH, threads)
+            mine = rate("fast", itertools.islice((batch.pixels for batch in made.batches()), DECODED // BATCH))
+            alone = rate("fast", batches(map(fast, images) if threads == 1 else pool.map(fast, images)))
+            ratios["wall"].append(mine["fast_per_s"] / alone["fast_per_s"])
+            ratios["cpu"].append(mine["fast_per_cpu_s"] / alone["fast_per_cpu_s"])
+    return {key: statistics.median(values) for key, values in ratios.items()}
+
+
+def beside_two(data, total):
+    return beside(data, total, threads=2)
+
+
 def codecs(data, total):
     """Each codec alone over bytes in memory."""
     import cv2
@@ -216,14 +238,6 @@ def codecs(data, total):
     for codec in (fast, area, llava):
         figures |= rate(codec.__name__, batches(map(codec, images)))
     return figures
-
-
-def codecs_two(data, total):
-    """The codec alone on two threads."""
-    images = in_memory(data)[:DECODED]
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(fast, images[:8]))
-        return rate("fast", batches(pool.map(fast, images)))
 
 
 def start_ray():

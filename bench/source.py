@@ -70,3 +70,18 @@ def urls(folder: Path, count: int, address: str) -> Path:
     ids = [f"{index:06d}" for index in range(count)]
     pq.write_table(pa.table({"id": ids, "url": list(places), "caption": list(captions)}), folder / "urls.parquet")
     return folder
+
+
+def videos(folder: Path, count: int, encoded: list[bytes]) -> Path:
+    """`videos.csv` as WebVid's and `videos/<page_dir>/<videoid>.mp4`: `encoded` in turn, each with other bytes behind its end."""
+    draw = np.random.default_rng(2)
+    rows = []
+    for index in range(count):
+        page, name = f"{index % 7:06d}_{index % 7:06d}", str(1_000_000 + index)
+        (folder / "videos" / page).mkdir(parents=True, exist_ok=True)
+        spare = (72).to_bytes(4, "big") + b"free" + draw.bytes(64)  # a box of its own: ISO 14496-12 section 8.1.2
+        (folder / "videos" / page / f"{name}.mp4").write_bytes(encoded[index % len(encoded)] + spare)
+        rows.append((name, f"https://example.org/{name}.mp4", "PT00H00M15S", page, f"soft squares that move, number {index}"))
+    with (folder / "videos.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("videoid", "contentUrl", "duration", "page_dir", "name"), *rows])
+    return folder
