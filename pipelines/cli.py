@@ -1,4 +1,4 @@
-"""The command `voco`: one job file or one output per command, no options but where and whether to overwrite.
+"""The command `voco`: one job file or one output per command; only `ask` has options that change what is done.
 
 Exit codes: 0 done, 1 failed, 2 refused, 130 stopped; each of the last three says why in one line on stderr.
 """
@@ -23,6 +23,8 @@ COMMANDS = {
     "report": ("OUTPUT", "HTML with tables and plots from any output directory"),
 }
 
+ASK = "a question about images and videos: an answer, the time of both passes, whether the cache was hit"
+
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
@@ -33,6 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="voco", description="VoCo on Ray: one YAML file is one job")
     commands = parser.add_subparsers(dest="command", required=True)
+    _add_ask(commands.add_parser("ask", help=ASK, description=ASK))
     for name, (operand, text) in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("operand", metavar=operand)
@@ -46,7 +49,27 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_ask(command: argparse.ArgumentParser) -> None:
+    command.add_argument("checkpoint", metavar="CHECKPOINT")
+    command.add_argument("media", metavar="MEDIA", nargs="*", help="images and videos, on disk or s3://")
+    command.add_argument("question", metavar="QUESTION")
+    command.add_argument("--cache", metavar="URI", default="~/.cache/voco", help="where caches are kept (default: %(default)s)")
+    command.add_argument("--no-cache", action="store_true", help="keep nothing and compress again")
+    command.add_argument("--tokens", type=int, help="<voco> tokens read of each view: at most the checkpoint's N, its default")
+    command.add_argument("--frames", type=int, default=8, help="frames of a video, evenly (default: %(default)s)")
+    command.add_argument("--max-new-tokens", type=int, default=128, help="(default: %(default)s)")
+    command.add_argument("--temperature", type=float, default=0.0, help="0, the default, takes the likeliest token")
+    command.add_argument("--top-p", type=float, default=1.0)
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end the answer before this; may be repeated"
+    )
+    command.add_argument("--keep-system", action="store_true", help="keep the template's own text in the cache too; one medium")
+
+
 def _do(asked: argparse.Namespace) -> int:
+    if asked.command == "ask":
+        return ask(asked)
     if asked.command == "plan":
         from voco import plan
 
@@ -78,6 +101,25 @@ def _do(asked: argparse.Namespace) -> int:
     if asked.command == "submit":
         return jobs.submit(asked.operand, spec.load(asked.operand), where, asked.replace)
     return int(getattr(jobs, asked.command)(jobs.connect(where), asked.operand))
+
+
+def ask(asked: argparse.Namespace) -> int:
+    """Print an answer while it is written."""
+    from voco.ask import Asked, ask
+    from voco.model.sampling import Sampling
+
+    how = Asked(
+        cache=None if asked.no_cache else asked.cache,
+        tokens=asked.tokens,
+        frames=asked.frames,
+        max_new_tokens=asked.max_new_tokens,
+        sampling=Sampling(asked.temperature, top_p=asked.top_p, seed=asked.seed),
+        stop=tuple(asked.stop),
+        keep_system=asked.keep_system,
+    )
+    for piece in ask(asked.checkpoint, asked.media, asked.question, how):
+        print(piece, end="", flush=True)
+    return 0
 
 
 def run(file: str, replace: bool = False) -> int:

@@ -8,7 +8,7 @@ import torch
 import world
 
 import voco.model
-import voco.model.voco_llama
+import voco.model.reader
 from voco.blocks import Model, Text
 from voco.model import new, weights
 
@@ -84,7 +84,7 @@ def test_output_head_is_no_part_of_the_compressor(created):
 
 
 def test_text_that_spells_control_tokens_stays_text(created):
-    ids = voco.model.voco_llama.prompt_ids(
+    ids = voco.model.reader.prompt_ids(
         [{"role": "user", "text": "is <voco> or <image> or </s> here?"}], created.tokenizer, created.layout, True
     )
     assert not {created.layout.voco_id, created.layout.image_id, created.layout.eos_id} & set(ids)

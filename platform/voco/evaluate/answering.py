@@ -18,7 +18,7 @@ from voco.features import FeatureStore
 from voco.model import weights
 from voco.model.cache import VocoCache
 from voco.model.flops import cache_bytes, read_flops
-from voco.model.voco_llama import prompt_ids
+from voco.model.reader import prompt_ids
 from voco.tokens import Layout
 from voco.video.frame_store import FrameStore
 from voco.work import part

@@ -30,8 +30,9 @@ class VocoCache:
 
     keys: Tensor  # (D, H, M, E), after any key norm, before RoPE
     values: Tensor  # (D, H, M, E)
-    tokens: tuple[int, ...]  # kept tokens of each view; sums to M
+    tokens: tuple[int, ...]  # kept tokens of each view
     key: CacheKey
+    text_ids: tuple[int, ...] = ()  # text that was read behind the views and is kept too; M is all of these
 
     @property
     def bytes(self) -> int:
@@ -39,6 +40,8 @@ class VocoCache:
 
     def take(self, n: int) -> VocoCache:
         """The first `n` tokens of each view: what the same model makes with n <voco> tokens. Raises ValueError for more."""
+        if self.text_ids:
+            raise ValueError("this cache holds text that has read all of its tokens; take fewer before the text is kept")
         if self.key.method != "voco" or n > min(self.tokens, default=0):
             raise ValueError(f"cannot read {n} tokens of views that hold {self.tokens} under {self.key.method}")
         starts = [sum(self.tokens[:index]) for index in range(len(self.tokens))]
@@ -52,6 +55,8 @@ def join(caches: Sequence[VocoCache]) -> VocoCache:
     for other in caches[1:]:
         if other.key != first.key:
             raise ValueError(f"caches of different makers cannot be joined: {first.key} and {other.key}")
+    if len(caches) > 1 and any(cache.text_ids for cache in caches):
+        raise ValueError("a cache that holds text, which has read its own views only, cannot be joined; join before it is kept")
     if len(caches) > 1 and first.key.method != "voco":
         raise ValueError(f"under {first.key.method} views see each other, so their caches cannot be joined")
     return VocoCache(
@@ -59,4 +64,5 @@ def join(caches: Sequence[VocoCache]) -> VocoCache:
         values=torch.cat([cache.values for cache in caches], dim=2),
         tokens=tuple(count for cache in caches for count in cache.tokens),
         key=first.key,
+        text_ids=first.text_ids,
     )

@@ -1,0 +1,147 @@
+"""`voco ask`: a question about images and videos, answered from caches that are made once.
+
+Pass 1 compresses what was not asked about before, pass 2 reads the question behind the caches (arXiv 2406.12275, section 3.2).
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+import torch
+from PIL import Image
+
+from voco import model, storage
+from voco.errors import Refused
+from voco.model.cache import VocoCache, join
+from voco.model.cache_store import CacheStore, content_of
+from voco.model.reader import prompt_ids, shared_ids
+from voco.model.sampling import GREEDY, Sampling
+from voco.model.voco_llama import VocoLlama
+from voco.model.weights import COMPRESSOR, load_compressor
+from voco.video.decode import Video
+from voco.video.sample_frames import evenly
+
+CACHE = "~/.cache/voco"
+VIDEOS = (".mp4", ".mkv", ".webm", ".mov", ".avi")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How to answer. `cache` None keeps nothing; `tokens` reads fewer of each view than were made; with `keep_system` the
+    template's own text is kept behind the views of a single medium.
+    """
+
+    cache: str | None = CACHE
+    tokens: int | None = None
+    frames: int = 8
+    max_new_tokens: int = 128
+    sampling: Sampling = GREEDY
+    stop: tuple[str, ...] = ()
+    keep_system: bool = False
+
+
+def ask(checkpoint: str, media: Sequence[str], question: str, how: Asked | None = None) -> Iterator[str]:
+    """The answer in pieces, then lines on both passes. Raises Refused for a file that is no image or video, and for fewer
+    tokens than 1 or more than the checkpoint's.
+    """
+    how = how or Asked()
+    if how.keep_system and len(media) != 1:
+        raise Refused(f"--keep-system: the kept text reads one medium, got {len(media)}")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    reader = model.load(checkpoint, device=device)
+    maker = Maker(checkpoint, reader, how)
+    started = time.monotonic()
+    caches = [maker.cache(uri) for uri in media]
+    _wait(device)
+    compressed = time.monotonic()
+    whole = join(caches) if caches else None
+    prompt = prompt_ids([{"role": "user", "text": question}], reader.tokenizer, reader.layout, whole is not None)
+    first = None
+    for (answer,) in reader.write([whole], [prompt], how.max_new_tokens, how.sampling, how.stop):
+        piece = answer.piece()
+        first = first or time.monotonic()
+        yield piece
+    ended = time.monotonic()
+    views, size = sum(len(cache.tokens) for cache in caches), sum(cache.bytes for cache in caches)
+    if caches:
+        yield (
+            f"\n\npass 1, views to caches: {compressed - started:.2f} s, {views} views, {size / 1e6:,.2f} MB; "
+            f"{maker.hits} of {len(caches)} media found in the cache" + (f" at {how.cache}" if how.cache else ", which is off")
+        )
+    yield (
+        f"\npass 2, question to answer: {(first or ended) - compressed:.2f} s to the first token, {ended - compressed:.2f} s for "
+        f"{len(answer.ids)} tokens; ended by {answer.ended}\n"
+    )
+
+
+class Maker:
+    """Caches of media, from the store or made now."""
+
+    def __init__(self, checkpoint: str, reader: VocoLlama, how: Asked) -> None:
+        self.checkpoint, self.reader, self.how, self.hits = checkpoint, reader, how, 0
+        method, n = reader.layout.method, reader.layout.tokens
+        if how.tokens is not None and not (method == "voco" and 1 <= how.tokens <= n):
+            raise Refused(f"--tokens: expected 1 to {n} of a checkpoint of method voco, got {how.tokens} of {method}")
+        # what the text of the prompt reads of each view; under other methods than voco all there is
+        self.tokens = (how.tokens or n) if method == "voco" else None
+        self.text_ids = tuple(shared_ids(reader.tokenizer, reader.layout)) if how.keep_system else ()
+        self.compressor: VocoLlama | None = None
+        rope = reader.language_model.config.rope_parameters
+        self.store = None if how.cache is None else CacheStore(how.cache, reader.cache_key(), reader.dtype, rope)
+
+    def cache(self, uri: str) -> VocoCache:
+        """The cache of one image or of a video's frames."""
+        data = self._read(uri)
+        try:
+            video = Video(data) if PurePosixPath(uri.lower()).suffix in VIDEOS else None
+        except (OSError, ValueError) as error:
+            raise Refused(f"{uri}: {error}") from error
+        frames = tuple(evenly(video.num_frames, self.how.frames)) if video is not None else ()
+        if not self.text_ids:
+            return self._taken(self._kept(content_of(data, frames), lambda: self._made(uri, data, video, frames)))
+        content = content_of(data, frames, self.text_ids, self.tokens)
+        return self._kept(
+            content, lambda: self.reader.keep_text(self._taken(self._made(uri, data, video, frames)), self.text_ids)
+        )
+
+    def _kept(self, content: str, make: Callable[[], VocoCache]) -> VocoCache:
+        found = self.store.get(content) if self.store is not None else None
+        if found is not None:
+            self.hits += 1
+            return found
+        made = make()
+        if self.store is not None:
+            self.store.put(content, made)
+        return made
+
+    def _taken(self, cache: VocoCache) -> VocoCache:
+        return cache if self.tokens is None or set(cache.tokens) == {self.tokens} else cache.take(self.tokens)
+
+    def _read(self, uri: str) -> bytes:
+        try:
+            return storage.read_bytes(storage.resolve(uri))
+        except (FileNotFoundError, IsADirectoryError) as error:
+            raise Refused(f"{uri}: no such file") from error
+
+    def _made(self, uri: str, data: bytes, video: Video | None, frames: tuple[int, ...]) -> VocoCache:
+        if self.compressor is None:
+            apart = storage.exists(storage.join(storage.resolve(self.checkpoint), COMPRESSOR, "model", "config.json"))
+            self.compressor = load_compressor(self.checkpoint, str(self.reader.device)) if apart else self.reader
+        tower = self.compressor.tower
+        if tower is None:
+            raise Refused(f"{self.checkpoint}: a checkpoint without a vision tower cannot look at {uri}")
+        try:
+            images = [Image.fromarray(one) for one in video.frames(list(frames))] if video else [Image.open(io.BytesIO(data))]
+            pixels = torch.stack([tower.preprocess(image) for image in images])
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise Refused(f"{uri}: expected an image, or a video with one of {', '.join(VIDEOS)} ({error})") from error
+        return self.compressor.compress(pixels)
+
+
+def _wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()

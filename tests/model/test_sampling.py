@@ -1,0 +1,189 @@
+"""Sampling, stop strings and streaming: which token is chosen, and where an answer ends."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import tiny
+import torch
+
+from voco.model.cache import join
+from voco.model.reader import prompt_ids, shared_ids
+from voco.model.sampling import Answer, Sampling
+
+
+def asked(model, texts):
+    return [prompt_ids([{"role": "user", "text": text}], model.tokenizer, model.layout, True) for text in texts]
+
+
+def caches_of(model, count):
+    return [model.compress_features([tiny.features(1, seed=seed)])[0] for seed in range(count)]
+
+
+def drawn(model, caches, prompts, sampling, new=6):
+    (*_, answers) = model.write(caches, prompts, new, sampling)
+    return [answer.ids for answer in answers]
+
+
+def test_a_draw_follows_the_probabilities_that_were_cut():
+    """Of ten thousand draws the frequencies are the softmax's at this temperature, over what top_k and top_p leave."""
+    logits = torch.tensor([[2.0, 1.0, 0.5, 0.0, -1.0]])
+    sampling = Sampling(temperature=0.7, top_k=4, top_p=0.9, seed=3)
+    (generator,) = sampling.generators(1)
+    counts = (
+        torch.bincount(torch.cat([sampling.choose(logits.clone(), [generator]) for _ in range(10_000)]), minlength=5) / 10_000
+    )
+    shares = (logits[0] / 0.7).softmax(-1)
+    shares[4] = 0.0  # top_k
+    shares /= shares.sum()
+    kept = shares.cumsum(-1) - shares < 0.9  # in order already: the likeliest until 0.9 is reached
+    expected = torch.where(kept, shares, 0.0)
+    expected /= expected.sum()
+    assert not kept.all()
+    assert torch.allclose(counts, expected, atol=0.02)
+    assert counts[~kept].sum() == 0
+
+
+def test_the_same_seed_draws_the_same_whatever_else_is_answered():
+    model = tiny.model("voco", 2)
+    caches, prompts = caches_of(model, 3), asked(model, ["what is it?", "which color is this thing?", "no"])
+    sampling = Sampling(temperature=1.5, seed=11)
+    together = drawn(model, caches, prompts, sampling)
+    alone = [drawn(model, [cache], [prompt], sampling)[0] for cache, prompt in zip(caches, prompts, strict=True)]
+    assert together == alone
+    assert together == drawn(model, caches, prompts, sampling)
+    assert together != drawn(model, caches, prompts, Sampling(temperature=1.5, seed=12))
+
+
+def test_top_k_of_one_is_greedy():
+    model = tiny.model("voco", 2)
+    caches, prompts = caches_of(model, 2), asked(model, ["what is it?", "where is this?"])
+    assert drawn(model, caches, prompts, Sampling(temperature=5.0, top_k=1)) == model.answer(caches, prompts, 6)
+
+
+def test_what_may_not_be_generated_is_never_drawn():
+    model = tiny.model("voco", 2)
+    with torch.no_grad():
+        model.language_model.lm_head.weight[model.layout.voco_id] = 50.0
+    ids = drawn(model, caches_of(model, 1), asked(model, ["what?"]), Sampling(temperature=100.0, seed=1), 200)[0]
+    assert len(ids) > 20
+    assert not {model.layout.voco_id, model.layout.image_id, model.layout.pad_id} & set(ids)
+
+
+@pytest.mark.parametrize("wrong", [{"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}])
+def test_numbers_out_of_range_are_refused(wrong):
+    with pytest.raises(ValueError, match="expected temperature"):
+        Sampling(**wrong)
+
+
+class Letters:
+    """A tokenizer that decodes ids as UTF-8 bytes."""
+
+    def decode(self, ids, skip_special_tokens):
+        return bytes(ids).decode(errors="replace")
+
+
+def told(text, stop=(), most=100):
+    """The pieces of an answer that is these bytes and then an end token."""
+    answer = Answer(Letters(), 0, tuple(stop))
+    pieces = []
+    for number, token in enumerate([*text.encode(), 0]):
+        answer.add(token, number + 1 >= most)
+        pieces.append(answer.piece())
+        if answer.ended:
+            break
+    return answer, pieces
+
+
+@pytest.mark.parametrize("stop", [("STOP",), ("OP", "STO"), ("x", "P end")])
+def test_nothing_of_a_stop_string_is_shown(stop):
+    text = "a STone, S and STOP end of it"
+    answer, pieces = told(text, stop)
+    expected = text[: min(at for at in (text.find(one) for one in stop) if at >= 0)]
+    assert answer.ended == "stop string"
+    assert answer.text == "".join(pieces) == expected
+
+
+def test_what_only_began_like_a_stop_string_is_shown_at_the_end():
+    answer, pieces = told("a STO", ["STOP"])
+    assert answer.ended == "end token"
+    assert "".join(pieces) == answer.text == "a STO"
+    assert pieces[-1] == "STO"
+
+
+def test_a_character_is_shown_whole():
+    answer, pieces = told("n\u00e9 \U0001f600!")
+    assert "".join(pieces) == answer.text == "n\u00e9 \U0001f600!"
+    assert all("\ufffd" not in piece for piece in pieces)
+
+
+def test_an_answer_ends_at_its_length():
+    answer, _ = told("abcdef", most=3)
+    assert (answer.text, answer.ended) == ("abc", "length")
+
+
+def test_streamed_pieces_are_the_whole_answer():
+    model = tiny.model("voco", 2)
+    (cache,) = caches_of(model, 1)
+    pieces = list(model.stream(cache, "what is it?", 12))
+    (ids,) = model.answer([cache], asked(model, ["what is it?"]), 12)
+    assert "".join(pieces) == model.tokenizer.decode(ids, skip_special_tokens=True)
+    assert model.generate(cache, "what is it?", 12) == "".join(pieces).strip()
+
+
+def test_several_images_and_turns_in_one_prompt():
+    model = tiny.model("voco", 2)
+    caches = caches_of(model, 3)
+    turns = [{"role": "user", "text": "what is it?"}, {"role": "assistant", "text": "red"}, {"role": "user", "text": "and this?"}]
+    both = model.compress_features([[tiny.features(1, seed=seed)[0] for seed in range(3)]])[0]
+    assert list(model.stream(caches, turns, 8)) == list(model.stream(both, turns, 8))
+
+
+@pytest.mark.parametrize("method", ["voco", "none"])
+def test_text_kept_in_a_cache_answers_as_if_it_were_read(method):
+    model = tiny.model(method, 2)
+    (cache,) = model.compress_features([tiny.features(1 if method == "none" else 3)])
+    prompts = asked(model, ["what is it?", "where is this thing?"])
+    kept = model.keep_text(cache, prompts[0][:4])
+    assert kept.keys.shape[2] == cache.keys.shape[2] + 4
+    other = [*prompts[0][:4], *prompts[1]]
+    plain = tiny_logits(model, cache, [prompts[0], other])
+    assert tiny.close(tiny_logits(model, kept, [prompts[0], other]), plain)
+    assert model.answer([kept, cache], [prompts[0], prompts[1]], 10) == model.answer([cache, cache], prompts, 10)
+    # and it matters what was kept: another text moves the logits
+    wrong = replace(model.keep_text(cache, prompts[0][:4][::-1]), text_ids=kept.text_ids)
+    assert not tiny.close(tiny_logits(model, wrong, [prompts[0], other]), plain)
+
+
+def tiny_logits(model, cache, prompts):
+    """Logits (B, vocabulary) of the first new token of each prompt."""
+    with torch.no_grad():
+        rests = [prompt[len(cache.text_ids) :] for prompt in prompts]
+        return model.language_model.lm_head(model._prefill([cache] * len(prompts), rests)[0])
+
+
+def test_a_cache_with_text_is_read_by_what_goes_on_from_it_only():
+    model = tiny.model("voco", 2)
+    (cache,) = model.compress_features([tiny.features(1)])
+    kept = model.keep_text(cache, [5, 6, 7])
+    for prompt in ([5, 6], [5, 6, 7], [5, 6, 8, 9]):
+        with pytest.raises(ValueError, match="does not go on from them"):
+            model.answer([kept], [prompt], 2)
+    with pytest.raises(ValueError, match="cannot be joined"):
+        join([kept, cache])
+    with pytest.raises(ValueError, match="holds text"):
+        kept.take(1)
+    with pytest.raises(ValueError, match="without text"):
+        model.keep_text(kept, [5])
+
+
+def test_what_all_prompts_begin_with_is_the_system_prompt():
+    model = tiny.model("voco", 2)
+    layout = model.layout.model_copy(update={"template": "vicuna_v1"})
+    shared = shared_ids(model.tokenizer, layout)
+    said = model.tokenizer.decode(shared)
+    assert "polite answers to the user's questions. USER:" in said
+    for text in ("Where?", "1 of 2", " spaced"):
+        ids = prompt_ids([{"role": "user", "text": text}], model.tokenizer, layout, True)
+        assert ids[: len(shared)] == shared
