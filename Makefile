@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 PEERS := .venv-peers
 
 .PHONY: help demo demo-stop test test-cluster test-report lint types env env-peers efficiency
-.PHONY: bench-ingest bench-ingest-full bench-loader bench-attention bench-step
+.PHONY: bench-ingest bench-ingest-full bench-loader bench-attention bench-step bench-inference bench-gpu
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
@@ -39,6 +39,12 @@ bench-attention: env ## one layer under the VoCo mask: two causal segments besid
 
 bench-step: env ## a training step: packed, in segments, logits of trained rows only, beside transformers with a 4D mask
 	OMP_NUM_THREADS=1 PYTHONPATH=platform $(RUN) bench/step.py
+
+bench-inference: env ## first token and decoding behind VoCo caches, beside no cache and a full cache
+	OMP_NUM_THREADS=1 PYTHONPATH=platform $(RUN) bench/inference.py
+
+bench-gpu: ## 7B shapes in bf16: kernels, step, MFU, first token, decoding, frames a second; without a GPU a small shape
+	PYTHONPATH=platform $${GPU_PYTHON:-$(RUN)} bench/gpu.py
 
 efficiency: env ## the paper's efficiency table by counting: storage and operations at 7B, 13B and 34B
 	PYTHONPATH=platform $(RUN) -m voco.model.efficiency

@@ -102,36 +102,39 @@ def command_line(folder: Path, scratch: Path) -> dict[str, Any]:
 
 def files(scratch: Path, rounds: int, names: list[str], extra: bool) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
     """a1: figures of every contender, and with `extra` of ours beyond them."""
-    sources = {size: source.llava(scratch / f"images-{size}", size) for size in (SMALL, *SIZES)}
+    sources = {size: source.llava(scratch / f"images-{size}", size) for size in SIZES}
     print("outputs compared", flush=True)
     check(names, sources[SIZES[0]], scratch)
-    runs = {f"{name} {size}": lambda name=name, size=size: one(name, sources[size], scratch) for name in names for size in SIZES}
-    beyond = {
-        f"ours_full {SIZES[0]}": lambda: one("ours_full", sources[SIZES[0]], scratch),
-        f"ours_full {SIZES[1]}": lambda: one("ours_full", sources[SIZES[1]], scratch),
-        "codec": lambda: one("codec", sources[SIZES[0]], scratch),
-    }
-    small = {
-        "ours_small": lambda: one("ours_small", sources[SMALL], scratch),
-        "ray_alone": lambda: one("ray_alone", sources[SMALL], scratch),
-        "voco run": lambda: command_line(sources[SMALL], scratch),
-    }
-    results = in_turn(runs | (beyond if extra else {}), rounds)
-    results |= in_turn(small, SMALL_ROUNDS) if extra else {}
+    timed = [*names, "ours_full"] if extra else names
+    runs = {f"{name} {size}": lambda name=name, size=size: one(name, sources[size], scratch) for name in timed for size in SIZES}
+    if extra:
+        runs["codec"] = lambda: one("codec", sources[SIZES[0]], scratch)
+    results = in_turn(runs, rounds)
+    for folder in sources.values():
+        shutil.rmtree(folder)
     figures = {name: line(results, name) for name in names}
     if not extra:
         return figures, {}
-    full = line(results, "ours_full")["images_per_s"]
     own = {
-        "validate_full_images_per_s": full,
+        "validate_full_images_per_s": line(results, "ours_full")["images_per_s"],
         "codec_alone_images_per_s": median(results["codec"], "rate"),
-        "small_job_beyond_ray_init_s": median(results["ours_small"], "seconds") - median(results["ray_alone"], "seconds"),
-        "small_voco_run_s": median(results["voco run"], "seconds"),
-        "ray_init_s": median(results[f"ours {SIZES[0]}"], "init_s"),
     }
-    for folder in sources.values():
-        shutil.rmtree(folder)
     return figures, own
+
+
+def small(scratch: Path) -> dict[str, float]:
+    """Seconds of a job of 200 rows beyond the start of Ray that it needs, and of `voco run` of it as a whole."""
+    folder = source.llava(scratch / f"images-{SMALL}", SMALL)
+    runs = {
+        "job": lambda: one("ours_small", folder, scratch),
+        "ray": lambda: one("ray_alone", folder, scratch),
+        "voco run": lambda: command_line(folder, scratch),
+    }
+    seconds = {name: median(each, "seconds") for name, each in in_turn(runs, SMALL_ROUNDS).items()}
+    return {
+        "small_job_beyond_ray_init_s": seconds["job"] - seconds["ray"], "ray_init_s": seconds["ray"],
+        "small_voco_run_s": seconds["voco run"],
+    }  # fmt: skip
 
 
 def downloads(scratch: Path, rounds: int) -> dict[str, dict[str, float]]:
@@ -185,17 +188,22 @@ def videos(scratch: Path, rounds: int) -> dict[str, dict[str, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", nargs="*", choices=list(CONTENDERS), help="slopes of these beside ours, nothing else, no file")
+    parser.add_argument("--only", nargs="*", choices=[*CONTENDERS, "small", "videos"], help="these beside ours, and no file")
     asked = parser.parse_args()
     OUT.mkdir(exist_ok=True)
     load = os.getloadavg()[0]
-    with tempfile.TemporaryDirectory(dir=OUT) as scratch:
+    with tempfile.TemporaryDirectory(dir=OUT) as place:
+        scratch = Path(place)
         if asked.only is not None:
-            print(files(Path(scratch), asked.rounds, ["ours", *asked.only], extra=False)[0], f"load before {load:.1f}")
+            if names := [name for name in asked.only if name in CONTENDERS]:
+                print(files(scratch, asked.rounds, ["ours", *names], extra=False)[0])
+            print(small(scratch) if "small" in asked.only else "")
+            print(videos(scratch, asked.rounds) if "videos" in asked.only else "", f"load before {load:.1f}")
             return
-        figures, own = files(Path(scratch), asked.rounds, list(CONTENDERS), extra=True)
-        web = downloads(Path(scratch), asked.rounds)
-        clips = videos(Path(scratch), asked.rounds)
+        figures, own = files(scratch, asked.rounds, list(CONTENDERS), extra=True)
+        own |= small(scratch)
+        web = downloads(scratch, asked.rounds)
+        clips = videos(scratch, asked.rounds)
     ours = figures.pop("ours") | own
     slope = ours["images_per_s"]
     ratio = {f"{name}, slope": slope / each["images_per_s"] for name, each in figures.items()}

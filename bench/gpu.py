@@ -1,0 +1,185 @@
+"""Figures that need a GPU, at 7B shapes with random weights in bf16: `PYTHONPATH=platform:bench python bench/gpu.py`.
+
+Needs torch and transformers, no Ray and no DeepSpeed. Kernel checks; a step beside transformers with a dense 4D mask; MFU;
+time to the first token and decoding at batch 1, 8 and 64 beside no cache and a full cache, compressed frames a second. Every
+line is printed as soon as it is known. Without a GPU it runs whole at the mini shape, so that it is known to work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import inference
+import step
+import torch
+from side_by_side import OUT
+from transformers import CLIPVisionConfig, CLIPVisionModel
+
+from voco.model.attention import check_backend, see
+from voco.model.batch import collate
+from voco.model.vision_tower import CLIP, VisionTower
+from voco.model.voco_mask import allowed
+
+PEAK = {"H200": 989e12, "H100": 989e12, "A100": 312e12}  # dense bf16 operations a second, by their makers
+LIMIT = 0.9999  # least cosine of outputs and gradients to the reference in fp32
+
+
+def say(table: dict[str, float], name: str, value: float) -> None:
+    table[name] = value
+    print(f"{name:64}{value:12,.4g}", flush=True)
+
+
+def kernels(table: dict[str, float], device: torch.device, names: list[str]) -> None:
+    """Every backend's outputs and gradients in bf16 beside the dense mask in fp32: three samples of unequal texts."""
+    net, _ = inference.model("mini", str(device), torch.bfloat16)
+    samples = [step.sample(net.layout, f"{text}", text) for text in (40, 200, 7)]
+    store = {one.sample_id: torch.randn(step.SLOTS, step.FEATURES) for one in samples}
+    ids = collate(samples, store.__getitem__, (step.SLOTS, step.FEATURES)).token_ids
+    length = ids.kind.shape[1]
+    draw = torch.Generator().manual_seed(0)
+    states = [torch.randn(1, 8, length, 64, generator=draw).to(device, torch.bfloat16) for _ in range(4)]
+    mask = allowed(ids, "voco")[:, None].to(device)
+    given = [one.float().requires_grad_() for one in states[:3]]
+    expected = torch.nn.functional.scaled_dot_product_attention(*given, attn_mask=mask).transpose(1, 2)
+    expected.backward(states[3].float().transpose(1, 2))
+    for name in names:
+        mine = [one.clone().requires_grad_() for one in states[:3]]
+        got = see(name, ids, "voco", device).attend(*mine, 64**-0.5)
+        got.backward(states[3].transpose(1, 2))
+        pairs = [(got, expected), *((a.grad, b.grad) for a, b in zip(mine, given, strict=True))]
+        least = min(step.cosine(one, other) for one, other in pairs)
+        say(table, f"{name}: least cosine of output and gradients", least)
+        if least < LIMIT:
+            raise SystemExit(f"{name} is not exact")
+
+
+@contextmanager
+def clean(device: torch.device) -> Iterator[None]:
+    """Give the memory back afterwards."""
+    yield
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def median_s(run: Callable[[], Any], device: torch.device, rounds: int) -> float:
+    seconds = []
+    for _ in range(rounds + 1):  # the first warms up
+        inference.wait(device)
+        began = time.perf_counter()
+        run()
+        inference.wait(device)
+        seconds.append(time.perf_counter() - began)
+    return sorted(seconds[1:])[rounds // 2]
+
+
+def training(table: dict[str, float], shape: str, device: torch.device, names: list[str], rounds: int) -> None:
+    """Forward, loss and backward with recomputed activations, uneven and even texts; then model FLOPs of real tokens alone."""
+    for label, texts in step.TEXTS.items():
+        seconds = {}
+        for name in (*names, "dense 4D mask"):
+            with clean(device):
+                net, theirs = inference.model(shape, str(device), torch.bfloat16, name if name in names else "segments")
+                samples = [step.sample(net.layout, f"{text}", text) for text in texts]
+                store = {one.sample_id: torch.randn(step.SLOTS, step.FEATURES) for one in samples}
+                batch = collate(samples, store.__getitem__, (step.SLOTS, step.FEATURES)).to(device, torch.bfloat16)
+                sizes = [len(one) for one in samples]
+                if name in names:
+                    net.train()
+                    net.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+                    run = partial(step.ours, net, batch)
+                else:
+                    theirs.train()
+                    theirs.gradient_checkpointing_enable({"use_reentrant": False})
+                    given = {key: value.to(device) for key, value in step.padded(batch_on_host(batch), sizes).items()}
+                    run = partial(step.peer, net, theirs, batch, sizes, given)
+                seconds[name] = median_s(run, device, rounds)
+                say(table, f"{name}, {label} texts: s a step", seconds[name])
+                weights = sum(one.numel() for one in net.language_model.parameters())
+                tokens = sum(sizes)
+                del net, theirs, batch, run
+            if device.type == "cuda" and name in names:
+                peak = next((value for gpu, value in PEAK.items() if gpu in torch.cuda.get_device_name()), None)
+                if peak is not None:
+                    say(table, f"{name}, {label} texts: MFU of real tokens", 6 * weights * tokens / seconds[name] / peak)
+        for name in names:
+            say(table, f"{name}, {label} texts: ratio to dense 4D mask", seconds["dense 4D mask"] / seconds[name])
+
+
+def batch_on_host(batch: Any) -> Any:
+    return batch.to("cpu", torch.float32)
+
+
+def answering(table: dict[str, float], shape: str, device: torch.device, batches: list[int], rounds: int) -> None:
+    for text in inference.TEXTS:
+        for size in batches:
+            with clean(device):
+                net, theirs = inference.model(shape, str(device), torch.bfloat16)
+                features = torch.randn(size, inference.SLOTS, inference.FEATURES).to(device, torch.bfloat16)
+                work = inference.Work(net, theirs, features, inference.questions(size, text))
+                figures, kept = inference.measure(work, rounds)
+                for name, each in figures.items():
+                    for key, value in each.items():
+                        say(table, f"{name}, batch {size}, T={text}: {key}", value)
+                for name in ("no cache", "full cache"):
+                    for key in ("first_ms", "token_ms"):
+                        say(table, f"batch {size}, T={text}: {key}, {name} to ours", figures[name][key] / figures["ours"][key])
+                say(table, f"batch {size}, T={text}: bytes kept, full cache to ours", kept["full cache"] / kept["ours"])
+                del net, theirs, work, features
+
+
+def compressing(table: dict[str, float], shape: str, device: torch.device, batch: int, rounds: int) -> None:
+    """Frames a second, pixels to caches: CLIP ViT-L/14 at 336, or a small net at the mini shape."""
+    large = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+    small = {"hidden_size": 1024, "intermediate_size": 1024, "num_hidden_layers": 2, "num_attention_heads": 16}
+    with clean(device):
+        vision = CLIPVisionConfig(image_size=336, patch_size=14, **(large if shape == "7b" else small))
+        tower = VisionTower({"name": "clip", "image_size": 336, "layer": -2}, CLIPVisionModel(vision), *CLIP)
+        net, _ = inference.model(shape, str(device), torch.bfloat16)
+        net.tower = tower.to(device)
+        pixels = torch.randint(0, 256, (batch, 336, 336, 3), dtype=torch.uint8)
+        seconds = median_s(lambda: net.compress(pixels), device, rounds)
+        say(table, f"frames a second, batch {batch}, tower in fp32", batch / seconds)
+        net.tower = tower.to(torch.bfloat16)
+        say(
+            table,
+            f"frames a second, batch {batch}, tower in bf16",
+            batch / median_s(lambda: net.compress(pixels), device, rounds),
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    gpu = torch.cuda.is_available()
+    parser.add_argument("--shape", choices=list(inference.SHAPES), default="7b" if gpu else "mini")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64] if gpu else [1, 2])
+    parser.add_argument("--rounds", type=int, default=5 if gpu else 1)
+    parser.add_argument("--to", type=Path, default=OUT / "gpu.json", help="(default: %(default)s)")
+    asked = parser.parse_args()
+    device = torch.device("cuda" if gpu else "cpu")
+    names = ["segments"]
+    for name in ("varlen", "flex") if gpu else ():
+        check_backend(name)
+        names.append(name)
+    where = torch.cuda.get_device_name() if gpu else "CPU"
+    print(f"{where}, shape {asked.shape}, bf16, torch {torch.__version__}; random weights", flush=True)
+    table: dict[str, float] = {}
+    kernels(table, device, names)
+    with torch.no_grad():
+        answering(table, asked.shape, device, asked.batches, asked.rounds)
+        compressing(table, asked.shape, device, 32 if gpu else 2, asked.rounds)
+    training(table, asked.shape, device, names, asked.rounds)
+    asked.to.parent.mkdir(parents=True, exist_ok=True)
+    asked.to.write_text(json.dumps({"name": "gpu", "machine": where, "shape": asked.shape, "figures": table}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
