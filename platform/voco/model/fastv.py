@@ -144,8 +144,15 @@ def _asked(model: VocoLlama, views: Sequence[Sequence[Tensor]], prompts: Sequenc
     for some, prompt in zip(views, prompts, strict=True):
         seen = build("", [], [next(names) for _ in some], None, model.layout)
         start = _start(model.layout, len(some))
-        text = {"ids": prompt, "position": range(start, start + len(prompt)), "kinds": TEXT, "view": NONE, "conversation": 0}
-        samples.append(replace(seen, **{name: _behind(seen, name, value, len(prompt)) for name, value in text.items()}))
+        text: dict[str, Any] = {
+            "ids": prompt,
+            "position": range(start, start + len(prompt)),
+            "kinds": TEXT,
+            "view": NONE,
+            "conversation": 0,
+        }
+        columns: dict[str, Any] = {name: _behind(seen, name, value, len(prompt)) for name, value in text.items()}
+        samples.append(replace(seen, **columns))
     empty = (model.layout.vision_slots, model.feature_width)
     return collate(samples, store.__getitem__, empty).to(model.device, model.dtype)
 
@@ -173,7 +180,7 @@ def _paid(
     query = rotate(query, *(some[0, last, None] for some in around))
     exact = torch.promote_types(query.dtype, torch.float32)
     found = []
-    for one, mine in zip(query.to(exact), keys[0].split(sizes, dim=1), strict=True):
+    for one, mine in zip(query.to(exact), torch.split(keys[0], sizes, dim=1), strict=True):
         shared = one.unflatten(0, (len(mine), -1))  # (G, H / G, E): the heads that share keys
         found.append((shared @ mine.to(exact).mT * attention.scaling).softmax(dim=-1).mean(dim=(0, 1)))
     return found
@@ -183,7 +190,7 @@ def _stay(paid: list[Tensor], vision: Tensor, counts: list[int]) -> Tensor:
     """(M,) int64 on the host: the places in the flat row that stay, sample by sample."""
     sizes = [len(one) for one in paid]
     starts = [sum(sizes[:index]) for index in range(len(sizes))]
-    each = zip(starts, paid, vision.split(sizes), counts, strict=True)
+    each = zip(starts, paid, torch.split(vision, sizes), counts, strict=True)
     return torch.cat([start + select(one.cpu(), seen, count) for start, one, seen, count in each])
 
 

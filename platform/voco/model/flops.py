@@ -66,4 +66,4 @@ def cache_bytes(config: Any, tokens: int, bytes_per_number: int) -> int:
 def fastv_bytes(config: Any, tokens: int, dropped: int, layer: int, bytes_per_number: int) -> int:
     """Keys and values of `tokens` in the first `layer` layers, and behind them of all but the `dropped` ones."""
     whole, gone = (cache_bytes(config, count, bytes_per_number) for count in (tokens, dropped))
-    return whole - gone // config.num_hidden_layers * (config.num_hidden_layers - layer)
+    return whole - gone // int(config.num_hidden_layers) * (int(config.num_hidden_layers) - layer)
