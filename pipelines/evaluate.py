@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from voco import manifest, rows, storage, work
 from voco.errors import Refused
@@ -22,11 +23,11 @@ def run(job: Job, run_id: str) -> Manifest:
     block = job.evaluate
     assert block is not None
     output, checkpoint = storage.resolve(job.output), storage.resolve(job.inputs.checkpoint or "")
+    config = weights.read_config(checkpoint)
     try:
-        answering.layout_for(checkpoint, block.read_as)
+        counts = answering.counts_of(answering.layout_for(config, block), block)
     except ValueError as error:
         raise Refused(f"evaluate.{error}") from error
-    config = weights.read_config(checkpoint)
     features = storage.resolve(job.inputs.features) if job.inputs.features is not None else None
     frames = storage.resolve(job.inputs.frame_cache) if job.inputs.frame_cache is not None else None
     if features is not None:
@@ -47,28 +48,38 @@ def run(job: Job, run_id: str) -> Manifest:
     done = work.run(output, units, answering.AnswerWorker, arguments, job.resources, in_process=False, label=job.name)
     answers, upper, lower = (answers_of(uri) for uri in (job.output, job.inputs.upper, job.inputs.lower))
     assert answers is not None
-    total = {key: sum(record["figures"][key] for record in done) for key in done[0]["figures"]}
-    images, questions = sum(record["counts"]["images"] for record in done), answers.num_rows
-    found = scores.score_rows(
-        answers,
-        upper,
-        lower,
-        block.resamples,
-        job.seed,
-        cache_bytes=round(total["cache_bytes"] / max(1, images)),
-        full_cache_bytes=round(total["full_cache_bytes"] / max(1, images)),
-        prefill_flops=total["prefill_flops"] / questions,
-        latency_s=total["answer_seconds"] / questions,
-        seconds=total["compress_seconds"] + total["answer_seconds"],
-    )
+    images = sum(record["counts"]["images"] for record in done)
+    found: list[dict[str, Any]] = []
+    total: dict[str, dict[str, float]] = {}
+    for n in counts:
+        told = [record["figures"][str(n)] for record in done]
+        sums = total[str(n)] = {key: sum(figures[key] for figures in told) for key in told[0]}
+        mine = answers.filter(pc.equal(answers["n"], n))
+        questions = mine.num_rows
+        found += scores.score_rows(
+            mine,
+            upper,
+            lower,
+            block.resamples,
+            job.seed,
+            cache_bytes=round(sums["cache_bytes"] / max(1, images)),
+            full_cache_bytes=round(sums["full_cache_bytes"] / max(1, images)),
+            prefill_flops=sums["prefill_flops"] / max(1, questions),
+            uncached_flops=sums["uncached_flops"] / max(1, questions),
+            latency_s=sums["answer_seconds"] / max(1, questions),
+            seconds=sums["compress_seconds"] + sums["answer_seconds"],
+        )
     table = pa.Table.from_pylist(found, schema=rows.SCORES)
     entry = rows.write_table(work.part(output, "scores", 0), [table], rows.SCORES)
-    print(f"{job.name}: {found[0]['score']:.1%} of {questions} questions, {images} images compressed once each", flush=True)
+    how = "run for each question" if block.fastv is not None else "compressed once each"
+    for row in (one for one in found if one["category"] == scores.ALL):
+        asked = f"N={row['n']}: " if len(counts) > 1 else ""
+        print(f"{job.name}: {asked}{row['score']:.1%} of {row['questions']} questions, {images} images {how}", flush=True)
     return manifest.finish(
         job,
         run_id,
         started,
-        counts={"read": sum(record["counts"]["read"] for record in done), "written": questions, "images": images},
+        counts={"read": sum(record["counts"]["read"] for record in done), "written": answers.num_rows, "images": images},
         tables={"answers": [entry for record in done for entry in record["tables"]["answers"]], "scores": [entry]},
         statistics=total,
     )

@@ -38,7 +38,10 @@ def record(run: TrackedRun, job: Job, done: Manifest) -> None:
 
 
 def scores(table: list[dict[str, Any]]) -> dict[str, Any]:
-    """Score and retention by category; of a trial's two readings the first, its own."""
+    """Score and retention by category; of a trial's two readings the first, its own. Several N are told apart: `n1`, `n2`."""
+    counts = list(dict.fromkeys(row["n"] for row in table if row["method"] == table[0]["method"]))
+    if len(counts) > 1:
+        return {f"n{n}": scores([row for row in table if row["n"] == n]) for n in counts}
     found: dict[str, Any] = {}
     for row in table:
         if row["category"] == ALL:

@@ -132,3 +132,32 @@ def test_a_stage_takes_its_defaults_from_the_flow() -> None:
     assert flow.flow.stages[1].resources.workers == 2
     real = spec.stage_with_inputs(flow.flow.stages[1], {"take": "o/take"})
     assert real.inputs.samples[0].uri == "o/take"
+
+
+@pytest.mark.parametrize(
+    ("block", "said"),
+    [
+        ({"read_as": "fastv"}, "expected {layer: K, keep: share} with `read_as: fastv`, and only with it"),
+        ({"fastv": {"layer": 2, "keep": 0.5}}, "expected {layer: K, keep: share} with `read_as: fastv`, and only with it"),
+        ({"read_as": "fastv", "fastv": {"layer": 0, "keep": 0.5}}, "evaluate.fastv.layer: expected greater than or equal to 1"),
+        ({"read_as": "fastv", "fastv": {"layer": 2, "keep": 1.5}}, "evaluate.fastv.keep: expected less than or equal to 1"),
+        ({"tokens": [1], "read_as": "voco"}, "tokens: expected `read_as: own`, got voco"),
+        ({"tokens": [1, 1]}, "tokens: expected each N once"),
+        ({"tokens": []}, "evaluate.tokens"),
+        ({"tokens": [0]}, "evaluate.tokens[0]: expected greater than or equal to 1"),
+    ],
+)
+def test_ways_to_read_a_checkpoint_that_cannot_be(block: dict[str, Any], said: str) -> None:
+    inputs = {"samples": [{"uri": "a"}], "features": "f", "checkpoint": "c"}
+    job = {"name": "ask", "kind": "evaluate", "output": "o", "inputs": inputs, "evaluate": {"benchmark": "gqa", **block}}
+    with pytest.raises(Refused) as told:
+        spec.build("j.yaml", job)
+    assert said in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+def test_fastv_reads_no_frame_cache() -> None:
+    inputs = {"samples": [{"uri": "a"}], "frame_cache": "f", "checkpoint": "c"}
+    block = {"benchmark": "gqa", "read_as": "fastv", "fastv": {"layer": 2, "keep": 0.5}}
+    with pytest.raises(Refused, match=r"evaluate\.fastv: reads images whole: expected `inputs\.features`"):
+        spec.build("j.yaml", {"name": "ask", "kind": "evaluate", "output": "o", "inputs": inputs, "evaluate": block})

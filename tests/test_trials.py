@@ -132,3 +132,17 @@ def test_combinations_that_cannot_be(changes: dict[str, Any], line: str) -> None
     with pytest.raises(Refused) as error:
         spec.build("j.yaml", {key: value for key, value in raw.items() if value is not None})
     assert line in str(error.value)
+
+
+def test_every_n_is_asked_of_voco_trials_alone_and_at_most_theirs() -> None:
+    both = {
+        "compression": [{"method": "none", "tokens": 1}, {"method": "voco", "tokens": 4}, {"method": "avg_pool", "tokens": 4}]
+    }
+    asked = {**ASK, "evaluate": {"benchmark": "gqa", "tokens": [1, 4]}}
+    found = {trial.name: [one.block.tokens for one in trial.evaluations] for trial in trials(sweep(both, evaluate=asked))}
+    assert found == {"none-1": [None, None], "voco-4": [[1, 4]], "avg-pool-4": [None]}
+    with pytest.raises(Refused, match=r"tokens: expected at most each trial's N, got \[1, 4\]: trial 2 has 2"):
+        sweep({"compression.tokens": [2, 4]}, evaluate=asked)
+    for read_as in ({"read_as": "voco"}, {"read_as": "fastv", "fastv": {"layer": 2, "keep": 0.5}}):
+        with pytest.raises(Refused, match="a sweep reads its own bounds: expected own"):
+            sweep({"compression.tokens": [2]}, evaluate={**ASK, "evaluate": {"benchmark": "gqa", **read_as}})

@@ -210,19 +210,6 @@ class FrameCache(Strict):
         return self
 
 
-class Evaluate(Strict):
-    """Answers to evaluation rows by the cached path, and their scores."""
-
-    benchmark: str
-    read_as: Literal["own", "voco"] = "own"  # voco: a `none` checkpoint under the voco mask, the lower bound
-    frames: Literal["all", "shuffled", "one"] = "all"  # of a video: in order, in a drawn order, or the middle one only
-    max_frames: int = Field(default=4096, ge=1)  # of one video; more are dropped evenly
-    max_new_tokens: int = Field(default=8, ge=1)
-    batch: int = Field(default=256, ge=1)  # questions of one forward pass
-    unit_samples: int = Field(default=500, ge=1)
-    resamples: int = Field(default=1000, ge=100)  # of the bootstrap
-
-
 class Report(Strict):
     """One HTML file from any outputs."""
 

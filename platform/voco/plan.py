@@ -176,6 +176,11 @@ def details(job: Job, sizes: dict[str, Size]) -> list[str]:
         return lines + [f"each trial: {line}" for line in [_resources(job.sweep.train), *training(job.sweep.train, inner)]]
     if job.frame_cache is not None:
         return _frame_bytes(job)
+    if job.evaluate is not None and job.evaluate.fastv is not None:
+        held = job.evaluate.fastv
+        return [f"FastV: {held.layer} layers see all vision tokens, the others {held.keep:.1%}; every question runs its images"]
+    if job.evaluate is not None and job.evaluate.tokens is not None:
+        return [f"every question at N = {', '.join(map(str, job.evaluate.tokens))}, from one compression of its views"]
     return []
 
 

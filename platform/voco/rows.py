@@ -108,7 +108,8 @@ SCORES = pa.schema(
         ("samples", pa.int64()),
         ("cache_bytes", pa.int64()),  # kept per image
         ("full_cache_bytes", pa.int64()),  # keys and values of the whole prefix
-        ("prefill_flops", pa.float64()),  # of one question on a ready cache
+        ("prefill_flops", pa.float64()),  # the language model's, of one question on a ready cache; FastV has none
+        ("uncached_flops", pa.float64()),  # the same where its views have no cache yet
         ("latency_s", pa.float64()),  # answering, seconds per question
         ("seconds", pa.float64()),
     ]

@@ -17,7 +17,6 @@ from pydantic import Field, ValidationError, model_validator
 from voco import mistakes, storage
 from voco.blocks import (
     Compression,
-    Evaluate,
     Expect,
     Features,
     FrameCache,
@@ -32,6 +31,7 @@ from voco.blocks import (
     VideoSft,
 )  # fmt: skip
 from voco.errors import Refused
+from voco.evaluation import Evaluate
 
 Kind = Literal[
     "ingest", "align", "features", "image_sft", "frame_cache", "video_sft", "evaluate", "sweep", "report", "flow"
@@ -140,6 +140,8 @@ def _check_inputs(job: Job) -> None:
         raise ValueError("inputs: expected `upper` and `lower` together, for retention")
     if job.kind == "evaluate" and (job.inputs.features is None) == (job.inputs.frame_cache is None):
         raise ValueError("inputs: expected either `features`, for images, or `frame_cache`, and not both")
+    if job.evaluate is not None and job.evaluate.fastv is not None and job.inputs.frame_cache is not None:
+        raise ValueError("evaluate.fastv: reads images whole: expected `inputs.features`, got `frame_cache`")
 
 
 def _check_model(job: Job) -> None:

@@ -60,6 +60,15 @@ def _beside(values: dict[str, Any]) -> dict[str, Any]:
 def _evaluations(job: Job, trial: Trial, bound: Trial | None) -> list[Job]:
     assert job.sweep is not None
     plain = job.sweep.evaluate
+    if plain.block.read_as != "own":
+        raise ValueError("sweep.evaluate.evaluate.read_as: a sweep reads its own bounds: expected own")
+    compression = trial.train.compression
+    if plain.block.tokens is not None and compression is not None:
+        if compression.method != "voco":  # every N' is of <voco>; the others have one reading
+            plain = plain.model_copy(update={"evaluate": plain.block.model_copy(update={"tokens": None})})
+        elif max(plain.block.tokens) > compression.tokens:
+            got = f"trial {trial.name} has {compression.tokens}"
+            raise ValueError(f"sweep.evaluate.evaluate.tokens: expected at most each trial's N, got {plain.block.tokens}: {got}")
     place = storage.join(job.output, "runs", trial.name)
 
     def answers(name: str, **inputs: str) -> Job:

@@ -9,7 +9,7 @@ from transformers import CLIPVisionModel, DynamicCache, LlamaConfig, LlamaForCau
 
 from voco.model import efficiency
 from voco.model.efficiency import SHAPES, TOWER, cost, lengths
-from voco.model.flops import image_flops, read_flops
+from voco.model.flops import fastv_bytes, fastv_flops, image_flops, read_flops
 
 # performance_anchors.md, section 4, 7B: text tokens, TFLOP without a cache, with the full one and with one <voco>, savings
 HAND = [
@@ -69,3 +69,30 @@ def test_torch_counts_the_same_for_the_tower_and_the_projector() -> None:
             tower(torch.zeros(1, 3, 336, 336))
             projector(torch.zeros(1, 576, 1024))
     assert counted.get_total_flops() == image_flops(config, TOWER)
+
+
+def test_fastv_counts_what_its_authors_count() -> None:
+    """README of pkunlp-icler/FastV, R=50 %, without the tower: 57 % of the FLOPs at 7B and K=3, 45 % less at 13B and K=2."""
+    for name, layer, left in (("7B", 3, 0.57), ("13B", 2, 0.55)):
+        config, tokens = SHAPES[name], 576 + 34
+        assert fastv_flops(config, tokens, 288, layer, dense=True) / read_flops(config, 0, tokens, dense=True) == pytest.approx(
+            left, abs=0.01
+        )
+
+
+@pytest.mark.parametrize("layer", [1, 3])
+def test_fastv_is_layers_over_all_tokens_and_layers_over_those_that_stay(layer: int) -> None:
+    """As torch counts models of one layer that really run; bytes as counted token by token."""
+    config = LlamaConfig(**{**SHAPES["34B"].to_dict(), "num_hidden_layers": 1, "attn_implementation": "sdpa"})
+    counted = []
+    with torch.device("meta"):
+        for tokens in (610, 610 - 512):
+            with FlopCounterMode(display=False) as counter:
+                LlamaForCausalLM(config)(input_ids=torch.zeros(1, tokens, dtype=torch.int64), logits_to_keep=1)
+            counted.append(counter.get_total_flops() - 2 * config.hidden_size * config.vocab_size)
+    five = LlamaConfig(**{**config.to_dict(), "num_hidden_layers": 5})
+    expected = layer * counted[0] + (5 - layer) * counted[1] + 2 * config.hidden_size * config.vocab_size
+    assert fastv_flops(five, 610, 512, layer, dense=True) == expected
+    assert fastv_flops(five, 610, 0, layer) == read_flops(five, 0, 610)
+    each = 2 * 8 * 128 * 2  # keys and values, heads, width, bf16
+    assert fastv_bytes(five, 610, 512, layer, 2) == each * (layer * 610 + (5 - layer) * 98)

@@ -170,3 +170,29 @@ def test_permuting_views_changes_the_logits():
     sample = make(model, 3, ["which came first?"], "p")
     right = one_pass_logits(model, [sample], [features])[(0, 0)]
     assert (one_pass_logits(model, [sample], [features[::-1]])[(0, 0)] - right).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("views", [1, 3])
+def test_full_caching_equals_one_pass(views):
+    """Method none keeps the whole prefix: the text that reads it has the logits of the one plain causal pass."""
+    model = tiny.model("none", 1)
+    features = tiny.features(views)
+    sample = make(model, views, ["what is it?"], "f")
+    (cache,) = model.compress_features([features])
+    assert cache.tokens == (model.layout.prefix_length + 1,) * views
+    expected = one_pass_logits(model, [sample], [features])[(0, 0)]
+    assert tiny.close(read_logits(model, cache, sample.ids[sample.kinds == TEXT].tolist()), expected)
+
+
+def test_every_n_of_one_compression_equals_a_compression_of_its_own():
+    model = tiny.model("voco", 4)
+    features = tiny.features(3)
+    (cache,) = model.compress_features([features])
+    prompt = make(model, 3, ["how many?"], "e").ids[-12:].tolist()
+    told = {}
+    for n in (1, 2, 4):
+        (own,) = model.compress_features([features], tokens=[n] * 3)
+        told[n] = read_logits(model, own, prompt)
+        assert tiny.close(read_logits(model, cache.take(n), prompt), told[n])
+    assert (told[1] - told[2]).abs().max() > 1e-2
+    assert (told[2] - told[4]).abs().max() > 1e-2

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import report.page_tags as page_tags
 import report.report_world as report_world
@@ -11,6 +12,7 @@ from report.page_tags import Tags
 
 from voco import manifest, storage
 from voco.errors import Refused
+from voco.evaluate.scores import ALL
 from voco.report import html as report_html
 from voco.report import plots
 from voco.report.answers_section import QUESTIONS_SHOWN, choose
@@ -196,3 +198,52 @@ def test_outputs_and_report_may_lie_on_s3(flow, s3_server):
     assert "On S3" in page
     assert "s3://bucket/eval-voco" in page
     assert page.count("data:image/png") >= 2 + QUESTIONS_SHOWN
+
+
+def parents(root):
+    """What evaluations of the checkpoints `none` and `voco` are made from."""
+    root.mkdir(exist_ok=True)
+    report_world.ingest(root)
+    report_world.features(root)
+    report_world.training(root, "base", "none", 0.5)
+    for method in ("none", "voco"):
+        report_world.training(root, method, method, 0.5)
+
+
+def test_one_evaluation_of_several_n_has_a_line_for_each(tmp_path):
+    """Each line has its own answers: the differences are what evaluations of one N each give."""
+    apart, together = tmp_path / "apart", tmp_path / "together"
+    tables = {n: report_world.answers("eval-voco", "voco", skill, n=n) for n, skill in ((1, 0.2), (2, 0.35), (4, 0.4))}
+    fast = report_world.answers("eval-fastv", "fastv", 0.1, n=64)
+    for root in (apart, together):
+        parents(root)
+        report_world.evaluation(root, "eval-fastv", "none", fast, {})
+    report_world.evaluation(together, "eval-voco", "voco", pa.concat_tables(tables.values()), {})
+    for n, table in tables.items():
+        report_world.evaluation(apart, f"eval-voco{n}", "voco", table, {})
+    ((one,), (other,)) = (compare(gather([str(place) for place in sorted(root.glob("eval-*"))])) for root in (together, apart))
+    labels = ["VoCo, N=1", "VoCo, N=2", "VoCo, N=4", "FastV, N=64"]
+    assert sorted(row["label"] for row in one.rows) == sorted(labels)
+    assert {row["label"]: (row["score"], row["cache_bytes"]) for row in one.rows} == {
+        row["label"]: (row["score"], row["cache_bytes"]) for row in other.rows
+    }
+    assert not one.unpaired
+    assert len(one.differences) == 3 + 3  # each pair of N, and each N against FastV
+    assert sorted(map(repr, one.differences)) == sorted(map(repr, other.differences))
+    page = Path(report_html.write([str(place) for place in together.glob("eval-*")], str(tmp_path / "r.html"), "r")).read_text()
+    text = " ".join("".join(Tags(page).text).split())
+    assert all(label in text for label in labels)
+    assert "7 GFLOP without a cache" in text
+
+
+def test_parts_of_a_video_at_several_n_are_told_apart(tmp_path):
+    parents(tmp_path)
+    for method in ("voco", "shuffled_frames"):
+        tables = [report_world.answers(method, method, 0.1 * n, n=n, checkpoint="video") for n in (1, 2)]
+        report_world.evaluation(tmp_path, f"eval-{method[:4]}", "voco", pa.concat_tables(tables), {})
+    (found,) = compare(gather([str(place) for place in tmp_path.glob("eval-*")]))
+    assert {row["label"] for row in found.rows} == {
+        "VoCo, N=1", "VoCo, N=2", "frames shuffled, N=1", "frames shuffled, N=2",
+    }  # fmt: skip
+    pairs = {(one.label, one.other) for one in found.differences if one.category == ALL and one.other_method != "voco"}
+    assert pairs == {("VoCo, N=1", "frames shuffled, N=1"), ("VoCo, N=2", "frames shuffled, N=2")}

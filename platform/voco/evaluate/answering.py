@@ -1,4 +1,7 @@
-"""Answers to evaluation rows by the cached path: each image compressed once, every question asked alone, in batches."""
+"""Answers to evaluation rows by the cached path: each image compressed once, every question asked alone, in batches.
+
+One compression answers for every N' <= N. Under FastV nothing is made beforehand: each question runs its images anew.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,13 @@ import pyarrow as pa
 import torch
 
 from voco import rows, work
-from voco.blocks import Evaluate
 from voco.errors import Refused
 from voco.evaluate.scores import exact_match
+from voco.evaluation import Evaluate
 from voco.features import FeatureStore
-from voco.model import weights
+from voco.model import fastv, weights
 from voco.model.cache import VocoCache
-from voco.model.flops import cache_bytes, read_flops
+from voco.model.flops import cache_bytes, compress_flops, fastv_bytes, fastv_flops, read_flops
 from voco.model.reader import prompt_ids
 from voco.tokens import Layout
 from voco.video.frame_store import FrameStore
@@ -26,7 +29,8 @@ from voco.work import part
 COLUMNS = ["sample_id", "media.list.element.sha256", "conversations"]
 VIEWS_AT_ONCE = 64  # compressed in one forward pass, or read from a frame cache
 HELD_BYTES = 2 << 30  # of keys and values in memory at a time; a sample that is larger is alone
-FIGURES = ("compress_seconds", "answer_seconds", "cache_bytes", "full_cache_bytes", "prefill_flops")  # summed over the samples
+# summed over the samples, for each N
+FIGURES = ("compress_seconds", "answer_seconds", "cache_bytes", "full_cache_bytes", "prefill_flops", "uncached_flops")
 VARIANTS = {"shuffled": "shuffled_frames", "one": "one_frame"}  # what answers to less than the video are called
 
 
@@ -35,14 +39,33 @@ def write_list(output: str, samples: list[str], unit_samples: int) -> int:
     return work.write_list(output, work.cut(work.sample_rows(samples), unit_samples, work.SAMPLE_LIST), work.SAMPLE_LIST)
 
 
-def layout_for(checkpoint: str, read_as: str) -> Layout:
-    """The checkpoint's own layout, or the voco mask and positions on a `none` checkpoint: the paper's lower bound."""
-    layout = Layout(**weights.read_config(checkpoint)["layout"])
-    if read_as == "own":
-        return layout
-    if layout.method != "none":
-        raise ValueError(f"read_as voco: expected a checkpoint of method none, got {layout.method}")
-    return layout.model_copy(update={"method": "voco"})
+def layout_for(config: dict[str, Any], block: Evaluate) -> Layout:
+    """How the checkpoint of this configuration is read: its own layout, or under `read_as: voco` the voco mask and positions
+    on a `none` checkpoint, the paper's lower bound. Raises ValueError for what this checkpoint cannot be asked.
+    """
+    layout, layers = Layout(**config["layout"]), config["language_model"]["num_hidden_layers"]
+    if block.read_as != "own" and layout.method != "none":
+        raise ValueError(f"read_as: {block.read_as} reads a checkpoint of method none, got {layout.method}")
+    if block.tokens is not None and layout.method != "voco":
+        raise ValueError(f"tokens: only <voco> can be read in part: expected a checkpoint of method voco, got {layout.method}")
+    if max(block.tokens or [0]) > layout.tokens:
+        raise ValueError(f"tokens: expected at most the checkpoint's {layout.tokens}, got {max(block.tokens or [0])}")
+    if block.fastv is not None and block.fastv.layer >= layers:
+        raise ValueError(f"fastv.layer: expected fewer than the model's {layers} layers, got {block.fastv.layer}")
+    if block.fastv is not None and fastv.kept(layout.vision_slots, block.fastv.keep) < 1:
+        raise ValueError(f"fastv.keep: expected a share that leaves one of {layout.vision_slots} vision tokens")
+    return layout.model_copy(update={"method": "voco"}) if block.read_as == "voco" else layout
+
+
+def counts_of(layout: Layout, block: Evaluate) -> list[int]:
+    """The `n` of the answers: under FastV the vision tokens of a view that stay, else each N asked for, or the layout's."""
+    if block.fastv is not None:
+        return [fastv.kept(layout.vision_slots, block.fastv.keep)]
+    return block.tokens or [layout.tokens]
+
+
+Media = tuple[str, ...]  # hashes of a sample's images, or its id and the places of its frames
+Made = VocoCache | list[torch.Tensor]  # what is made of them before a question is known: a cache, or under FastV features alone
 
 
 class AnswerWorker:
@@ -54,36 +77,53 @@ class AnswerWorker:
         self.output, self.checkpoint = output, checkpoint
         self.block = Evaluate.model_validate(block)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model = weights.load(checkpoint, layout_for(checkpoint, self.block.read_as), device=device)
+        layout = layout_for(weights.read_config(checkpoint), self.block)
+        self.counts = counts_of(layout, self.block)
+        self.model = weights.load(checkpoint, layout, device=device)
         self.features = FeatureStore(features) if features is not None else None
         self.frames = FrameStore(frame_cache) if frame_cache is not None else None
-        layout, held = self.model.layout, self.model.language_model.config
+        held = self.model.language_model.config
         self.number_bytes = next(self.model.parameters()).element_size()
         kept = layout.tokens if layout.method == "voco" else layout.prefix_length + layout.voco_tokens()
         self.view_bytes = cache_bytes(held, kept, self.number_bytes)
         whole = (layout.bos_id is not None) + layout.vision_slots + len(layout.separator_ids) + layout.voco_tokens()
         self.full_view_bytes = cache_bytes(held, whole, self.number_bytes)
+        self.dropped = layout.vision_slots - self.counts[0] if self.block.fastv is not None else 0  # of each view
+        if self.block.fastv is not None:
+            self.view_bytes = fastv_bytes(held, kept, self.dropped, self.block.fastv.layer, self.number_bytes)
+        self.view_tokens = kept
 
     def __call__(self, unit: int, listed: pa.Table) -> dict[str, Any]:
         samples = [sample for sample in read_rows(listed.to_pylist()) if not self._rejected(sample)]
         answered: list[dict[str, Any]] = []
-        figures = dict.fromkeys(FIGURES, 0.0)
+        figures = {str(n): dict.fromkeys(FIGURES, 0.0) for n in self.counts}
         images = 0
         for group in self._groups(samples):
             started = time.monotonic()
-            caches = self._compress(group)
-            compressed = time.monotonic()
+            made = self._compress(group)
+            compressed = time.monotonic() - started
             questions = list(self._questions(group))
-            largest = max((cache.bytes for cache in caches.values()), default=1)
-            size = max(1, min(self.block.batch, HELD_BYTES // largest))
-            for start in range(0, len(questions), size):
-                answered += self._answer(questions[start : start + size], caches)
-            figures["compress_seconds"] += compressed - started
-            figures["answer_seconds"] += time.monotonic() - compressed
-            figures["cache_bytes"] += sum(cache.bytes / len(cache.tokens) for cache in caches.values())
-            figures["full_cache_bytes"] += self.full_view_bytes * len(caches)
-            figures["prefill_flops"] += sum(self._flops(question, caches) for question in questions)
-            images += len(caches)
+            images += len(made)
+            for n in self.counts:
+                started = time.monotonic()
+                held = {media: self._taken(one, n) for media, one in made.items()}
+                largest = max((self._bytes(one) for one in held.values()), default=1)
+                size = max(1, min(self.block.batch, HELD_BYTES // largest))
+                if self.block.fastv is not None:  # its questions carry their views with them
+                    size = max(1, min(size, VIEWS_AT_ONCE // max((len(one) for one in made), default=1)))
+                for start in range(0, len(questions), size):
+                    answered += self._answer(questions[start : start + size], held, n)
+                mine = figures[str(n)]
+                mine["compress_seconds"] += compressed
+                mine["answer_seconds"] += time.monotonic() - started
+                mine["cache_bytes"] += sum(self._bytes(one) / _views(one) for one in held.values())
+                mine["full_cache_bytes"] += self.full_view_bytes * len(held)
+                for question in questions:
+                    ready, none = self._flops(question, held)
+                    mine["prefill_flops"] += ready
+                    mine["uncached_flops"] += none
+                for question in questions:  # what the first N had made, the others find
+                    question["cache_hit"] = bool(question["media"]) and self.block.fastv is None
         table = pa.Table.from_pylist(answered, schema=rows.ANSWERS)
         entry = rows.write_table(part(self.output, "answers", unit), [table], rows.ANSWERS)
         counts = {"read": listed.num_rows, "written": len(answered), "images": images}
@@ -92,9 +132,30 @@ class AnswerWorker:
     def _rejected(self, sample: dict[str, Any]) -> bool:
         return self.frames is not None and sample["sample_id"] in self.frames.rejected
 
-    def _flops(self, question: dict[str, Any], caches: dict[tuple[str, ...], VocoCache]) -> float:
-        kept = sum(caches[question["media"]].tokens) if question["media"] else 0
-        return read_flops(self.model.language_model.config, kept, len(question["prompt"]))
+    def _flops(self, question: dict[str, Any], held: dict[Media, Made]) -> tuple[float, float]:
+        """The language model's operations up to the first token: on what is ready, and where no cache of the views is."""
+        config, layout, text = self.model.language_model.config, self.model.layout, len(question["prompt"])
+        made = held[question["media"]] if question["media"] else []
+        if self.block.fastv is not None:
+            views = _views(made)
+            whole = fastv_flops(config, views * self.view_tokens + text, views * self.dropped, self.block.fastv.layer)
+            return whole, whole
+        if not isinstance(made, VocoCache):
+            return (alone := read_flops(config, 0, text)), alone
+        kept = sum(made.tokens)
+        ready = read_flops(config, kept, text)
+        if layout.method == "voco":
+            return ready, ready + sum(compress_flops(config, layout.prefix_length, n) for n in made.tokens)
+        return ready, read_flops(config, 0, kept + text)
+
+    def _bytes(self, made: Made) -> int:
+        """Keys and values that a question holds of its views while it is answered."""
+        return made.bytes if isinstance(made, VocoCache) else self.view_bytes * len(made)
+
+    def _taken(self, made: Made, n: int) -> Made:
+        """The first `n` <voco> of each view; under other methods all that was made."""
+        voco = isinstance(made, VocoCache) and made.key.method == "voco"
+        return made.take(n) if voco and n < made.tokens[0] else made  # type: ignore[union-attr]
 
     def _groups(self, samples: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
         """Consecutive samples whose caches are in memory together: `VIEWS_AT_ONCE` views, and `HELD_BYTES` of caches."""
@@ -111,17 +172,20 @@ class AnswerWorker:
         if held:
             yield held
 
-    def _compress(self, samples: list[dict[str, Any]]) -> dict[tuple[str, ...], VocoCache]:
-        """One cache for each distinct list of images, or of frames; frames are compressed already."""
+    def _compress(self, samples: list[dict[str, Any]]) -> dict[Media, Made]:
+        """One cache for each distinct list of images, or of frames; frames are compressed already. Under FastV features."""
         wanted = list(dict.fromkeys(self._media(sample) for sample in samples if sample["media"]))
         if self.frames is not None:
-            n = self.model.layout.tokens
-            return {media: self.frames.read(media[0], [int(at) for at in media[1:]], n) for media in wanted}
+            most = max(self.counts)
+            return {media: self.frames.read(media[0], [int(at) for at in media[1:]], most) for media in wanted}
         assert self.features is not None
-        made = self.model.compress_features([[self.features(sha256) for sha256 in media] for media in wanted]) if wanted else []
-        return dict(zip(wanted, made, strict=True))
+        features = {media: [self.features(sha256) for sha256 in media] for media in wanted}
+        if self.block.fastv is not None or not wanted:
+            return dict(features)
+        tokens = [max(self.counts)] * max(len(media) for media in wanted) if self.model.layout.method == "voco" else None
+        return dict(zip(wanted, self.model.compress_features(list(features.values()), tokens), strict=True))
 
-    def _media(self, sample: dict[str, Any]) -> tuple[str, ...]:
+    def _media(self, sample: dict[str, Any]) -> Media:
         """What a sample's cache is of: its images' hashes, or its id and the places of its frames in reading order."""
         if self.frames is None or not sample["media"]:
             return tuple(one["sha256"] for one in sample["media"] or [])
@@ -130,7 +194,7 @@ class AnswerWorker:
         return (sample_id, *(str(place) for place in places))
 
     def _questions(self, samples: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        asked: set[tuple[str, ...]] = set()
+        asked: set[Media] = set()
         for sample in samples:
             media = self._media(sample)
             for index, conversation in enumerate(sample["conversations"]):
@@ -144,16 +208,23 @@ class AnswerWorker:
                     "media": media,
                     "text": turns[-1]["text"],
                     "prompt": prompt_ids(turns, self.model.tokenizer, self.model.layout, bool(media)),
-                    "cache_hit": bool(media) and media in asked,
+                    "cache_hit": bool(media) and media in asked and self.block.fastv is None,
                 }
                 asked.add(media)
 
-    def _answer(self, questions: list[dict[str, Any]], made: dict[tuple[str, ...], VocoCache]) -> list[dict[str, Any]]:
-        caches = [made[q["media"]] if q["media"] else None for q in questions]
-        new = self.model.answer(caches, [q["prompt"] for q in questions], self.block.max_new_tokens)
+    def _new_tokens(self, questions: list[dict[str, Any]], held: dict[Media, Made]) -> list[list[int]]:
+        prompts, most = [question["prompt"] for question in questions], self.block.max_new_tokens
+        made = [held[question["media"]] if question["media"] else None for question in questions]
+        if self.block.fastv is not None:
+            views = [one if isinstance(one, list) else [] for one in made]
+            return fastv.answer(self.model, views, prompts, self.block.fastv.layer, self.counts[0], most)
+        return self.model.answer([one if isinstance(one, VocoCache) else None for one in made], prompts, most)
+
+    def _answer(self, questions: list[dict[str, Any]], held: dict[Media, Made], n: int) -> list[dict[str, Any]]:
+        new = self._new_tokens(questions, held)
         texts = self.model.tokenizer.batch_decode(new, skip_special_tokens=True)
-        layout = self.model.layout
-        method = "lower_bound" if self.block.read_as == "voco" else VARIANTS.get(self.block.frames, layout.method)
+        read_as = {"voco": "lower_bound", "fastv": "fastv"}.get(self.block.read_as)
+        method = read_as or VARIANTS.get(self.block.frames, self.model.layout.method)
         return [
             {
                 "sample_id": question["sample_id"],
@@ -162,7 +233,7 @@ class AnswerWorker:
                 "benchmark": self.block.benchmark,
                 "category": question["conversation"]["category"] or "none",
                 "method": method,
-                "n": layout.tokens,
+                "n": n,
                 "checkpoint": self.checkpoint,
                 "prompt": question["text"],
                 "prediction": text.strip(),
@@ -173,6 +244,10 @@ class AnswerWorker:
             }
             for question, ids, text in zip(questions, new, texts, strict=True)
         ]
+
+
+def _views(made: Made) -> int:
+    return len(made.tokens) if isinstance(made, VocoCache) else len(made)
 
 
 def ordered(places: list[int], how: str, sample_id: str) -> list[int]:

@@ -14,7 +14,7 @@ from voco.errors import Refused
 from voco.evaluate.retention import Resampled, bootstrap, retention, share_of_upper
 
 ALL = "all"  # the category that holds every question
-MEASURED = ("checkpoint", "cache_bytes", "full_cache_bytes", "prefill_flops", "latency_s", "seconds")
+MEASURED = ("checkpoint", "cache_bytes", "full_cache_bytes", "prefill_flops", "uncached_flops", "latency_s", "seconds")
 
 
 def exact_match(prediction: str, references: Sequence[str]) -> float:

@@ -1,8 +1,9 @@
 """`make efficiency`: the paper's efficiency table (its Table 7), recomputed by counting, with the text's length stated.
 
 One image of 576 vision tokens, CLIP ViT-L/14 at 336 pixels, caches in bf16. Operations are those of one answer's first token:
-without a cache tower, projector and all tokens; with one the text alone, against 576 or N cached tokens. Dense attention, as
-the paper counts. No weights are needed: the shapes are enough.
+without a cache tower, projector and all tokens; with one the text alone, against 576 or N cached tokens. FastV has no cache: K
+layers see every token, the others N of the vision tokens. Dense attention, as the paper counts. No weights are needed: the
+shapes are enough.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from typing import Any
 
 from transformers import CLIPVisionConfig, LlamaConfig
 
-from voco.model.flops import cache_bytes, compress_flops, image_flops, read_flops
+from voco.model.flops import cache_bytes, compress_flops, fastv_flops, image_flops, read_flops
 
 VISION = 576
 AROUND = 2  # BOS and the separator of a view's prefix, which only the compression sees
+FASTV_LAYER = 2  # K of FastV's own runs
 TEXTS, TOKENS = (34, 60, 114, 512), (1, 2, 8, 64)
 
 
@@ -52,6 +54,7 @@ class Cost:
     none: float
     full: float
     voco: float
+    fastv: float  # without a cache; N of the vision tokens stay behind layer K
     compress: float  # once per image, in no other column
 
 
@@ -66,6 +69,7 @@ def cost(config: Any, text: int, n: int) -> Cost:
         none=image + read_flops(config, 0, VISION + text, dense=True),
         full=read_flops(config, VISION, text, dense=True),
         voco=read_flops(config, n, text, dense=True),
+        fastv=image + fastv_flops(config, VISION + text, VISION - n, FASTV_LAYER, dense=True),
         compress=image + compress_flops(config, VISION + AROUND, n),
     )
 
@@ -81,7 +85,7 @@ def table() -> str:
     lines = [
         "one image, 576 vision tokens, bf16; TFLOP to the first token, dense attention; saved: against no cache",
         f"{'':5}{'text':>5}{'N':>4}{'full cache':>13}{'VoCo cache':>12}{'saved':>9}{'no cache':>10}{'full':>8}{'VoCo':>8}"
-        f"{'full saves':>12}{'VoCo saves':>12}{'to compress':>13}",
+        f"{'full saves':>12}{'VoCo saves':>12}{'to compress':>13}{'FastV':>8}{'FastV saves':>13}",
     ]
     for name, config in SHAPES.items():
         for text in TEXTS:
@@ -92,6 +96,7 @@ def table() -> str:
                     f"{name:5}{text:5}{n:4}{one.full_bytes / 1e6:10.1f} MB{one.voco_bytes / 1e6:9.3f} MB"
                     f"{1 - one.voco_bytes / one.full_bytes:9.2%}{none:10.2f}{full:8.3f}{voco:8.3f}"
                     f"{1 - full / none:12.1%}{1 - voco / none:12.1%}{compress:13.2f}"
+                    f"{one.fastv / 1e12:8.2f}{1 - one.fastv / one.none:13.1%}"
                 )
     return "\n".join([*lines, paper()])
 

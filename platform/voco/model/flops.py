@@ -27,6 +27,19 @@ def read_flops(config: Any, cached: int, text: int, dense: bool = False) -> floa
     return float(config.num_hidden_layers * layer_flops(config, text, pairs) + 2 * config.hidden_size * config.vocab_size)
 
 
+def fastv_flops(config: Any, tokens: int, dropped: int, layer: int, dense: bool = False) -> float:
+    """Operations of a prefill of `tokens` of which `dropped` end with the first `layer` layers (FastV, arXiv 2403.06764).
+
+    The one row of attention that says which is not counted, as its paper does not. `dense` as in `read_flops`.
+    """
+
+    def one(count: int) -> float:
+        return layer_flops(config, count, count * count if dense else count * (count + 1) / 2)
+
+    layers = layer * one(tokens) + (config.num_hidden_layers - layer) * one(tokens - dropped)
+    return float(layers + 2 * config.hidden_size * config.vocab_size)
+
+
 def image_flops(config: Any, tower: Any) -> float:
     """A CLIP tower up to its last layer but one, which LLaVA reads, and the two-layer projector, for one image."""
     width, side = tower.hidden_size, tower.image_size // tower.patch_size
@@ -48,3 +61,9 @@ def compress_flops(config: Any, prefix: int, n: int) -> float:
 def cache_bytes(config: Any, tokens: int, bytes_per_number: int) -> int:
     """Keys and values of `tokens` in every layer."""
     return int(2 * config.num_hidden_layers * _heads(config)[1] * tokens * bytes_per_number)
+
+
+def fastv_bytes(config: Any, tokens: int, dropped: int, layer: int, bytes_per_number: int) -> int:
+    """Keys and values of `tokens` in the first `layer` layers, and behind them of all but the `dropped` ones."""
+    whole, gone = (cache_bytes(config, count, bytes_per_number) for count in (tokens, dropped))
+    return whole - gone // int(config.num_hidden_layers) * (int(config.num_hidden_layers) - layer)

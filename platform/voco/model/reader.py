@@ -19,7 +19,7 @@ from voco.model.attention import Dense, Seen, see
 from voco.model.cache import CacheKey, VocoCache, join
 from voco.model.capture import capture, head_width
 from voco.model.rope import longest, rotate
-from voco.model.sampling import GREEDY, Answer, Sampling
+from voco.model.sampling import GREEDY, Answer, Sampling, write
 from voco.model.voco_mask import TokenIds
 from voco.tokens import NONE, PAD, TEXT, VOCO, Layout, build
 
@@ -184,12 +184,7 @@ class Reader(nn.Module):
                     f"the model's {most} positions; read fewer frames (max_frames)"
                 )
         answers = [Answer(self.tokenizer, self.layout.eos_id, tuple(stop)) for _ in prompts]
-        for step, tokens in enumerate(self.read(caches, prompts, sampling)):
-            for answer, token in zip(answers, tokens.tolist(), strict=True):
-                answer.add(token, step + 1 >= max_new_tokens)
-            yield answers
-            if all(answer.ended for answer in answers):
-                return
+        yield from write(self.read(caches, prompts, sampling), answers, max_new_tokens)
 
     def answer(
         self, caches: Sequence[VocoCache | None], prompts: Sequence[Sequence[int]], max_new_tokens: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -91,3 +91,13 @@ class Answer:
         new = text[self.given : sure]
         self.given = max(self.given, sure)
         return new
+
+
+def write(tokens: Iterator[Tensor], answers: list[Answer], max_new_tokens: int) -> Iterator[list[Answer]]:
+    """The answers after each of the `tokens` (B,) int64, until all have ended, at the latest after `max_new_tokens`."""
+    for step, some in enumerate(tokens):
+        for answer, token in zip(answers, some.tolist(), strict=True):
+            answer.add(token, step + 1 >= max_new_tokens)
+        yield answers
+        if all(answer.ended for answer in answers):
+            return

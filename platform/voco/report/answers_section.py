@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow.compute as pc
 
 from voco.report.comparison import Comparison
+from voco.report.differences import answers_of
 from voco.report.outputs import Output, World
 from voco.report.pictures import Picture, picture, rows_by_id
 
@@ -24,7 +25,7 @@ def side_by_side(world: World, comparison: Comparison) -> tuple[list[dict[str, A
     sources: list[Output] = []
     for row in comparison.rows:
         output = world.at(row["output"])
-        held = output.read("answers") if output is not None else None
+        held = answers_of(output, row["n"]) if output is not None else None
         if output is not None and held is not None:
             mine = held.filter(pc.equal(held["benchmark"], comparison.benchmark)).to_pylist()
             answers[row["label"]] = {(line["sample_id"], line["conversation_index"]): line for line in mine}

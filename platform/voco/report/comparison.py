@@ -127,7 +127,12 @@ def _one(benchmark: str, held: list[tuple[Output, dict[str, Any]]]) -> Compariso
 
 
 def _tell_apart(held: list[dict[str, Any]]) -> None:
-    """Labels that several outputs share get the stage's name, and their number where that is shared too."""
+    """Labels that several N share get theirs; that several outputs share the stage's name, and their number if that is shared."""
+    counts: dict[str, set[int]] = {}
+    for row in held:
+        counts.setdefault(row["label"], set()).add(row["n"])
+    for row in held:
+        row["label"] += f", N={row['n']}" if len(counts[row["label"]]) > 1 and row["method"] in VARIANTS else ""
     for name in ("stage", "output"):
         outputs: dict[str, list[str]] = {}
         for row in held:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from voco.errors import Refused
 from voco.evaluate.retention import bootstrap
@@ -44,15 +45,16 @@ def differences(whole: list[Held]) -> tuple[list[Difference], list[str]]:
 
     Against the last, by category too. Also returns why a difference is missing.
     """
-    answers: dict[str, pa.Table | None] = {}
+    answers: dict[tuple[str, int], pa.Table | None] = {}
     found: list[Difference] = []
     unpaired: list[str] = []
     for (output, row), (other, against) in _pairs(whole):
         held = {}
-        for label, one in ((row["label"], output), (against["label"], other)):
-            if one.uri not in answers:
-                answers[one.uri] = one.read("answers")
-            held[label] = answers[one.uri]
+        for line, one in ((row, output), (against, other)):
+            key = (one.uri, line["n"])
+            if key not in answers:
+                answers[key] = answers_of(one, line["n"])
+            held[line["label"]] = answers[key]
         tables = {label: table for label, table in held.items() if table is not None}
         if len(tables) < 2:
             unpaired.append(f"{row['label']} against {against['label']}: answers are missing")
@@ -64,6 +66,12 @@ def differences(whole: list[Held]) -> tuple[list[Difference], list[str]]:
     return found, unpaired
 
 
+def answers_of(output: Output, n: int) -> pa.Table | None:
+    """An evaluation's answers with `n` tokens, which may be one of several; None when they are gone."""
+    table = output.read("answers")
+    return None if table is None else table.filter(pc.equal(table["n"], n))
+
+
 def _pairs(whole: list[Held]) -> Iterator[tuple[Held, Held]]:
     compared = [item for item in whole if item[1]["role"] == "compared"]
     for index, ours in enumerate(compared):
@@ -72,7 +80,7 @@ def _pairs(whole: list[Held]) -> Iterator[tuple[Held, Held]]:
         for place, other in enumerate(compared):
             row, against = ours[1], other[1]
             if against["method"] in VARIANTS:
-                if against["checkpoint"] == row["checkpoint"]:
+                if (against["checkpoint"], against["n"]) == (row["checkpoint"], row["n"]):
                     yield ours, other
             elif against["method"] == "voco":
                 if place > index and against["n"] != row["n"]:

@@ -24,7 +24,7 @@ def sweep(output: Output) -> dict[str, Any]:
     for row in rows:
         layout = _layout(output, row["trial"])
         # nothing is compressed under method none, whatever N its checkpoint names
-        ratio = None if layout is None else 1.0 if row["method"] in ("none", LOWER) else layout["vision_slots"] / layout["tokens"]
+        ratio = None if layout is None else 1.0 if row["method"] in ("none", LOWER) else layout["vision_slots"] / row["n"]
         trials.append({"row": row, "ratio": ratio, "values": values.get(row["trial"], {}), "layout": layout, "part": _part(row)})
     bounded = any(row["retention"] is not None for row in rows)
     measured = "retention" if bounded else "score"

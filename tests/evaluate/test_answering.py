@@ -1,0 +1,212 @@
+"""Evaluation of real checkpoints: every N' from one compression, FastV, and the full cache beside no cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+import world
+
+import pipelines
+from voco import features, manifest, rows, storage, work
+from voco.blocks import Model, Resources, Text
+from voco.errors import Refused
+from voco.evaluate import answering
+from voco.evaluate.scores import ALL
+from voco.model import fastv, new, weights
+from voco.model.flops import compress_flops, read_flops
+from voco.model.voco_llama import VocoLlama
+from voco.spec import Job
+from voco.video import frame_cache
+
+LLAMA = {"layers": 3, "width": 32, "heads": 4, "kv_heads": 2, "mlp_width": 48, "vocabulary": 300}
+SLOTS, IMAGES = 4, 6  # vision tokens of an image of 32 pixels; every image has two questions
+COUNTS = [4, 1, 2]
+
+
+def save(place: Path, method: str, tokens: int) -> str:
+    """A checkpoint that is sensitive: its weights are scaled so that N, positions and dropped tokens change answers."""
+    texts = [turn["text"] for row in world.sample_rows(8) for talk in row["conversations"] for turn in talk["turns"]]
+    block = Model.model_validate({"llama": LLAMA, "tower": world.TOWER})
+    model = new.create(block, method, tokens, Text(template="question_answer"), texts, seed=2)  # type: ignore[arg-type]
+    with torch.no_grad():
+        for name, weight in model.language_model.named_parameters():
+            if weight.dim() > 1:
+                weight.mul_(12.0 if "q_proj" in name or "k_proj" in name else 4.0)
+    weights.save(model, weights.own_state(model), place / "model")
+    finished(place, "image_sft")
+    return str(place)
+
+
+def finished(place: Path, kind: str) -> None:
+    record = manifest.Manifest(kind=kind, name=place.name, run_id=f"{place.name}-0", spec_sha256="", tables={})
+    storage.write_json(str(place / "manifest.json"), record.model_dump())
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("answering")
+    world.write_samples(str(place / "samples"), world.sample_rows(IMAGES, evaluation=True, text_every=0), rows_per_group=2)
+    units = features.write_list(str(place / "features"), [str(place / "samples")], 100)
+    tower = Model.model_validate({"llama": LLAMA, "tower": world.TOWER}).tower
+    assert tower is not None
+    arguments = {"output": str(place / "features"), "tower": tower.model_dump(exclude_none=True), "batch": 8, "threads": 1}
+    local(str(place / "features"), units, features.FeatureWorker, arguments)
+    finished(place / "features", "features")
+    save(place / "voco", "voco", 4)
+    save(place / "none", "none", 1)
+    return place
+
+
+def local(output: str, units: int, worker: Any, arguments: dict[str, Any]) -> list[dict[str, Any]]:
+    return work.run(output, units, worker, arguments, Resources(), in_process=True, label="test")
+
+
+def evaluate(place: Path, output: Path, checkpoint: str, frames: str | None = None, **block: Any) -> list[dict[str, Any]]:
+    """Answers of two units, in this process."""
+    units = answering.write_list(str(output), [str(place / "samples")], 4)
+    made = {"benchmark": "halves", "max_new_tokens": 4, "batch": 5, **block}
+    sources = {"features": None if frames else str(place / "features"), "frame_cache": frames}
+    local(
+        str(output),
+        units,
+        answering.AnswerWorker,
+        {"output": str(output), "checkpoint": str(place / checkpoint), **sources, "block": made},
+    )
+    return table(output).to_pylist()
+
+
+def table(output: Path) -> pa.Table:
+    return pa.concat_tables([rows.read_table(work.part(str(output), "answers", unit)) for unit in range(2)])
+
+
+def said(answers: list[dict[str, Any]], n: int) -> list[tuple[str, int, str]]:
+    return [(row["sample_id"], row["conversation_index"], row["prediction"]) for row in answers if row["n"] == n]
+
+
+def test_every_n_is_answered_from_one_compression_as_from_its_own(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compressed: list[int] = []
+    original = VocoLlama._compress_units
+
+    def spy(self: VocoLlama, units: Any, counts: Any) -> Any:
+        compressed.extend(sum(count) for count in counts)
+        return original(self, units, counts)
+
+    monkeypatch.setattr(VocoLlama, "_compress_units", spy)
+    together = evaluate(place, tmp_path / "all", "voco", tokens=COUNTS)
+    assert compressed == [4] * IMAGES, "each image once, at the largest N"
+    assert [row["n"] for row in together].count(1) == 2 * IMAGES
+    for n in COUNTS:
+        compressed.clear()
+        alone = evaluate(place, tmp_path / f"n{n}", "voco", tokens=[n])
+        assert compressed == [n] * IMAGES
+        assert said(together, n) == said(alone, n)
+    assert len({str([text for _, _, text in said(together, n)]) for n in COUNTS}) == 3, "or equality proves nothing"
+    assert said(evaluate(place, tmp_path / "own", "voco"), 4) == said(together, 4)
+
+
+def test_a_unit_that_is_made_again_has_the_same_bytes(place: Path, tmp_path: Path) -> None:
+    evaluate(place, tmp_path / "out", "voco", tokens=COUNTS)
+    part, record = Path(work.part(str(tmp_path / "out"), "answers", 1)), Path(work.record_uri(str(tmp_path / "out"), 1))
+    before = part.read_bytes()
+    part.unlink()
+    record.unlink()
+    evaluate(place, tmp_path / "out", "voco", tokens=COUNTS)
+    assert part.read_bytes() == before
+
+
+def test_frame_caches_are_read_once_for_every_n(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = str(tmp_path / "frames")
+    units = frame_cache.write_list(output, [str(place / "samples")], unit_samples=100)
+    arguments = {"output": output, "checkpoint": str(place / "voco"), "block": {"fps": 1.0}}
+    done = local(output, units, lambda **more: frame_cache.FrameWorker(*more.values()), arguments)
+    index = [line for record in done for line in record["index"]]
+    rows.write_table(f"{output}/index.parquet", [pa.Table.from_pylist(index, schema=rows.FRAME_INDEX)], rows.FRAME_INDEX)
+    asked: list[str] = []
+    original = answering.FrameStore.read
+    monkeypatch.setattr(answering.FrameStore, "read", lambda self, *args: asked.append(args[0]) or original(self, *args))
+    together = evaluate(place, tmp_path / "all", "voco", frames=output, tokens=COUNTS)
+    assert len(asked) == len(set(asked)) == IMAGES
+    images = evaluate(place, tmp_path / "images", "voco", tokens=COUNTS)
+    assert [said(together, n) for n in COUNTS] == [said(images, n) for n in COUNTS]
+
+
+def test_fastv_answers_with_n_the_tokens_that_stay(place: Path, tmp_path: Path) -> None:
+    own = evaluate(place, tmp_path / "own", "none")
+    whole = evaluate(place, tmp_path / "whole", "none", read_as="fastv", fastv={"layer": 2, "keep": 1.0})
+    half = evaluate(place, tmp_path / "half", "none", read_as="fastv", fastv={"layer": 1, "keep": 0.5})
+    assert said(whole, SLOTS) == said(own, 1)
+    assert {(row["method"], row["n"], row["cache_hit"]) for row in half} == {("fastv", 2, False)}
+    model = weights.load(str(place / "none"))
+    store = features.FeatureStore(str(place / "features"))
+    for row, sample in zip(half[::2], world.sample_rows(IMAGES, evaluation=True, text_every=0), strict=True):
+        prompt = answering.prompt_ids(sample["conversations"][0]["turns"], model.tokenizer, model.layout, True)
+        views = [store(medium["sha256"]) for medium in sample["media"]]
+        (ids,) = fastv.answer(model, [views], [prompt], 1, 2, 4)
+        assert row["prediction"] == model.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+
+def job(place: Path, output: Path, checkpoint: str, **block: Any) -> Job:
+    inputs = {"samples": [{"uri": str(place / "samples")}], "features": str(place / "features")}
+    return Job.model_validate(
+        {
+            "name": "ask", "kind": "evaluate", "output": str(output), "resources": {"workers": 1},
+            "inputs": {**inputs, "checkpoint": str(place / checkpoint)},
+            "evaluate": {"benchmark": "halves", "max_new_tokens": 4, "resamples": 100, **block},
+        }
+    )  # fmt: skip
+
+
+def scored(output: Path) -> dict[int, dict[str, Any]]:
+    held = rows.read_table(work.part(str(output), "scores", 0)).to_pylist()
+    return {row["n"]: row for row in held if row["category"] == ALL}
+
+
+def test_scores_have_a_row_for_each_n_with_its_own_bytes_and_operations(place: Path, tmp_path: Path, ray_local: str) -> None:
+    pipelines.run(job(place, tmp_path / "voco", "voco", tokens=COUNTS))
+    pipelines.run(job(place, tmp_path / "none", "none"))
+    pipelines.run(job(place, tmp_path / "fastv", "none", read_as="fastv", fastv={"layer": 1, "keep": 0.5}))
+    config = weights.load(str(place / "voco")).language_model.config
+    each = 2 * 3 * 2 * 8 * 4  # keys and values, layers, heads, width, fp32
+    found = scored(tmp_path / "voco")
+    assert sorted(found) == sorted(COUNTS)
+    asked = {row["questions"] for row in found.values()}
+    assert asked == {2 * IMAGES}
+    prefix = 1 + SLOTS + 1  # BOS and the separator around
+    for n, row in found.items():
+        assert (row["method"], row["cache_bytes"], row["full_cache_bytes"]) == ("voco", n * each, (prefix + 4) * each)
+        assert row["uncached_flops"] - row["prefill_flops"] == pytest.approx(compress_flops(config, prefix, n))
+    step = found[2]["prefill_flops"] - found[1]["prefill_flops"]
+    assert found[4]["prefill_flops"] - found[2]["prefill_flops"] == pytest.approx(2 * step)
+    (none,) = scored(tmp_path / "none").values()  # full-KV caching: the whole prefix kept, its <voco> too
+    assert none["cache_bytes"] == none["full_cache_bytes"] == (prefix + 1) * each
+    # a text of t tokens against a prefix of p that is ready, or both in one causal pass: the difference is the prefix's own
+    alone = read_flops(config, 0, prefix + 1) - 2 * config.hidden_size * config.vocab_size
+    assert none["uncached_flops"] - none["prefill_flops"] == pytest.approx(alone)
+    (fast,) = scored(tmp_path / "fastv").values()
+    assert (fast["method"], fast["n"], fast["cache_bytes"]) == ("fastv", 2, (prefix + 1) * each - 2 * each * 2 // 3)
+    assert fast["prefill_flops"] == fast["uncached_flops"] < none["uncached_flops"]
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "block", "line"),
+    [
+        ("voco", {"tokens": [5]}, "evaluate.tokens: expected at most the checkpoint's 4, got 5"),
+        ("none", {"tokens": [1]}, "evaluate.tokens: only <voco> can be read in part: .* voco, got none"),
+        ("voco", {"read_as": "fastv", "fastv": {"layer": 1, "keep": 0.5}}, "read_as: fastv reads a .* none, got voco"),
+        ("voco", {"read_as": "voco"}, "evaluate.read_as: voco reads a checkpoint of method none, got voco"),
+        ("none", {"read_as": "fastv", "fastv": {"layer": 3, "keep": 0.5}}, "fewer than the model's 3 layers, got 3"),
+        ("none", {"read_as": "fastv", "fastv": {"layer": 1, "keep": 0.1}}, "leaves one of 4 vision tokens"),
+    ],
+)
+def test_what_a_checkpoint_cannot_be_asked_is_refused_before_anything_starts(
+    place: Path, tmp_path: Path, checkpoint: str, block: dict[str, Any], line: str
+) -> None:
+    with pytest.raises(Refused, match=line):
+        pipelines.run(job(place, tmp_path / "out", checkpoint, **block))
+    assert not (tmp_path / "out" / "work").exists()
