@@ -11,6 +11,7 @@ import pyarrow as pa
 import torch
 
 from voco import rows, work
+from voco.anyres import Size
 from voco.blocks import Evaluate
 from voco.errors import Refused
 from voco.evaluate.scores import exact_match
@@ -20,10 +21,10 @@ from voco.model.cache import VocoCache
 from voco.model.flops import cache_bytes, read_flops
 from voco.model.voco_llama import prompt_ids
 from voco.tokens import Layout
+from voco.train.data import COLUMNS, images_of, sizes_of
 from voco.video.frame_store import FrameStore
 from voco.work import part
 
-COLUMNS = ["sample_id", "media.list.element.sha256", "conversations"]
 VIEWS_AT_ONCE = 64  # compressed in one forward pass, or read from a frame cache
 HELD_BYTES = 2 << 30  # of keys and values in memory at a time; a sample that is larger is alone
 FIGURES = ("compress_seconds", "answer_seconds", "cache_bytes", "full_cache_bytes", "prefill_flops")  # summed over the samples
@@ -57,15 +58,13 @@ class AnswerWorker:
         self.model = weights.load(checkpoint, layout_for(checkpoint, self.block.read_as), device=device)
         self.features = FeatureStore(features) if features is not None else None
         self.frames = FrameStore(frame_cache) if frame_cache is not None else None
-        layout, held = self.model.layout, self.model.language_model.config
-        self.number_bytes = next(self.model.parameters()).element_size()
-        kept = layout.tokens if layout.method == "voco" else layout.prefix_length + layout.voco_tokens()
-        self.view_bytes = cache_bytes(held, kept, self.number_bytes)
-        whole = (layout.bos_id is not None) + layout.vision_slots + len(layout.separator_ids) + layout.voco_tokens()
-        self.full_view_bytes = cache_bytes(held, whole, self.number_bytes)
+        number_bytes = next(self.model.parameters()).element_size()
+        self.token_bytes = cache_bytes(self.model.language_model.config, 1, number_bytes)
+        self.sizes: dict[str, Size] = {}  # of the unit's images, by sha256
 
     def __call__(self, unit: int, listed: pa.Table) -> dict[str, Any]:
         samples = [sample for sample in read_rows(listed.to_pylist()) if not self._rejected(sample)]
+        self.sizes = {name: size for one in samples for name, size in zip(images_of(one), sizes_of(one), strict=True)}
         answered: list[dict[str, Any]] = []
         figures = dict.fromkeys(FIGURES, 0.0)
         images = 0
@@ -80,8 +79,8 @@ class AnswerWorker:
                 answered += self._answer(questions[start : start + size], caches)
             figures["compress_seconds"] += compressed - started
             figures["answer_seconds"] += time.monotonic() - compressed
-            figures["cache_bytes"] += sum(cache.bytes / len(cache.tokens) for cache in caches.values())
-            figures["full_cache_bytes"] += self.full_view_bytes * len(caches)
+            figures["cache_bytes"] += sum(cache.bytes / len(self._sizes(media)) for media, cache in caches.items())
+            figures["full_cache_bytes"] += sum(map(self._full_bytes, caches))
             figures["prefill_flops"] += sum(self._flops(question, caches) for question in questions)
             images += len(caches)
         table = pa.Table.from_pylist(answered, schema=rows.ANSWERS)
@@ -99,15 +98,17 @@ class AnswerWorker:
     def _groups(self, samples: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
         """Consecutive samples whose caches are in memory together: `VIEWS_AT_ONCE` views, and `HELD_BYTES` of caches."""
         held: list[dict[str, Any]] = []
-        views = 0
+        views = size = 0
+        layout = self.model.layout
         for sample in samples:
-            media = self._media(sample)
-            count = len(media) - (1 if self.frames is not None and media else 0)
-            if held and (views + count > VIEWS_AT_ONCE or (views + count) * self.view_bytes > HELD_BYTES):
+            sizes = self._sizes(self._media(sample)) if sample["media"] else []
+            count = layout.tiles(sizes)
+            kept = len(layout.views(sizes)) * layout.tokens if layout.method == "voco" else layout.prefix_tokens(sizes)
+            if held and (views + count > VIEWS_AT_ONCE or size + kept * self.token_bytes > HELD_BYTES):
                 yield held
-                held, views = [], 0
+                held, views, size = [], 0, 0
             held.append(sample)
-            views += count
+            views, size = views + count, size + kept * self.token_bytes
         if held:
             yield held
 
@@ -118,8 +119,20 @@ class AnswerWorker:
             n = self.model.layout.tokens
             return {media: self.frames.read(media[0], [int(at) for at in media[1:]], n) for media in wanted}
         assert self.features is not None
-        made = self.model.compress_features([[self.features(sha256) for sha256 in media] for media in wanted]) if wanted else []
+        features = [[self.features(sha256) for sha256 in media] for media in wanted]
+        made = self.model.compress_features(features, sizes=[self._sizes(media) for media in wanted]) if wanted else []
         return dict(zip(wanted, made, strict=True))
+
+    def _sizes(self, media: tuple[str, ...]) -> list[Size | None]:
+        """Height and width of each image, None of each frame, that a cache is of."""
+        return [self.sizes[one] for one in media] if self.frames is None else [None] * (len(media) - 1)
+
+    def _full_bytes(self, media: tuple[str, ...]) -> float:
+        """Keys and values of the whole prefix of one of its images or frames, uncompressed, on average."""
+        layout, sizes = self.model.layout, self._sizes(media)
+        method = "none" if layout.anyres is not None else layout.method
+        whole = layout.model_copy(update={"method": method}).prefix_tokens(sizes) / len(sizes)
+        return self.token_bytes * (whole + (layout.vision_slots - layout.slots if layout.anyres is None else 0))
 
     def _media(self, sample: dict[str, Any]) -> tuple[str, ...]:
         """What a sample's cache is of: its images' hashes, or its id and the places of its frames in reading order."""
