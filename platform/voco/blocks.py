@@ -80,12 +80,18 @@ class Tower(Strict):
     image_size: int = Field(ge=32)  # pixels; the image is padded to a square with the mean colour and resized
     path: str | None = None  # clip, siglip: a directory or hub name of transformers' weights, or of a LLaVA that holds them
     layer: int = -2  # clip, siglip: the hidden state that is used, as LLaVA does
+    grid_pinpoints: list[list[int]] | None = None  # LLaVA-1.6: heights and widths that an image is cut into tiles at
     decoder: Literal["pil", "fast"] = "pil"  # pil: LLaVA's pixels; fast: nearly those (extra `fast`), under keys of their own
 
     @model_validator(mode="after")
     def _path(self) -> Self:
         if (self.name in ("clip", "siglip")) != (self.path is not None):
             raise ValueError("expected `path` with clip and siglip, and only with them")
+        sides = self.grid_pinpoints or [[self.image_size] * 2]
+        if any(len(one) != 2 or min(one) < 1 or one[0] % self.image_size or one[1] % self.image_size for one in sides):
+            raise ValueError(f"expected grid_pinpoints of [height, width], multiples of image_size, got {self.grid_pinpoints}")
+        if self.grid_pinpoints is not None and self.decoder != "pil":
+            raise ValueError("expected decoder pil with grid_pinpoints: the fast one cuts no tiles")
         return self
 
 

@@ -1,9 +1,13 @@
-"""Turns to a prompt: strings only, no tokenizer, no torch. What is trained on is marked here, nowhere else."""
+"""Turns to a prompt, and a prompt to ids. What is trained on is marked here, nowhere else. No torch."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from functools import lru_cache
+from typing import Any, TypedDict
+
+import numpy as np
 
 VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -111,3 +115,40 @@ def render(turns: list[Turn], template: str, newlines: str, has_views: bool) -> 
 
 def _role(role: str, template: str) -> list[Part]:
     return [Part(f"{role}\n")] if template == "chatml" else []
+
+
+def encode(parts: Sequence[Part], tokenizer: Any, eos_id: int) -> tuple[list[int], list[bool]]:
+    """Ids and whether each is trained on. Adjoining strings are tokenised as one and marked by character offsets.
+
+    Text that spells a special token stays text: control tokens come from the template only, by id.
+    """
+    ids: list[int] = []
+    trained: list[bool] = []
+    run: list[Part] = []
+
+    def flush() -> None:
+        text = "".join(part.text for part in run)
+        if text:
+            marks = np.concatenate([np.full(len(part.text), part.trained) for part in run])
+            coded, ends = _tokenise(tokenizer, text)
+            ids.extend(coded)
+            # a token belongs to the part in which it ends: the space before an answer is part of its first token
+            trained.extend(bool(marks[end]) for end in ends)
+        run.clear()
+
+    for part in parts:
+        if part.control:
+            flush()
+            ids.append(eos_id if part.text == "eos" else tokenizer.convert_tokens_to_ids(part.text))
+            trained.append(part.trained)
+        else:
+            run.append(part)
+    flush()
+    return ids, trained
+
+
+@lru_cache(maxsize=1 << 14)  # questions repeat: in VQA sets most texts are ones that were seen before
+def _tokenise(tokenizer: Any, text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Ids of a text, and the index of each token's last character."""
+    coded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True)
+    return tuple(coded["input_ids"]), tuple(max(start, stop - 1) for start, stop in coded["offset_mapping"])

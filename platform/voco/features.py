@@ -1,6 +1,7 @@
 """Vision features of every unique image, once: the frozen tower runs here and never again.
 
-Table `features/`: sha256 of the encoded image and (V, C) fp16, row-major. File metadata names tower and preprocessing.
+Table `features/`: sha256 of the encoded image and (V, C) fp16, row-major; under anyres (T, V, C), T by the image's size. File
+metadata names tower and preprocessing.
 """
 
 from __future__ import annotations
@@ -51,21 +52,24 @@ class FeatureWorker:
         vision_slots, width = self.tower.shape
         facts = {"dtype": "float16", "shape": [vision_slots, width], "tower": self.tower.identity, "config": tower}
         self.metadata = {"voco.features": json.dumps(facts, sort_keys=True)}
-        self.bytes_each = vision_slots * width * 2
 
     def __call__(self, unit: int, listed: pa.Table) -> dict[str, Any]:
         names: list[str] = []
         made: list[bytes] = []
         bad: list[str] = []
-        for batch in PixelLoader(listed.to_pylist(), self.tower.preprocess, self.batch, self.threads).batches():
+        for batch in PixelLoader(listed.to_pylist(), self._tiles, self.batch, self.threads).batches():
             names += batch.names
             bad += batch.bad
             if batch.names:
-                made += [one.tobytes() for one in self.tower(batch.pixels).cpu().numpy()]
+                seen = torch.cat([self.tower(some).cpu() for some in torch.split(batch.pixels, self.batch)])
+                made += [one.numpy().tobytes() for one in torch.split(seen, batch.views)]
         table = pa.table({"sha256": names, "features": pa.array(made, pa.large_binary())}, schema=rows.FEATURES)
-        groups = (table.slice(a, b - a) for a, b in rows.slices_by_bytes([self.bytes_each] * len(made)))
+        groups = (table.slice(a, b - a) for a, b in rows.slices_by_bytes([len(one) for one in made]))
         entry = rows.write_table(part(self.output, "features", unit), groups, rows.FEATURES, self.metadata)
         return {"tables": {"features": [entry]}, "counts": {"read": listed.num_rows, "written": len(made)}, "bad": bad}
+
+    def _tiles(self, image: bytes) -> Tensor:
+        return self.tower.tiles(image)[0]
 
 
 def write_list(output: str, samples: list[str], unit_images: int) -> int:
@@ -88,6 +92,7 @@ class FeatureStore:
         facts = json.loads(stated.pop())
         self.shape: tuple[int, int] = (facts["shape"][0], facts["shape"][1])
         self.tower: str = facts["tower"]
+        self.anyres = facts["config"].get("grid_pinpoints") is not None
         self.index: dict[str, tuple[int, int, int]] = {}
         for number, file in enumerate(self.files):
             for group in range(file.num_row_groups):
@@ -98,7 +103,7 @@ class FeatureStore:
         self.held_bytes = 0
 
     def __call__(self, sha256: str) -> Tensor:
-        """(V, C) fp16 of one image. Raises KeyError for an image that the table does not hold."""
+        """(V, C) fp16 of one image, or (T, V, C) of its tiles. Raises KeyError for an image that the table does not hold."""
         if sha256 not in self.index:
             raise KeyError(f"no features for image {sha256}; the features job must read the same samples")
         number, group, row = self.index[sha256]
@@ -109,8 +114,8 @@ class FeatureStore:
             while self.held_bytes > self.limit and len(self.held) > 1:
                 self.held_bytes -= self.held.popitem(last=False)[1].nbytes
         self.held.move_to_end((number, group))
-        data = np.frombuffer(self.held[(number, group)][row].as_buffer(), dtype=np.float16).reshape(self.shape)
-        return torch.from_numpy(data.copy())
+        data = np.frombuffer(self.held[(number, group)][row].as_buffer(), dtype=np.float16).reshape(-1, *self.shape)
+        return torch.from_numpy((data if self.anyres else data[0]).copy())
 
 
 def check_tower(features: FeatureStore, wanted: str) -> None:

@@ -37,10 +37,12 @@ class Batch(NamedTuple):
     names: list[str]  # sha256 of each image in `pixels`
     pixels: Tensor  # (F, S, S, 3) uint8, F may be 0
     bad: list[str]  # sha256 and error of the others
+    views: list[int]  # how many of the F are of each image: 1, or its tiles
 
 
 class PixelLoader:
-    """Batches of `batch` images from a list (rows of `LIST`, groups together), `preprocess`ed on `threads` threads.
+    """Batches of `batch` images from a list (rows of `LIST`, groups together), `preprocess`ed on `threads` threads to (S, S, 3)
+    uint8, or (T, S, S, 3) of an image's tiles.
 
     At most two row groups of encoded images and two batches of pixels are held beside the batch that is being used.
     """
@@ -59,9 +61,10 @@ class PixelLoader:
                 if not some:
                     return
                 good = [(name, made) for name, made in some if isinstance(made, Tensor)]
-                pixels = torch.stack([made for _, made in good]) if good else torch.empty(0, dtype=torch.uint8)
+                each = [made.reshape(-1, *made.shape[-3:]) for _, made in good]
+                pixels = torch.cat(each) if each else torch.empty(0, dtype=torch.uint8)
                 bad = [f"{name}: {made}" for name, made in some if isinstance(made, str)]
-                yield Batch(start + number * self.batch, [name for name, _ in good], pixels, bad)
+                yield Batch(start + number * self.batch, [name for name, _ in good], pixels, bad, [len(one) for one in each])
         finally:
             decoders.shutdown(cancel_futures=True)
             reader.shutdown(cancel_futures=True)

@@ -122,7 +122,7 @@ def _checkpoint(output: Output) -> str:
     from voco.model import weights
     from voco.model.show_tokens import show_sample
     from voco.tokens import build
-    from voco.train.data import SampleTables
+    from voco.train.data import SampleTables, sizes_of
 
     model = weights.load(output.uri)
     uris = output.samples_inputs()
@@ -136,8 +136,9 @@ def _checkpoint(output: Output) -> str:
         from voco.video.frame_store import FrameStore
 
         media = [str(place) for place in range(FrameStore(cache).frames(row["sample_id"]))]
-    turns = [one["turns"] for one in row["conversations"]]
-    shown = show_sample(build(row["sample_id"], turns, media, model.tokenizer, model.layout), model.tokenizer, model.layout)
+    turns, sizes = [one["turns"] for one in row["conversations"]], None if cache is not None else sizes_of(row)
+    sample = build(row["sample_id"], turns, media, model.tokenizer, model.layout, sizes=sizes)
+    shown = show_sample(sample, model.tokenizer, model.layout)
     return f"compressor {model.compressor}\nlayout {model.layout.model_dump()}\n\n{shown}"
 
 

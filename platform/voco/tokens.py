@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-from voco.conversation import Part, Turn, render
+from voco.anyres import Anyres, Size, packed
+from voco.conversation import Turn, encode, render
 
 TEXT, PREFIX, VISION, VOCO, PAD = range(5)  # kinds; PREFIX is BOS and the separators of a view
 NONE = -1  # no view, no conversation
@@ -40,10 +40,11 @@ class Layout(BaseModel):
     separator_ids: tuple[int, ...]
     template: str
     newlines: str
+    anyres: Anyres | None = None  # LLaVA-1.6: an image of known size is cut into tiles
 
     @property
     def slots(self) -> int:
-        """Vision slots that stand in the sequence: V, or N pooled ones."""
+        """Vision slots of a view in the sequence: V, or N pooled ones. An image of several tiles has its own (`views`)."""
         return self.tokens if self.method == "avg_pool" else self.vision_slots
 
     @property
@@ -60,6 +61,26 @@ class Layout(BaseModel):
         """<voco> tokens of a view: none under average pooling."""
         return 0 if self.method == "avg_pool" else self.tokens if n is None else n
 
+    def views(self, sizes: Sequence[Size | None]) -> list[int]:
+        """Vision slots of every view of the images: without anyres, or of a frame (size None), one view each.
+
+        Cut into tiles, each tile is a view (compressed alone); under `none` the image is one, packed as LLaVA-1.6 does.
+        """
+        if self.anyres is None:
+            return [self.slots] * len(sizes)
+        if self.method == "none":
+            return [self.slots if size is None else len(self.anyres.packing(size, self.slots)) for size in sizes]
+        return [self.slots] * self.tiles(sizes)
+
+    def tiles(self, sizes: Sequence[Size | None]) -> int:
+        """(V, C) features that the images have in all: one each, or their tiles."""
+        return sum(1 if size is None or self.anyres is None else self.anyres.tiles(size) for size in sizes)
+
+    def prefix_tokens(self, sizes: Sequence[Size | None]) -> int:
+        """Length of all views' prefixes."""
+        slots = self.views(sizes)
+        return sum(slots) + len(slots) * (self.prefix_length - self.slots + self.voco_tokens())
+
 
 @dataclass(frozen=True)
 class TokenSample:
@@ -73,8 +94,10 @@ class TokenSample:
     position: Ints
     predict_at: Ints  # token whose output predicts ...
     predict_id: Ints  # ... this id
-    media: tuple[str, ...]  # sha256 of each view's image, in order
+    media: tuple[str, ...]  # sha256 of each image, or the view's name, in order
     cut: int  # text tokens that were left out
+    tiles: int | None = None  # (V, C) features that the media have in all; None: one each
+    packing: Ints | None = None  # row of its features that each vision slot takes, or NEWLINE; None: all, in order
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -83,60 +106,23 @@ class TokenSample:
 def filler(layout: Layout) -> TokenSample:
     """One token that predicts nothing: stands where an epoch's last step has no sample for a rank."""
     one = {"ids": layout.eos_id, "kinds": TEXT, "view": NONE, "conversation": 0, "position": 0}
-    arrays = {key: np.full(1, value, dtype=np.int64) for key, value in one.items()}
+    arrays: dict[str, Any] = {key: np.full(1, value, dtype=np.int64) for key, value in one.items()}
     none = np.zeros(0, dtype=np.int64)
     return TokenSample(sample_id="", predict_at=none, predict_id=none, media=(), cut=0, **arrays)
 
 
-def encode(parts: Sequence[Part], tokenizer: Any, layout: Layout) -> tuple[list[int], list[bool]]:
-    """Ids and whether each is trained on. Adjoining strings are tokenised as one and marked by character offsets.
-
-    Text that spells a special token stays text: control tokens come from the template only, by id.
-    """
-    ids: list[int] = []
-    trained: list[bool] = []
-    run: list[Part] = []
-
-    def flush() -> None:
-        text = "".join(part.text for part in run)
-        if text:
-            marks = np.concatenate([np.full(len(part.text), part.trained) for part in run])
-            coded, ends = _tokenise(tokenizer, text)
-            ids.extend(coded)
-            # a token belongs to the part in which it ends: the space before an answer is part of its first token
-            trained.extend(bool(marks[end]) for end in ends)
-        run.clear()
-
-    for part in parts:
-        if part.control:
-            flush()
-            ids.append(layout.eos_id if part.text == "eos" else tokenizer.convert_tokens_to_ids(part.text))
-            trained.append(part.trained)
-        else:
-            run.append(part)
-    flush()
-    return ids, trained
-
-
-@lru_cache(maxsize=1 << 14)  # questions repeat: in VQA sets most texts are ones that were seen before
-def _tokenise(tokenizer: Any, text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Ids of a text, and the index of each token's last character."""
-    coded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True)
-    return tuple(coded["input_ids"]), tuple(max(start, stop - 1) for start, stop in coded["offset_mapping"])
-
-
-def prefix(layout: Layout, voco_tokens: Sequence[int]) -> dict[str, list[int]]:
-    """Ids, kinds, views and positions of all views' prefixes; `voco_tokens` holds N of each view."""
+def prefix(layout: Layout, voco_tokens: Sequence[int], slots: Sequence[int] | None = None) -> dict[str, list[int]]:
+    """Ids, kinds, views and positions of all views' prefixes; `voco_tokens` holds N of each view, `slots` its vision slots."""
     ids: list[int] = []
     kinds: list[int] = []
     view: list[int] = []
     position: list[int] = []
     bos = [] if layout.bos_id is None else [layout.bos_id]
     offset = 0
-    for index, count in enumerate(voco_tokens):
-        ids += bos + [layout.image_id] * layout.slots + list(layout.separator_ids) + [layout.voco_id] * count
-        kinds += [PREFIX] * len(bos) + [VISION] * layout.slots + [PREFIX] * len(layout.separator_ids) + [VOCO] * count
-        length = layout.prefix_length + count
+    for index, (count, seen) in enumerate(zip(voco_tokens, slots or [layout.slots] * len(voco_tokens), strict=True)):
+        ids += bos + [layout.image_id] * seen + list(layout.separator_ids) + [layout.voco_id] * count
+        kinds += [PREFIX] * len(bos) + [VISION] * seen + [PREFIX] * len(layout.separator_ids) + [VOCO] * count
+        length = layout.prefix_length - layout.slots + seen + count
         view += [index] * length
         position += range(offset, offset + length)
         # under voco the next view is shifted by this one's N only, so a view compressed alone fits any slot
@@ -144,13 +130,12 @@ def prefix(layout: Layout, voco_tokens: Sequence[int]) -> dict[str, list[int]]:
     return {"ids": ids, "kinds": kinds, "view": view, "position": position}
 
 
-def text_start(layout: Layout, voco_tokens: Sequence[int]) -> int:
+def text_start(layout: Layout, voco_tokens: Sequence[int], slots: Sequence[int] | None = None) -> int:
     """Position of the first text token: C + sum of N under voco, the prefix's length otherwise, 0 without views."""
-    if not voco_tokens:
-        return 0
-    if layout.method == "voco":
-        return layout.prefix_length + sum(voco_tokens)
-    return len(voco_tokens) * layout.prefix_length + sum(voco_tokens)
+    if not voco_tokens or layout.method == "voco":
+        return layout.prefix_length + sum(voco_tokens) if voco_tokens else 0
+    seen = sum(slots or [layout.slots] * len(voco_tokens))
+    return seen + len(voco_tokens) * (layout.prefix_length - layout.slots) + sum(voco_tokens)
 
 
 def build(
@@ -162,27 +147,31 @@ def build(
     voco_tokens: Sequence[int] | None = None,
     max_tokens: int | None = None,
     cached: bool = False,
+    sizes: Sequence[Size | None] | None = None,
 ) -> TokenSample:
     """One sample: its views' prefixes, then each conversation as a text segment of its own.
 
-    `media` holds one content hash a view; `voco_tokens` N of each view (default: the layout's). A conversation that
+    `media` holds one content hash an image, `sizes` its height and width: with anyres it is then cut into tiles, and without
+    a size it is one view. `voco_tokens` is N of each view (default: the layout's). A conversation that
     would pass `max_tokens` together with the prefix is cut at its end; the prefix never is. With `cached` the views are
     read from a cache: only their text is in the sample, at the positions that it has behind them, and they count N each.
     Raises ValueError when the prefix alone passes `max_tokens`.
     """
-    counts = [layout.voco_tokens() for _ in media] if voco_tokens is None else list(voco_tokens)
-    if len(counts) != len(media):
-        raise ValueError(f"expected N for each of {len(media)} views, got {len(counts)}")
-    columns = prefix(layout, () if cached else counts)
+    known: Sequence[Size | None] = [None] * len(media) if sizes is None else sizes
+    slots = layout.views(known)
+    counts = [layout.voco_tokens() for _ in slots] if voco_tokens is None else list(voco_tokens)
+    if len(counts) != len(slots) or len(known) != len(media):
+        raise ValueError(f"expected N for each of {len(slots)} views of {len(media)} media, got {len(counts)}")
+    columns = prefix(layout, () if cached else counts, () if cached else slots)
     columns["conversation"] = [NONE] * len(columns["ids"])
     predict_at: list[int] = []
     predict_id: list[int] = []
-    size, start, cut = len(columns["ids"]), text_start(layout, counts), 0
+    size, start, cut = len(columns["ids"]), text_start(layout, counts, slots), 0
     taken = sum(counts) if cached else size
     if max_tokens is not None and taken >= max_tokens:
         raise ValueError(f"a prefix of {taken} tokens leaves no room for text in max_tokens {max_tokens}")
     for index, turns in enumerate(conversations):
-        ids, trained = encode(render(turns, layout.template, layout.newlines, bool(media)), tokenizer, layout)
+        ids, trained = encode(render(turns, layout.template, layout.newlines, bool(media)), tokenizer, layout.eos_id)
         if not media and layout.bos_id is not None:
             ids, trained = [layout.bos_id, *ids], [False, *trained]
         room = len(ids) if max_tokens is None else max_tokens - taken
@@ -206,5 +195,7 @@ def build(
         predict_id=np.asarray(predict_id, dtype=np.int64),
         media=tuple(media),
         cut=cut,
+        tiles=None if cached or layout.anyres is None else layout.tiles(known),
+        packing=None if cached or layout.method != "none" else packed(layout.anyres, known, layout.slots),
         **arrays,
     )

@@ -14,6 +14,7 @@ import pyarrow as pa
 import torch
 
 from voco import rows, work
+from voco.anyres import Size
 from voco.errors import Refused
 from voco.evaluate.scores import exact_match
 from voco.evaluation import Evaluate
@@ -23,10 +24,10 @@ from voco.model.cache import VocoCache
 from voco.model.flops import cache_bytes, compress_flops, fastv_bytes, fastv_flops, read_flops
 from voco.model.reader import prompt_ids
 from voco.tokens import Layout
+from voco.train.data import COLUMNS, images_of, sizes_of
 from voco.video.frame_store import FrameStore
 from voco.work import part
 
-COLUMNS = ["sample_id", "media.list.element.sha256", "conversations"]
 VIEWS_AT_ONCE = 64  # compressed in one forward pass, or read from a frame cache
 HELD_BYTES = 2 << 30  # of keys and values in memory at a time; a sample that is larger is alone
 # summed over the samples, for each N
@@ -50,6 +51,8 @@ def layout_for(config: dict[str, Any], block: Evaluate) -> Layout:
         raise ValueError(f"tokens: only <voco> can be read in part: expected a checkpoint of method voco, got {layout.method}")
     if max(block.tokens or [0]) > layout.tokens:
         raise ValueError(f"tokens: expected at most the checkpoint's {layout.tokens}, got {max(block.tokens or [0])}")
+    if block.fastv is not None and layout.anyres is not None:
+        raise ValueError("fastv: not for a checkpoint that cuts images into tiles (LLaVA-1.6)")
     if block.fastv is not None and block.fastv.layer >= layers:
         raise ValueError(f"fastv.layer: expected fewer than the model's {layers} layers, got {block.fastv.layer}")
     if block.fastv is not None and fastv.kept(layout.vision_slots, block.fastv.keep) < 1:
@@ -82,19 +85,18 @@ class AnswerWorker:
         self.model = weights.load(checkpoint, layout, device=device)
         self.features = FeatureStore(features) if features is not None else None
         self.frames = FrameStore(frame_cache) if frame_cache is not None else None
-        held = self.model.language_model.config
-        self.number_bytes = next(self.model.parameters()).element_size()
-        kept = layout.tokens if layout.method == "voco" else layout.prefix_length + layout.voco_tokens()
-        self.view_bytes = cache_bytes(held, kept, self.number_bytes)
-        whole = (layout.bos_id is not None) + layout.vision_slots + len(layout.separator_ids) + layout.voco_tokens()
-        self.full_view_bytes = cache_bytes(held, whole, self.number_bytes)
-        self.dropped = layout.vision_slots - self.counts[0] if self.block.fastv is not None else 0  # of each view
+        held, number_bytes = self.model.language_model.config, next(self.model.parameters()).element_size()
+        self.token_bytes = cache_bytes(held, 1, number_bytes)
+        self.view_tokens = layout.prefix_length + layout.voco_tokens()  # of a view that text sees whole
+        self.dropped, self.view_bytes = 0, 0  # of each view, under FastV
         if self.block.fastv is not None:
-            self.view_bytes = fastv_bytes(held, kept, self.dropped, self.block.fastv.layer, self.number_bytes)
-        self.view_tokens = kept
+            self.dropped = layout.vision_slots - self.counts[0]
+            self.view_bytes = fastv_bytes(held, self.view_tokens, self.dropped, self.block.fastv.layer, number_bytes)
+        self.sizes: dict[str, Size] = {}  # of the unit's images, by sha256
 
     def __call__(self, unit: int, listed: pa.Table) -> dict[str, Any]:
         samples = [sample for sample in read_rows(listed.to_pylist()) if not self._rejected(sample)]
+        self.sizes = {name: size for one in samples for name, size in zip(images_of(one), sizes_of(one), strict=True)}
         answered: list[dict[str, Any]] = []
         figures = {str(n): dict.fromkeys(FIGURES, 0.0) for n in self.counts}
         images = 0
@@ -116,8 +118,8 @@ class AnswerWorker:
                 mine = figures[str(n)]
                 mine["compress_seconds"] += compressed
                 mine["answer_seconds"] += time.monotonic() - started
-                mine["cache_bytes"] += sum(self._bytes(one) / _views(one) for one in held.values())
-                mine["full_cache_bytes"] += self.full_view_bytes * len(held)
+                mine["cache_bytes"] += sum(self._bytes(one) / len(self._sizes(media)) for media, one in held.items())
+                mine["full_cache_bytes"] += sum(map(self._full_bytes, held))
                 for question in questions:
                     ready, none = self._flops(question, held)
                     mine["prefill_flops"] += ready
@@ -160,15 +162,17 @@ class AnswerWorker:
     def _groups(self, samples: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
         """Consecutive samples whose caches are in memory together: `VIEWS_AT_ONCE` views, and `HELD_BYTES` of caches."""
         held: list[dict[str, Any]] = []
-        views = 0
+        views = size = 0
+        layout = self.model.layout
         for sample in samples:
-            media = self._media(sample)
-            count = len(media) - (1 if self.frames is not None and media else 0)
-            if held and (views + count > VIEWS_AT_ONCE or (views + count) * self.view_bytes > HELD_BYTES):
+            sizes = self._sizes(self._media(sample)) if sample["media"] else []
+            count = layout.tiles(sizes)
+            kept = len(layout.views(sizes)) * layout.tokens if layout.method == "voco" else layout.prefix_tokens(sizes)
+            if held and (views + count > VIEWS_AT_ONCE or size + kept * self.token_bytes > HELD_BYTES):
                 yield held
-                held, views = [], 0
+                held, views, size = [], 0, 0
             held.append(sample)
-            views += count
+            views, size = views + count, size + kept * self.token_bytes
         if held:
             yield held
 
@@ -182,8 +186,21 @@ class AnswerWorker:
         features = {media: [self.features(sha256) for sha256 in media] for media in wanted}
         if self.block.fastv is not None or not wanted:
             return dict(features)
-        tokens = [max(self.counts)] * max(len(media) for media in wanted) if self.model.layout.method == "voco" else None
-        return dict(zip(wanted, self.model.compress_features(list(features.values()), tokens), strict=True))
+        layout, sizes = self.model.layout, [self._sizes(media) for media in wanted]
+        tokens = [max(self.counts)] * max(len(layout.views(some)) for some in sizes) if layout.method == "voco" else None
+        made = self.model.compress_features(list(features.values()), tokens, sizes)
+        return dict(zip(wanted, made, strict=True))
+
+    def _sizes(self, media: Media) -> list[Size | None]:
+        """Height and width of each image, None of each frame, that a cache is of."""
+        return [self.sizes[one] for one in media] if self.frames is None else [None] * (len(media) - 1)
+
+    def _full_bytes(self, media: Media) -> float:
+        """Keys and values of the whole prefix of one of its images or frames, uncompressed, on average."""
+        layout, sizes = self.model.layout, self._sizes(media)
+        method = "none" if layout.anyres is not None else layout.method
+        whole = layout.model_copy(update={"method": method}).prefix_tokens(sizes) / len(sizes)
+        return self.token_bytes * (whole + (layout.vision_slots - layout.slots if layout.anyres is None else 0))
 
     def _media(self, sample: dict[str, Any]) -> Media:
         """What a sample's cache is of: its images' hashes, or its id and the places of its frames in reading order."""

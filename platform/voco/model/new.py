@@ -9,6 +9,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from voco.anyres import Anyres
 from voco.blocks import Llama, Method, Model, Text
 from voco.model import llava_layouts, vision_tower
 from voco.model.llava_layouts import ROUND_UP, SPECIAL
@@ -34,7 +35,9 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
     )
 
 
-def layout_for(tokenizer: Any, method: Method, tokens: int, text: Text, vision_slots: int) -> Layout:
+def layout_for(
+    tokenizer: Any, method: Method, tokens: int, text: Text, vision_slots: int, anyres: Anyres | None = None
+) -> Layout:
     ids = {name: tokenizer.convert_tokens_to_ids(SPECIAL[name]) for name in ("image", "voco")}
     ids |= {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id}
     return Layout(
@@ -49,6 +52,7 @@ def layout_for(tokenizer: Any, method: Method, tokens: int, text: Text, vision_s
         separator_ids=tuple(tokenizer("\n", add_special_tokens=False)["input_ids"]),
         template=text.template,
         newlines=text.newlines,
+        anyres=anyres,
     )
 
 
@@ -62,11 +66,15 @@ def create(model: Model, method: Method, tokens: int, text: Text, texts: Iterabl
         torch.manual_seed(seed)  # for rows of new tokens
         found = llava_layouts.read(model.pretrained, tower_block, model.projector)
         vision_slots, feature_width = found.tower.shape
-        layout = layout_for(found.tokenizer, method, tokens, text, vision_slots).model_copy(update={"bos_id": found.bos_id})
+        layout = layout_for(found.tokenizer, method, tokens, text, vision_slots, found.tower.anyres)
+        layout = layout.model_copy(update={"bos_id": found.bos_id})
         made = VocoLlama(found.language_model, layout, feature_width, found.tower, found.tokenizer)
         if found.projector is not None:
             made.projector.load_state_dict(found.projector)
         made.projector.to(found.language_model.dtype)
+        if made.image_newline is not None:
+            given = made.image_newline if found.newline is None else found.newline
+            made.image_newline.data = given.detach().to(found.language_model.dtype)
         return made.eval()
     assert model.llama is not None
     assert tower_block is not None
@@ -75,7 +83,8 @@ def create(model: Model, method: Method, tokens: int, text: Text, texts: Iterabl
     torch.manual_seed(seed)
     tokenizer = train_tokenizer(texts, model.llama.vocabulary)
     language_model = LlamaForCausalLM(_llama_config(model.llama, tokenizer))
-    return VocoLlama(language_model, layout_for(tokenizer, method, tokens, text, vision_slots), feature_width, tower, tokenizer)
+    layout = layout_for(tokenizer, method, tokens, text, vision_slots, tower.anyres)
+    return VocoLlama(language_model, layout, feature_width, tower, tokenizer)
 
 
 def load(uri: str, device: str = "cpu") -> VocoLlama:

@@ -15,6 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from voco.anyres import Anyres, Size, inside
+
 Pixels = npt.NDArray[np.uint8]
 Colour = tuple[int, int, int]
 
@@ -35,6 +37,31 @@ def by_pillow(image: Image.Image | bytes, size: int, fill: Colour) -> Tensor:
     if side != size:
         image = image.resize((size, size), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(image))
+
+
+def by_tiles(image: Image.Image | bytes, anyres: Anyres) -> tuple[Tensor, Size]:
+    """(T, S, S, 3) uint8 and the image's height and width, as LLaVA-1.6 cuts it: the image whole, squeezed into a square, then
+    the squares of its resolution in raster order, the image in the middle and black around it. Raises what Pillow raises.
+    """
+    if isinstance(image, bytes):
+        image = Image.open(io.BytesIO(image))
+    image = image.convert("RGB")
+    size = (image.height, image.width)
+    target = anyres.resolution(size)
+    height, width = inside(size, target)
+    sheet = Image.new("RGB", (target[1], target[0]))
+    resized = image.resize((width, height), Image.Resampling.BICUBIC)
+    sheet.paste(resized, ((target[1] - width) // 2, (target[0] - height) // 2))
+    side = anyres.tile
+    grid = np.array(sheet).reshape(target[0] // side, side, target[1] // side, side, 3).swapaxes(1, 2).reshape(-1, side, side, 3)
+    return torch.cat((whole(image, side)[None], torch.from_numpy(grid))), size
+
+
+def whole(image: Image.Image | bytes, side: int) -> Tensor:
+    """(S, S, 3) uint8: an image squeezed into a square, as LLaVA-1.6 sees it whole, and a video's frames only so."""
+    if isinstance(image, bytes):
+        image = Image.open(io.BytesIO(image))
+    return torch.from_numpy(np.array(image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)))
 
 
 def fast(image: Image.Image | bytes, size: int, fill: Colour) -> Tensor:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from voco.model.batch import collate
 from voco.model.voco_mask import allowed
-from voco.tokens import PREFIX, TEXT, VISION, VOCO, Layout, TokenSample
+from voco.tokens import NONE, PREFIX, TEXT, VISION, VOCO, Layout, TokenSample
 
 NAMES = {TEXT: "text", PREFIX: "prefix", VISION: "vision", VOCO: "voco"}
 
@@ -61,8 +62,9 @@ def _marked(sample: TokenSample, tokenizer: Any, trained: set[int], first: int, 
 
 
 def _grid(sample: TokenSample, layout: Layout, runs: list[tuple[int, int]]) -> list[str]:
-    views = len(sample.media)
-    batch = collate([sample], lambda _: torch.zeros(layout.vision_slots, 1), (layout.vision_slots, 1))
+    views = len(set(sample.view.tolist()) - {NONE})
+    bare = replace(sample, media=(), tiles=None, packing=None)  # a mask is of ids, and no feature matters
+    batch = collate([bare], lambda _: torch.empty(0), (layout.vision_slots, 1))
     mask = allowed(batch.token_ids, layout.method)[0]
     lines = []
     for row_first, row_last in runs:

@@ -13,10 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from voco.anyres import Anyres, Size
 from voco.errors import Refused
 from voco.model.fingerprint import hash_tensors
 from voco.model.model_files import colours, facts, files_at, tensors
-from voco.model.pixels import DECODERS
+from voco.model.pixels import DECODERS, by_tiles, whole
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -40,6 +41,8 @@ class VisionTower(nn.Module):
         self.mean, self.std = mean, std
         self.size = int(config["image_size"])
         self.decoder = str(config.get("decoder", "pil"))
+        pinpoints = config.get("grid_pinpoints")
+        self.anyres = None if pinpoints is None else Anyres(grid_pinpoints=pinpoints, tile=self.size)
 
     def arrange(self) -> None:
         """Lay convolutions out by channels, which is faster for depthwise ones; again after their weights were exchanged."""
@@ -54,6 +57,8 @@ class VisionTower(nn.Module):
     def preprocessing(self) -> dict[str, Any]:
         """What is done to an image before the net sees it (LLaVA's `pad` mode)."""
         facts = {"pad": "square, mean colour", "resize": "bicubic", "size": self.size, "mean": self.mean, "std": self.std}
+        if self.anyres is not None:
+            facts |= {"pad": "anyres, black", "grid_pinpoints": self.anyres.grid_pinpoints}
         return facts if self.decoder == "pil" else {**facts, "decoder": self.decoder}
 
     @property
@@ -63,9 +68,15 @@ class VisionTower(nn.Module):
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def preprocess(self, image: Image.Image | bytes) -> Tensor:
-        """(S, S, 3) uint8 of an image or its encoded bytes, by the decoder of the config. Safe in several threads at a time."""
+        """(S, S, 3) uint8 of an image or its encoded bytes as one view, by the decoder of the config. Safe in several threads."""
+        if self.anyres is not None:
+            return whole(image, self.size)
         red, green, blue = (int(255 * value) for value in self.mean)
         return DECODERS[self.decoder](image, self.size, (red, green, blue))
+
+    def tiles(self, image: Image.Image | bytes) -> tuple[Tensor, Size | None]:
+        """(T, S, S, 3) uint8 of every view of an image, and its height and width; one view and None without anyres."""
+        return (self.preprocess(image)[None], None) if self.anyres is None else by_tiles(image, self.anyres)
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """(F, 3, S, S) fp32 of (F, S, S, 3) uint8, bit for bit as LLaVA's processor does on the CPU."""
@@ -164,7 +175,7 @@ def _pretrained_net(name: str, folder: str) -> nn.Module:
     if config is None:
         raise Refused(f"tower.path: {folder} holds no config.json, or is a hub name that cannot be reached")
     kind, inside = config.get("model_type"), config.get("vision_config")
-    if kind == "llava" and inside is not None and inside["model_type"] == NETS[name]:
+    if kind in ("llava", "llava_next") and inside is not None and inside["model_type"] == NETS[name]:
         net = _net(name, inside)
         net.load_state_dict(tensors(folder, *TOWER_IN_LLAVA))
         return net

@@ -10,9 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
+from voco.anyres import Size
 from voco.model.attention import NAME, check_backend
 from voco.model.batch import Batch, CachedBatch, collate
 from voco.model.cache import VocoCache, join
@@ -61,7 +64,10 @@ class VocoLlama(Reader):
         language_model.set_attn_implementation(NAME)
         language_model.lm_head = Head(language_model.lm_head)
         language_model.model.rotary_emb = ExactRotary(language_model.model.rotary_emb)
-        self.projector = Projector(feature_width, language_model.config.hidden_size).module()
+        width = language_model.config.hidden_size
+        self.projector = Projector(feature_width, width).module()
+        # LLaVA-1.6: ends each row of an image's tiles under method none
+        self.image_newline = None if layout.anyres is None else nn.Parameter(torch.randn(width) * width**-0.5)
         self.tower = tower
         self.layout = layout
         self.tokenizer = tokenizer
@@ -79,9 +85,11 @@ class VocoLlama(Reader):
         if len(features) == 0:
             # every rank must pass through the projector, or sharded weights and gradients wait for it forever
             idle: Tensor = self.projector(features.new_zeros(1, 1, self.feature_width)).sum()
-            return embeds + 0.0 * idle
-        vision = self.projector(pool(features, self.layout))
-        return embeds[0].index_copy(0, batch.vision_at, vision.flatten(0, 1))[None]
+            return embeds + 0.0 * (idle if self.image_newline is None else idle + self.image_newline.sum())
+        vision = self.projector(pool(features, self.layout)).flatten(0, 1)
+        if batch.packing is not None:
+            vision = torch.cat((vision, self.image_newline[None])).index_select(0, batch.packing)  # type: ignore[index]
+        return embeds[0].index_copy(0, batch.vision_at, vision)[None]
 
     def hidden(self, batch: Batch) -> Tensor:
         """(1, L, W): the last layer's normalised states under our own mask and positions."""
@@ -122,18 +130,36 @@ class VocoLlama(Reader):
         return cache
 
     @torch.no_grad()
-    def compress_features(self, samples: Sequence[Sequence[Tensor]], tokens: Sequence[int] | None = None) -> list[VocoCache]:
-        """One cache for each sample, given as its views' (V, C) features.
+    def compress_images(self, images: Sequence[Image.Image | bytes]) -> VocoCache:
+        """The joined cache of images, each cut into tiles as the tower's `tiles` does."""
+        if self.tower is None:
+            raise ValueError("this model has no vision tower; use compress_features")
+        made = [self.tower.tiles(image) for image in images]
+        features = [self.tower(pixels) for pixels, _ in made]
+        (cache,) = self.compress_features([features], sizes=[[size for _, size in made]])
+        return cache
+
+    @torch.no_grad()
+    def compress_features(
+        self,
+        samples: Sequence[Sequence[Tensor]],
+        tokens: Sequence[int] | None = None,
+        sizes: Sequence[Sequence[Size | None]] | None = None,
+    ) -> list[VocoCache]:
+        """One cache for each sample, given as its images' features: (V, C), or (T, V, C) of tiles, with the images' `sizes`.
 
         `tokens` is N of each view of every sample (default: the layout's). Under voco each view is compressed alone, at
         offset 0; under other methods a sample's views are one sequence.
         """
         alone = self.layout.method == "voco"
+        if self.layout.method != "none":  # each tile is a view, and no size matters any more
+            samples = [[view for image in some for view in image.reshape(-1, *image.shape[-2:])] for some in samples]
+            sizes = None
         units = [[view] for sample in samples for view in sample] if alone else [list(sample) for sample in samples]
         default = [self.layout.voco_tokens()] * max((len(sample) for sample in samples), default=0)
         counts = list(tokens) if tokens is not None else default
         per_unit = [[counts[i]] for s in samples for i in range(len(s))] if alone else [counts[: len(s)] for s in samples]
-        made = self._compress_units(units, per_unit)
+        made = self._compress_units(units, per_unit, sizes or [[None] * len(unit) for unit in units])
         if not alone:
             return made
         caches, start = [], 0
@@ -142,12 +168,14 @@ class VocoLlama(Reader):
             start += len(sample)
         return caches
 
-    def _compress_units(self, units: list[list[Tensor]], counts: list[list[int]]) -> list[VocoCache]:
+    def _compress_units(
+        self, units: list[list[Tensor]], counts: list[list[int]], sizes: Sequence[Sequence[Size | None]]
+    ) -> list[VocoCache]:
         store = {str(at): view for at, view in enumerate(view for unit in units for view in unit)}
         names = iter(store)
         samples = [
-            build("", [], [next(names) for _ in unit], None, self.layout, voco_tokens=count)
-            for unit, count in zip(units, counts, strict=True)
+            build("", [], [next(names) for _ in unit], None, self.layout, voco_tokens=count, sizes=images)
+            for unit, count, images in zip(units, counts, sizes, strict=True)
         ]
         empty = (self.layout.vision_slots, self.feature_width)
         batch = collate(samples, store.__getitem__, empty).to(self.device, self.dtype)
@@ -155,10 +183,10 @@ class VocoLlama(Reader):
         kept = torch.nonzero(batch.kind[0] == VOCO if voco else batch.kind[0] != PAD)[:, 0].to(self.device)
         seen = self._see(batch.token_ids, self.layout.method)
         keys, values = keys_values(self.language_model, self.embed(batch), batch.position, seen, kept)
-        tokens = [count if voco else [self.layout.prefix_length + n for n in count] for count in counts]
-        sizes = [sum(some) for some in tokens]
+        tokens = [n if voco else np.bincount(sample.view).tolist() for n, sample in zip(counts, samples, strict=True)]
+        kept_of = [sum(each) for each in tokens]
         # copies: a cache must not hold on to the others that were made with it
-        parts = [[one.clone() for one in torch.split(states, sizes, dim=2)] for states in (keys, values)]
+        parts = [[one.clone() for one in torch.split(states, kept_of, dim=2)] for states in (keys, values)]
         return [VocoCache(k, v, tuple(some), self.cache_key()) for k, v, some in zip(*parts, tokens, strict=True)]
 
 

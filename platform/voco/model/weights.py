@@ -113,6 +113,8 @@ def load(
         language_model.lm_head.weight = language_model.model.embed_tokens.weight
     for part in (model.language_model, model.projector):
         part.to(dtype or model.dtype)
+    if model.image_newline is not None:
+        model.image_newline.data = model.image_newline.to(model.dtype)
     if model.tower is not None:
         model.tower.float().arrange()
     model.compressor, model.compressor_tokens = config["compressor"], config["compressor_tokens"]

@@ -9,7 +9,7 @@ from voco.blocks import Training, VideoSft
 from voco.errors import Refused
 from voco.spec import Job
 from voco.tokens import Layout
-from voco.train.data import SampleTables
+from voco.train.data import IMAGES, SampleTables, sizes_of
 from voco.video.frame_store import FrameStore, check_maker
 
 
@@ -34,7 +34,8 @@ def check(job: Job, layout: Layout, model: str) -> None:
         raise Refused(
             f"compression.tokens: expected a divisor of the tower's {layout.vision_slots} positions, got {layout.tokens}"
         )
-    prefix = layout.prefix_length + layout.voco_tokens()
+    images = (sizes_of(row) for row in _tables(job).rows(IMAGES)) if layout.anyres is not None else []
+    prefix = max((layout.prefix_tokens(sizes) for sizes in images), default=layout.prefix_tokens([None]))
     if prefix >= block.max_tokens:
         raise Refused(f"{job.kind}.max_tokens: expected more than the prefix's {prefix} tokens, got {block.max_tokens}")
 

@@ -9,17 +9,17 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from voco import rows, storage
-from voco.blocks import Training, VideoSft
+from voco.anyres import Size
+from voco.blocks import Training
 from voco.features import FeatureStore
-from voco.model.batch import Batch, CachedBatch, collate, collate_cached
-from voco.model.cache import VocoCache
+from voco.model.batch import Batch, collate
 from voco.model.voco_llama import VocoLlama
 from voco.tokens import Layout, TokenSample, build, filler
 from voco.train.order import WINDOW, Mix, Rows
 from voco.train.packing import deal
-from voco.video.frame_store import FrameStore
 
-COLUMNS = ["sample_id", "media.list.element.sha256", "conversations"]
+IMAGES = [f"media.list.element.{name}" for name in ("sha256", "width", "height")]
+COLUMNS = ["sample_id", *IMAGES, "conversations"]
 
 
 class SampleTables:
@@ -105,12 +105,18 @@ class TrainingSamples:
             return
         conversations = [one["turns"] for one in row["conversations"]]
         for part in [conversations] if self.block.share_vision else [[one] for one in conversations]:
-            yield build(row["sample_id"], part, views, self.tokenizer, self.layout, max_tokens=limit, cached=self.cached)
+            made = (row["sample_id"], part, views, self.tokenizer, self.layout)
+            yield build(*made, max_tokens=limit, cached=self.cached, sizes=None if self.cached else sizes_of(row))
 
 
 def images_of(row: dict[str, Any]) -> list[str]:
     """Content hashes of a row's images."""
     return [one["sha256"] for one in row["media"] or []]
+
+
+def sizes_of(row: dict[str, Any]) -> list[Size]:
+    """Height and width of a row's images."""
+    return [(one["height"], one["width"]) for one in row["media"] or []]
 
 
 class ImageBatches:
@@ -128,29 +134,3 @@ class ImageBatches:
 
     def collate(self, samples: list[TokenSample]) -> Batch:
         return collate(samples, self.features, (self.layout.vision_slots, self.width))
-
-
-class VideoBatches:
-    """Batches of samples whose frames are read as caches."""
-
-    def __init__(self, tables: SampleTables, frames: FrameStore, model: VocoLlama, block: VideoSft) -> None:
-        def places(row: dict[str, Any]) -> list[str] | None:
-            if row["sample_id"] in frames.rejected:
-                return None
-            return [str(place) for place in frames.taken(row["sample_id"], block.max_frames)] if row["media"] else []
-
-        self.samples = TrainingSamples(tables, model.tokenizer, model.layout, block, places, cached=True)
-        self.frames, self.layout = frames, model.layout
-
-    def passes(self, wanted: Rows, count: int) -> list[CachedBatch]:
-        """The samples of (n, 2) places as `count` batches of nearly equal length, cached tokens counted."""
-        samples = self.samples.take(wanted)
-        dealt = deal([len(sample) + len(sample.media) * self.layout.tokens for sample in samples], count)
-        return [self.collate([samples[index] for index in row] or [filler(self.layout)]) for row in dealt]
-
-    def collate(self, samples: list[TokenSample]) -> CachedBatch:
-        caches = [self._cache(sample) if sample.media else None for sample in samples]
-        return collate_cached(samples, caches)
-
-    def _cache(self, sample: TokenSample) -> VocoCache:
-        return self.frames.read(sample.sample_id, [int(place) for place in sample.media], self.layout.tokens)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +20,11 @@ from voco.model import weights
 from voco.model.voco_llama import VocoLlama
 from voco.tokens import Layout
 from voco.tracking import TrackedRun
-from voco.train.data import ImageBatches, SampleTables, VideoBatches
+from voco.train.data import ImageBatches, SampleTables
 from voco.train.order import Rows, epoch_order
 from voco.train.step import NonFinite, StepResult, learning_rate, train_step
-from voco.train.zero import deepspeed_config
+from voco.train.video_data import VideoBatches
+from voco.train.zero import deepspeed_config, gathered
 from voco.video.frame_store import FrameStore
 
 TAG = "state"
@@ -51,8 +50,9 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
     torch.manual_seed(config["seed"])
     model = weights.load(config["model"], Layout(**config["layout"]), torch.float32, block.attention)
     model.tower = None  # its features, or the frames' caches, are there already
+    newline = ("image_newline",) if model.layout.method == "none" and config["kind"] != "video_sft" else ()
     for name, weight in model.named_parameters():
-        weight.requires_grad_(name.startswith(TRAINED[config["kind"]]))
+        weight.requires_grad_(name.startswith(TRAINED[config["kind"]] + newline))
     if block.checkpoint_activations:
         model.language_model.train()  # transformers recomputes in training mode only; there is no dropout to switch on
         model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -213,18 +213,6 @@ class TrainLoop:
                 storage.put_directory(Path(folder) / "model", storage.join(self.config["output"], "model"))
             write_metrics(storage.join(self.config["output"], "metrics.parquet"), self.metrics)
         dist.barrier()
-
-
-@contextmanager
-def gathered(parameter: torch.nn.Parameter, zero_stage: int) -> Iterator[None]:
-    """Under ZeRO-3 a parameter is whole only in here."""
-    if zero_stage < 3:
-        yield
-        return
-    import deepspeed
-
-    with deepspeed.zero.GatheredParameters([parameter]):
-        yield
 
 
 def write_metrics(uri: str, metrics: list[dict[str, Any]]) -> None:

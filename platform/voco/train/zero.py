@@ -1,8 +1,12 @@
-"""The one place that spells DeepSpeed's keys."""
+"""What is DeepSpeed's own: its keys, and its sharded parameters."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+import torch
 
 from voco.blocks import Training
 
@@ -35,3 +39,15 @@ def deepspeed_config(block: Training, workers: int) -> dict[str, Any]:
         "steps_per_print": 1 << 30,
         "wall_clock_breakdown": False,
     }
+
+
+@contextmanager
+def gathered(parameter: torch.nn.Parameter, zero_stage: int) -> Iterator[None]:
+    """Under ZeRO-3 a parameter is whole only in here."""
+    if zero_stage < 3:
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([parameter]):
+        yield

@@ -1,0 +1,183 @@
+"""LLaVA-1.6 as transformers saves it: under `none` its own pixels, packing and logits; under `voco` each tile is a view."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from model import llava_world as world
+from model.test_equality import read_logits
+from PIL import Image
+from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration
+from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+
+import voco.model
+from voco.blocks import Model, Text
+from voco.errors import Refused
+from voco.model import new, vision_tower, weights
+from voco.model.batch import collate
+from voco.tokens import TEXT, build
+
+PINPOINTS = [[32, 64], [64, 32], [64, 64], [96, 32], [32, 96]]
+SHAPES = [(50, 50), (64, 20), (20, 90), (31, 40), (130, 100)]  # (height, width): 2x2, tall, wide, small, large
+
+WIDER = {"mistral": {"sliding_window": 512}}  # two images of whole prefixes fit in
+
+
+def next_llava(text: str = "llama", seed: int = 3) -> LlavaNextForConditionalGeneration:
+    torch.manual_seed(seed)
+    config = LlavaNextConfig(
+        vision_config=world.TOWERS["clip"][0],
+        text_config=type(world.TEXT[text])(**{**world.TEXT[text].to_dict(), **WIDER.get(text, {})}),
+        image_token_index=259,
+        image_grid_pinpoints=PINPOINTS,
+        tie_word_embeddings=world.TEXT[text].tie_word_embeddings,
+    )
+    model = world.loud(LlavaNextForConditionalGeneration(config))
+    with torch.no_grad():
+        model.model.image_newline.normal_(0.0, 1.0)
+    return model
+
+
+def processor() -> LlavaNextImageProcessorPil:
+    return LlavaNextImageProcessorPil(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, image_grid_pinpoints=PINPOINTS
+    )
+
+
+def picture(height: int, width: int, seed: int = 0) -> Image.Image:
+    draw = np.random.default_rng(seed)
+    soft = Image.fromarray(draw.integers(0, 256, (6, 5, 3), dtype=np.uint8))
+    return soft.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def created(uri, method="none", tokens=0, **more):
+    return new.create(Model(pretrained=uri, **more), method, tokens, Text(template="question_answer"), [], seed=0)
+
+
+@pytest.fixture(scope="module", params=["llama", "mistral", "qwen2"])
+def pair(request, tmp_path_factory):
+    reference = next_llava(request.param)
+    folder = tmp_path_factory.mktemp(request.param)
+    uri = world.saved(reference, folder)
+    processor().save_pretrained(folder)
+    return reference, uri
+
+
+def exact_features(reference, pixels):
+    """(T, V, C) fp32 of one image's normalised tiles, past our rounding to fp16."""
+    with torch.no_grad():
+        return reference.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
+
+
+def seen(model, reference, shapes):
+    """Our tiles of each image, normalised, their features, and the images' sizes."""
+    made = [model.tower.tiles(picture(*shape, seed)) for seed, shape in enumerate(shapes)]
+    pixels = [model.tower.normalise(tiles) for tiles, _ in made]
+    return pixels, [exact_features(reference, one) for one in pixels], [size for _, size in made]
+
+
+def one_pass(model, samples, store):
+    batch = collate(samples, store.__getitem__, (16, 24)).to("cpu", model.dtype)
+    with torch.no_grad():
+        logits = model.logits(batch)
+    return [logits[(batch.sample == at) & (batch.kind == TEXT)] for at in range(len(samples))]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_pixels_are_the_processors_own(pair, shape):
+    model = created(pair[1])
+    tiles, size = model.tower.tiles(picture(*shape))
+    expected = processor()(picture(*shape), do_rescale=False, do_normalize=False, return_tensors="pt")
+    assert size == tuple(expected["image_sizes"][0].tolist()) == shape
+    assert torch.equal(tiles.permute(0, 3, 1, 2), expected["pixel_values"][0].to(torch.uint8))
+    normal = processor()(picture(*shape), return_tensors="pt")["pixel_values"][0]
+    assert torch.allclose(model.tower.normalise(tiles), normal, atol=1e-5)
+    assert torch.equal(model.tower.preprocess(picture(*shape)), tiles[0])  # a frame is the whole image alone
+
+
+@pytest.mark.parametrize("shapes", [[shape] for shape in SHAPES] + [SHAPES[:2]], ids=str)
+def test_under_none_logits_are_transformers_own(pair, shapes):
+    reference, uri = pair
+    model = created(uri)
+    pixels, made, sizes = seen(model, reference, shapes)
+    names = [f"i{at}" for at in range(len(shapes))]
+    sample = build("a", [tiny.question("what is it?", "a cat")], names, model.tokenizer, model.layout, sizes=sizes)
+    ids = torch.from_numpy(sample.ids)[None]
+    padded = torch.zeros(len(shapes), max(map(len, pixels)), 3, 32, 32)
+    for at, one in enumerate(pixels):
+        padded[at, : len(one)] = one
+    given = {"pixel_values": padded, "image_sizes": torch.tensor(sizes), "attention_mask": torch.ones_like(ids)}
+    with torch.no_grad():
+        expected = reference(input_ids=ids, **given).logits[0][torch.from_numpy(sample.kinds) == TEXT][:, : world.KNOWN]
+    (got,) = one_pass(model, [sample], dict(zip(names, made, strict=True)))
+    assert expected.abs().max() > 0.5
+    assert tiny.close(got[:, : world.KNOWN], expected)
+    with torch.no_grad():
+        model.image_newline.add_(1.0)
+    (moved,) = one_pass(model, [sample], dict(zip(names, made, strict=True)))
+    assert (moved - got).abs().max() > 1e-2  # the newlines are there
+
+
+def test_images_of_several_shapes_in_one_batch_are_as_each_alone(pair):
+    reference, uri = pair
+    model = created(uri)
+    _, made, sizes = seen(model, reference, SHAPES)
+    store = {f"i{at}": one for at, one in enumerate(made)} | {"frame": made[0][0]}
+    turns = [tiny.question("what is it?", "a cat")]
+    samples = [build("a", turns, [f"i{at}"], model.tokenizer, model.layout, sizes=[sizes[at]]) for at in range(len(made))]
+    samples += [build("t", turns, [], model.tokenizer, model.layout), build("f", turns, ["frame"], model.tokenizer, model.layout)]
+    together = one_pass(model, samples, store)
+    for sample, got in zip(samples, together, strict=True):
+        assert tiny.close(got, one_pass(model, [sample], store)[0])
+    with pytest.raises(ValueError, match="expected features of 5 tiles, got 3"):
+        one_pass(model, samples[:1], {"i0": made[1]})
+
+
+@pytest.mark.parametrize(("method", "tokens"), [("voco", 2), ("none", 2), ("avg_pool", 4)])
+def test_compress_then_read_equals_one_pass(pair, method, tokens):
+    reference, uri = pair
+    model = created(uri, method, tokens)
+    _, made, sizes = seen(model, reference, SHAPES[:2])
+    names = [f"i{at}" for at in range(len(made))]
+    sample = build("v", [tiny.question("which came first?")], names, model.tokenizer, model.layout, sizes=sizes)
+    (cache,) = model.compress_features([made], sizes=[sizes])
+    if method == "voco":  # 2x2 and 2x1 tiles, and each image whole
+        assert cache.tokens == (tokens,) * (5 + 3)
+    (expected,) = one_pass(model, [sample], dict(zip(names, made, strict=True)))
+    assert tiny.close(read_logits(model, cache, sample.ids[sample.kinds == TEXT].tolist()), expected)
+    images = [picture(*size, at) for at, size in enumerate(sizes)]
+    again = model.compress_images(images)
+    assert (again.tokens, again.keys.shape) == (cache.tokens, cache.keys.shape)
+
+
+def test_survives_save_and_load_bit_by_bit(pair, tmp_path):
+    _, uri = pair
+    model = created(uri, "none", 2)
+    weights.save(model, weights.own_state(model), tmp_path / "model")
+    loaded = voco.model.load(str(tmp_path))
+    before, after = model.state_dict(), loaded.state_dict()
+    assert before.keys() == after.keys()
+    assert "image_newline" in before
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert loaded.layout == model.layout
+    assert [list(one) for one in loaded.layout.anyres.grid_pinpoints] == PINPOINTS
+    assert weights.read_config(str(tmp_path))["layout"]["anyres"] == {"grid_pinpoints": PINPOINTS, "tile": 32}
+    assert loaded.tower.identity == model.tower.identity == loaded.preprocessing
+
+
+def test_what_cannot_be_is_refused(pair, tmp_path):
+    _, uri = pair
+    plain = {"name": "clip", "image_size": 32, "path": uri, "layer": -2}
+    with pytest.raises(Refused, match=r"model\.tower\.grid_pinpoints: expected \[\[32, 64\]"):
+        created(uri, tower=plain)
+    tower = vision_tower.pretrained(plain)
+    assert tower.identity != created(uri).tower.identity
+    for changes, message in (({"grid_pinpoints": [[32, 50]]}, "multiples of image_size"), ({"decoder": "fast"}, "decoder pil")):
+        with pytest.raises(ValueError, match=message):
+            Model(pretrained=uri, tower={**plain, "grid_pinpoints": PINPOINTS, **changes})
+    model = created(uri, "voco", 1)
+    weights.save(model, weights.own_state(model), tmp_path / "model")
+    with pytest.raises(Refused, match="cannot be exported yet"):
+        voco.model.export(str(tmp_path), str(tmp_path / "out"))
