@@ -45,8 +45,8 @@ def test_a_second_question_finds_the_cache(place: Path, tmp_path: Path, keep_sys
     first, lines = told(place, ["0.png"], **how)
     again, more = told(place, ["0.png"], **how)
     assert "1 views" in lines
-    assert "0 of 1 media found" in lines
-    assert "1 of 1 media found" in more
+    assert "0 of 1 caches found" in lines
+    assert "1 of 1 caches found" in more
     model = load(str(place / "checkpoint"))
     cache = model.compress(model.tower.preprocess(world.picture(0)[0])[None])
     expected = "".join(model.stream(cache, QUESTION, 8))
@@ -57,9 +57,9 @@ def test_images_and_a_video_in_one_question(place: Path, tmp_path: Path) -> None
     _, lines = told(place, ["0.png", "clip.mp4", "1.png"], cache=str(tmp_path), max_new_tokens=4, frames=5)
     assert "7 views" in lines
     _, lines = told(place, ["clip.mp4", "1.png"], cache=str(tmp_path), max_new_tokens=4, frames=5)
-    assert "2 of 2 media found" in lines
+    assert "2 of 2 caches found" in lines
     _, lines = told(place, ["clip.mp4"], cache=str(tmp_path), max_new_tokens=4, frames=4)
-    assert "0 of 1 media found" in lines  # other frames
+    assert "0 of 1 caches found" in lines  # other frames
     assert "pass 1" not in told(place, [], max_new_tokens=2)[1]
 
 
@@ -69,15 +69,27 @@ def test_fewer_tokens_are_answered_from_the_same_pass(place: Path, tmp_path: Pat
     features = list(model.tower(model.tower.preprocess(world.picture(0)[0])[None]))
     for n in (1, 2):
         answer, lines = told(place, ["0.png"], cache=str(tmp_path), max_new_tokens=8, tokens=n)
-        assert "1 of 1 media found" in lines
+        assert "1 of 1 caches found" in lines
         (fresh,) = model.compress_features([features], tokens=[n])
         assert answer == "".join(model.stream(fresh, QUESTION, 8))
+
+
+def test_a_model_that_sees_views_whole_gets_one_cache_of_all(place: Path, tmp_path: Path) -> None:
+    block = Model.model_validate({"llama": LLAMA, "tower": {"name": "efficientnet_lite0", "image_size": 64}})
+    made = new.create(block, "none", 1, Text(template="vicuna_v1"), [QUESTION], seed=1)
+    weights.save(made, weights.own_state(made), tmp_path / "none" / "model")
+    how = Asked(cache=str(tmp_path / "kept"), max_new_tokens=4, keep_system=True)
+    media = [str(place / "0.png"), str(place / "1.png")]
+    said = "".join(ask(str(tmp_path / "none"), media, QUESTION, how))
+    assert "2 views" in said
+    assert "0 of 1 caches found" in said
+    assert "1 of 1 caches found" in "".join(ask(str(tmp_path / "none"), media, QUESTION, how))
 
 
 def test_nothing_is_kept_without_a_cache(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     _, lines = told(place, ["0.png"], cache=None, max_new_tokens=2)
-    assert "which is off" in lines
+    assert "keeping is off" in lines
     assert not list(tmp_path.iterdir())
 
 

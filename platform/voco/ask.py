@@ -13,8 +13,10 @@ from pathlib import PurePosixPath
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from voco import model, storage
+from voco.anyres import Size
 from voco.errors import Refused
 from voco.model.cache import VocoCache, join
 from voco.model.cache_store import CacheStore, content_of
@@ -49,13 +51,13 @@ def ask(checkpoint: str, media: Sequence[str], question: str, how: Asked | None 
     tokens than 1 or more than the checkpoint's.
     """
     how = how or Asked()
-    if how.keep_system and len(media) != 1:
-        raise Refused(f"--keep-system: the kept text reads one medium, got {len(media)}")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     reader = model.load(checkpoint, device=device)
+    if how.keep_system and (not media or (len(media) > 1 and reader.layout.method == "voco")):
+        raise Refused(f"--keep-system: the kept text reads the views of one medium, got {len(media)}")
     maker = Maker(checkpoint, reader, how)
     started = time.monotonic()
-    caches = [maker.cache(uri) for uri in media]
+    caches = maker.caches(media)
     _wait(device)
     compressed = time.monotonic()
     whole = join(caches) if caches else None
@@ -70,12 +72,22 @@ def ask(checkpoint: str, media: Sequence[str], question: str, how: Asked | None 
     if caches:
         yield (
             f"\n\npass 1, views to caches: {compressed - started:.2f} s, {views} views, {size / 1e6:,.2f} MB; "
-            f"{maker.hits} of {len(caches)} media found in the cache" + (f" at {how.cache}" if how.cache else ", which is off")
+            f"{maker.hits} of {len(caches)} caches found" + (f" in {how.cache}" if how.cache else ", keeping is off")
         )
     yield (
         f"\npass 2, question to answer: {(first or ended) - compressed:.2f} s to the first token, {ended - compressed:.2f} s for "
         f"{len(answer.ids)} tokens; ended by {answer.ended}\n"
     )
+
+
+@dataclass(frozen=True)
+class Medium:
+    """One image or video, with the numbers of the frames that are looked at."""
+
+    uri: str
+    data: bytes
+    video: Video | None
+    frames: tuple[int, ...]
 
 
 class Maker:
@@ -93,20 +105,21 @@ class Maker:
         rope = reader.language_model.config.rope_parameters
         self.store = None if how.cache is None else CacheStore(how.cache, reader.cache_key(), reader.dtype, rope)
 
-    def cache(self, uri: str) -> VocoCache:
-        """The cache of one image or of a video's frames."""
-        data = self._read(uri)
-        try:
-            video = Video(data) if PurePosixPath(uri.lower()).suffix in VIDEOS else None
-        except (OSError, ValueError) as error:
-            raise Refused(f"{uri}: {error}") from error
-        frames = tuple(evenly(video.num_frames, self.how.frames)) if video is not None else ()
+    def caches(self, media: Sequence[str]) -> list[VocoCache]:
+        """One cache for each medium; under other methods than voco, where views see each other, one for all of them."""
+        found = [self._read(uri) for uri in media]
+        groups = [[one] for one in found] if self.reader.layout.method == "voco" else [found] if found else []
+        return [self._cache(group) for group in groups]
+
+    def _cache(self, group: list[Medium]) -> VocoCache:
+        parts = [(one.data, one.frames) for one in group]
         if not self.text_ids:
-            return self._taken(self._kept(content_of(data, frames), lambda: self._made(uri, data, video, frames)))
-        content = content_of(data, frames, self.text_ids, self.tokens)
-        return self._kept(
-            content, lambda: self.reader.keep_text(self._taken(self._made(uri, data, video, frames)), self.text_ids)
-        )
+            return self._taken(self._kept(content_of(parts), lambda: self._made(group)))
+
+        def with_text() -> VocoCache:
+            return self.reader.keep_text(self._taken(self._made(group)), self.text_ids)
+
+        return self._kept(content_of(parts, self.text_ids, self.tokens), with_text)
 
     def _kept(self, content: str, make: Callable[[], VocoCache]) -> VocoCache:
         found = self.store.get(content) if self.store is not None else None
@@ -121,25 +134,42 @@ class Maker:
     def _taken(self, cache: VocoCache) -> VocoCache:
         return cache if self.tokens is None or set(cache.tokens) == {self.tokens} else cache.take(self.tokens)
 
-    def _read(self, uri: str) -> bytes:
+    def _read(self, uri: str) -> Medium:
         try:
-            return storage.read_bytes(storage.resolve(uri))
+            data = storage.read_bytes(storage.resolve(uri))
+            video = Video(data) if PurePosixPath(uri.lower()).suffix in VIDEOS else None
         except (FileNotFoundError, IsADirectoryError) as error:
             raise Refused(f"{uri}: no such file") from error
+        except (OSError, ValueError) as error:
+            raise Refused(f"{uri}: {error}") from error
+        return Medium(uri, data, video, tuple(evenly(video.num_frames, self.how.frames)) if video is not None else ())
 
-    def _made(self, uri: str, data: bytes, video: Video | None, frames: tuple[int, ...]) -> VocoCache:
+    def _made(self, group: list[Medium]) -> VocoCache:
         if self.compressor is None:
             apart = storage.exists(storage.join(storage.resolve(self.checkpoint), COMPRESSOR, "model", "config.json"))
             self.compressor = load_compressor(self.checkpoint, str(self.reader.device)) if apart else self.reader
-        tower = self.compressor.tower
+        features: list[Tensor] = []
+        sizes: list[Size | None] = []
+        for one in group:
+            made, of = self._features(self.compressor, one)
+            features, sizes = features + made, sizes + of
+        (cache,) = self.compressor.compress_features([features], sizes=[sizes])
+        return cache
+
+    def _features(self, model: VocoLlama, one: Medium) -> tuple[list[Tensor], list[Size | None]]:
+        """Features of each image or frame, and the size of an image that is cut into tiles."""
+        tower = model.tower
         if tower is None:
-            raise Refused(f"{self.checkpoint}: a checkpoint without a vision tower cannot look at {uri}")
+            raise Refused(f"{self.checkpoint}: a checkpoint without a vision tower cannot look at {one.uri}")
         try:
-            images = [Image.fromarray(one) for one in video.frames(list(frames))] if video else [Image.open(io.BytesIO(data))]
-            pixels = torch.stack([tower.preprocess(image) for image in images])
+            if one.video is None:
+                pixels, size = tower.tiles(Image.open(io.BytesIO(one.data)))
+                return [tower(pixels).squeeze(0)], [size]
+            frames = one.video.frames(list(one.frames))
+            pixels = torch.stack([tower.preprocess(Image.fromarray(frame)) for frame in frames])
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise Refused(f"{uri}: expected an image, or a video with one of {', '.join(VIDEOS)} ({error})") from error
-        return self.compressor.compress(pixels)
+            raise Refused(f"{one.uri}: expected an image, or a video with one of {', '.join(VIDEOS)} ({error})") from error
+        return list(tower(pixels)), [None] * len(pixels)
 
 
 def _wait(device: str) -> None:

@@ -80,11 +80,11 @@ class CacheStore:
         return place
 
 
-def content_of(media: bytes, frames: Sequence[int] = (), text_ids: Sequence[int] = (), tokens: int | None = None) -> str:
-    """sha256 of what a cache is of: an encoded image, or the `frames` of an encoded video; and text that is kept with it, which
-    has read `tokens` of each view.
+def content_of(media: Sequence[tuple[bytes, Sequence[int]]], text_ids: Sequence[int] = (), tokens: int | None = None) -> str:
+    """sha256 of what a cache is of: encoded images and videos in order, each with the numbers of its frames (none: an image);
+    and text that is kept with them, which has read `tokens` of each view.
     """
-    return _hash([hashlib.sha256(media).hexdigest(), list(frames), list(text_ids), tokens])
+    return _hash([[[hashlib.sha256(data).hexdigest(), list(frames)] for data, frames in media], list(text_ids), tokens])
 
 
 def _hash(facts: Any) -> str:

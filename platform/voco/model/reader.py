@@ -51,11 +51,14 @@ class Reader(nn.Module):
     def _see(self, ids: TokenIds, method: str, queries: int | None = None) -> Seen:
         return see(self.attention, ids, method, self.device, queries)
 
-    def _run(self, embeds: Tensor, seen: Seen, position: Tensor, past: Any = None) -> Tensor:
+    def _check_window(self, position: Tensor) -> None:
         if self.window is not None and int(position.max()) >= self.window:
             raise ValueError(
                 f"a sample of {int(position.max()) + 1} positions is longer than the model's window of {self.window}"
             )
+
+    def _run(self, embeds: Tensor, seen: Seen, position: Tensor, past: Any = None) -> Tensor:
+        self._check_window(position)
         states: Tensor = self.language_model.model(
             inputs_embeds=embeds, position_ids=position, past_key_values=past, use_cache=past is not None, seen=seen
         ).last_hidden_state

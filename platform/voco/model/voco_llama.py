@@ -182,6 +182,7 @@ class VocoLlama(Reader):
         voco = self.layout.method == "voco"
         kept = torch.nonzero(batch.kind[0] == VOCO if voco else batch.kind[0] != PAD)[:, 0].to(self.device)
         seen = self._see(batch.token_ids, self.layout.method)
+        self._check_window(batch.position)
         keys, values = keys_values(self.language_model, self.embed(batch), batch.position, seen, kept)
         tokens = [n if voco else np.bincount(sample.view).tolist() for n, sample in zip(counts, samples, strict=True)]
         kept_of = [sum(each) for each in tokens]
