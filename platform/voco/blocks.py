@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Method = Literal["voco", "none", "avg_pool"]
+Method = Literal["voco", "none", "avg_pool", "q_former"]
 
 
 class Strict(BaseModel):
@@ -70,7 +70,14 @@ class Compression(Strict):
     """How an image's vision tokens reach the text."""
 
     method: Method
-    tokens: int = Field(ge=1)  # N: <voco> tokens per view; avg_pool: pooled vectors per view
+    tokens: int = Field(ge=1)  # N: <voco> tokens per view; avg_pool: pooled vectors per view; q_former: queries
+    q_former_layers: int | None = Field(default=None, ge=1)  # default: the checkpoint's, or 2 of a new Q-Former
+
+    @model_validator(mode="after")
+    def _layers(self) -> Self:
+        if self.q_former_layers is not None and self.method != "q_former":
+            raise ValueError(f"expected `q_former_layers` with method q_former only, got {self.method}")
+        return self
 
 
 class Tower(Strict):

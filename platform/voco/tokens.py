@@ -29,7 +29,7 @@ class Layout(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    method: Literal["voco", "none", "avg_pool"]
+    method: Literal["voco", "none", "avg_pool", "q_former"]
     tokens: int  # N, what a view gets unless it is told otherwise
     vision_slots: int  # V as the tower gives them
     bos_id: int | None
@@ -40,11 +40,17 @@ class Layout(BaseModel):
     separator_ids: tuple[int, ...]
     template: str
     newlines: str
+    q_former_layers: int = 0  # of method q_former
+
+    @property
+    def pooled(self) -> bool:
+        """N vectors stand in a view's slots instead of V, and no <voco> behind them."""
+        return self.method in ("avg_pool", "q_former")
 
     @property
     def slots(self) -> int:
         """Vision slots that stand in the sequence: V, or N pooled ones."""
-        return self.tokens if self.method == "avg_pool" else self.vision_slots
+        return self.tokens if self.pooled else self.vision_slots
 
     @property
     def prefix_length(self) -> int:
@@ -57,8 +63,8 @@ class Layout(BaseModel):
         return self.prefix_length if self.method == "voco" else 0
 
     def voco_tokens(self, n: int | None = None) -> int:
-        """<voco> tokens of a view: none under average pooling."""
-        return 0 if self.method == "avg_pool" else self.tokens if n is None else n
+        """<voco> tokens of a view: none where it is pooled."""
+        return 0 if self.pooled else self.tokens if n is None else n
 
 
 @dataclass(frozen=True)

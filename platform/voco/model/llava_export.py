@@ -38,6 +38,8 @@ def export(checkpoint: str, output: str) -> list[str]:
     tower = model.tower
     if tower is None or tower.config["name"] not in NETS:
         raise Refused(f"{checkpoint}: LLaVA has a tower of {sorted(NETS)}; this model cannot be exported")
+    if model.q_former is not None:
+        raise Refused(f"{checkpoint}: LLaVA has no Q-Former; this model cannot be exported")
     whole = _llava(model, tower)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "llava"

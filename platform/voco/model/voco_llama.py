@@ -20,6 +20,7 @@ from voco.model.batch import Batch, CachedBatch, collate
 from voco.model.cache import CacheKey, VocoCache, join
 from voco.model.capture import head_width, keys_values
 from voco.model.head import Head
+from voco.model.q_former import QFormer, means
 from voco.model.rope import ExactRotary, check_rope, longest, rotate, window
 from voco.model.vision_tower import VisionTower
 from voco.model.voco_mask import TokenIds
@@ -64,6 +65,8 @@ class VocoLlama(nn.Module):
         language_model.lm_head = Head(language_model.lm_head)
         language_model.model.rotary_emb = ExactRotary(language_model.model.rotary_emb)
         self.projector = Projector(feature_width, language_model.config.hidden_size).module()
+        reads = layout.q_former_layers if layout.method == "q_former" else 0
+        self.q_former = QFormer(layout.tokens, reads, feature_width) if reads else None
         self.tower = tower
         self.layout = layout
         self.tokenizer = tokenizer
@@ -88,10 +91,17 @@ class VocoLlama(nn.Module):
         features = batch.features.to(embeds.dtype)
         if len(features) == 0:
             # every rank must pass through the projector, or sharded weights and gradients wait for it forever
-            idle: Tensor = self.projector(features.new_zeros(1, 1, self.feature_width)).sum()
+            idle: Tensor = self.projector(self.pool(features.new_zeros(1, self.layout.slots, self.feature_width))).sum()
             return embeds + 0.0 * idle
-        vision = self.projector(pool(features, self.layout))
+        vision = self.projector(self.pool(features))
         return embeds[0].index_copy(0, batch.vision_at, vision.flatten(0, 1))[None]
+
+    def pool(self, features: Tensor) -> Tensor:
+        """(F, slots, C) of features (F, V, C): unchanged, or N means, or what N queries read."""
+        if self.q_former is not None:
+            pooled: Tensor = self.q_former(features)
+            return pooled
+        return means(features, self.layout.tokens) if self.layout.method == "avg_pool" else features
 
     def hidden(self, batch: Batch) -> Tensor:
         """(1, L, W): the last layer's normalised states under our own mask and positions."""
@@ -300,15 +310,6 @@ def prompt_ids(turns: list[Turn], tokenizer: Any, layout: Layout, has_views: boo
     sample = build("", [turns], views, tokenizer, layout)
     ids: list[int] = sample.ids[sample.kinds == TEXT].tolist()
     return ids
-
-
-def pool(features: Tensor, layout: Layout) -> Tensor:
-    """(F, slots, C) of (F, V, C): unchanged, or under avg_pool the means of N equal groups in raster order."""
-    if layout.method != "avg_pool":
-        return features
-    if features.shape[1] % layout.tokens:
-        raise ValueError(f"avg_pool: {features.shape[1]} positions do not fall into {layout.tokens} equal groups")
-    return features.reshape(len(features), layout.tokens, -1, features.shape[2]).mean(dim=2)
 
 
 def _size(cache: VocoCache | None) -> int:

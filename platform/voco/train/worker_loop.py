@@ -31,7 +31,11 @@ from voco.video.frame_store import FrameStore
 TAG = "state"
 SECONDS_BETWEEN_LINES = 5.0
 # What each kind trains. A video model's caches come from its frozen compressor, and nothing of it passes the projector.
-TRAINED = {"align": ("projector.",), "image_sft": ("projector.", "language_model."), "video_sft": ("language_model.",)}
+TRAINED = {
+    "align": ("projector.",),
+    "image_sft": ("projector.", "q_former.", "language_model."),
+    "video_sft": ("language_model.",),
+}
 
 
 def train(config: dict[str, Any]) -> dict[str, Any]:
@@ -49,7 +53,8 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     torch.manual_seed(config["seed"])
-    model = weights.load(config["model"], Layout(**config["layout"]), torch.float32, block.attention)
+    layout = Layout(**config["layout"])
+    model = weights.load(config["model"], layout, torch.float32, block.attention, new_q_former=config["seed"])
     model.tower = None  # its features, or the frames' caches, are there already
     for name, weight in model.named_parameters():
         weight.requires_grad_(name.startswith(TRAINED[config["kind"]]))
@@ -206,7 +211,7 @@ class TrainLoop:
                     state[name] = named[name].detach().cpu().clone()
         if self.rank == 0:
             with tempfile.TemporaryDirectory() as folder:
-                whole = weights.load(self.config["model"], self.model.layout)
+                whole = weights.load(self.config["model"], self.model.layout, new_q_former=self.config["seed"])
                 if whole.tower is not None:
                     state |= {f"tower.{name}": tensor for name, tensor in whole.tower.state_dict().items()}
                 weights.save(whole, state, Path(folder) / "model", keep_compressor=self.config["kind"] == "video_sft")
