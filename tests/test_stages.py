@@ -149,6 +149,37 @@ def test_a_trained_q_former_goes_on_with_its_own_shape_only(place: Path, aligned
         pipelines.run(job("image_sft", place / "other-queries", inputs, compression=other, image_sft=SFT))
 
 
+@pytest.mark.parametrize("teacher", [None, "runs/none-1/train"], ids=["itself", "another"])
+def test_a_model_learns_from_the_uncompressed_one(place: Path, swept: Path, teacher: str | None) -> None:
+    inputs = {**samples(place, "images"), "features": str(place / "features"), "checkpoint": str(swept / "runs/voco-2/train")}
+    # itself: the hard labels alone pull both apart again, so only the divergence is followed down
+    block = {**SFT, "epochs": 4, "zero_stage": 3 if teacher else 2, "distill": {"weight": 5.0, "temperature": 2.0}}
+    if teacher:
+        inputs["teacher"] = str(swept / teacher)
+    output = place / f"taught-{'other' if teacher else 'self'}"
+    found = pipelines.run(job("image_sft", output, inputs, compression={"method": "voco", "tokens": 2}, image_sft=block))
+    table = rows.read_table(str(output / "metrics.parquet"))
+    kl, loss = table["kl"].to_pylist(), table["loss"].to_pylist()
+    assert all(5.0 * 4.0 * one < whole for one, whole in zip(kl, loss, strict=True))
+    if teacher:
+        assert sum(kl[-3:]) < sum(kl[:3])
+        assert inputs["teacher"] in [parent["uri"] for parent in found.parents]
+
+
+def test_a_teacher_of_another_kind_is_refused(place: Path, aligned: Path, swept: Path) -> None:
+    inputs = {**samples(place, "images"), "features": str(place / "features"), "checkpoint": str(aligned)}
+    block = {**SFT, "distill": {"weight": 1.0}}
+    for teacher, said in ((swept / "runs/voco-2/train", "of method none"), (place / "small", "another vocabulary")):
+        if teacher.name == "small" and not teacher.exists():
+            few = {**samples(place, "images"), "features": str(place / "features")}
+            model = {"llama": {**LLAMA, "vocabulary": 300}, "tower": world.TOWER}
+            pipelines.run(job("image_sft", teacher, few, model=model, compression={"method": "none", "tokens": 1}, image_sft=SFT))
+        taught = {**inputs, "teacher": str(teacher)}
+        made = job("image_sft", place / "no", taught, compression={"method": "voco", "tokens": 2}, image_sft=block)
+        with pytest.raises(Refused, match=f"inputs.teacher: .*{said}"):
+            pipelines.run(made)
+
+
 def test_a_sweep_again_is_done_and_a_lost_trial_is_made_again_alone(place: Path, swept: Path, capfd: Any) -> None:
     again = pipelines.run(sweep(place, swept))
     assert "done already" in capfd.readouterr().out

@@ -58,6 +58,11 @@ class Layout(BaseModel):
         return (self.bos_id is not None) + self.slots + len(self.separator_ids)
 
     @property
+    def view_length(self) -> int:
+        """Tokens of a view in a sequence."""
+        return self.prefix_length + self.voco_tokens()
+
+    @property
     def cached_from(self) -> int:
         """Position of the first row of a view that text reads: VoCo keeps its own rows, the others the whole prefix."""
         return self.prefix_length if self.method == "voco" else 0

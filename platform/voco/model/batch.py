@@ -32,6 +32,7 @@ class Batch:
     view: Tensor  # (1, L) int64
     conversation: Tensor  # (1, L) int64
     sample_ids: tuple[str, ...]
+    teacher: Batch | None = None  # the same predictions as the teacher reads them; its features are these
 
     @property
     def token_ids(self) -> TokenIds:
@@ -40,7 +41,9 @@ class Batch:
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Batch:
         names = ("ids", "position", "vision_at", "predict_at", "predict_id")
         moved = {name: getattr(self, name).to(device) for name in names}
-        return replace(self, **moved, features=self.features.to(device=device, dtype=dtype))
+        features = self.features.to(device=device, dtype=dtype)
+        teacher = None if self.teacher is None else replace(self.teacher, features=features).to(device, dtype)
+        return replace(self, **moved, features=features, teacher=teacher)
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,13 @@ def collate(samples: Sequence[TokenSample], features_of: Callable[[str], Tensor]
         conversation=joined("conversation")[None],
         sample_ids=tuple(sample.sample_id for sample in samples),
     )
+
+
+def taught(student: Batch, teacher: Batch) -> Batch:
+    """The student's batch with its teacher's. Raises ValueError unless both predict the same ids, row by row."""
+    if not torch.equal(student.predict_id, teacher.predict_id):
+        raise ValueError(f"teacher and student do not predict the same tokens in samples {', '.join(student.sample_ids)}")
+    return replace(student, teacher=replace(teacher, features=student.features))
 
 
 def collate_cached(samples: Sequence[TokenSample], caches: Sequence[VocoCache | None]) -> CachedBatch:

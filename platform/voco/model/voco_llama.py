@@ -19,7 +19,7 @@ from voco.model.attention import NAME, Dense, Seen, check_backend, see
 from voco.model.batch import Batch, CachedBatch, collate
 from voco.model.cache import CacheKey, VocoCache, join
 from voco.model.capture import head_width, keys_values
-from voco.model.head import Head
+from voco.model.head import Head, Soft
 from voco.model.q_former import QFormer, means
 from voco.model.rope import ExactRotary, check_rope, longest, rotate, window
 from voco.model.vision_tower import VisionTower
@@ -36,6 +36,15 @@ class Projector:
 
     def module(self) -> nn.Sequential:
         return nn.Sequential(nn.Linear(self.features, self.width), nn.GELU(), nn.Linear(self.width, self.width))
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """How a model learns from an uncompressed one: `teacher`, or itself under the plain mask. Held apart from its modules."""
+
+    weight: float
+    temperature: float
+    teacher: VocoLlama | None = None
 
 
 class VocoLlama(nn.Module):
@@ -73,6 +82,7 @@ class VocoLlama(nn.Module):
         self.feature_width = feature_width
         # whose caches this model reads: hash of the weights on disk and their N; set when they are loaded
         self.compressor, self.compressor_tokens = "", layout.tokens
+        self.distillation: Distillation | None = None
         self.preprocessing = tower.identity if tower is not None else ""
 
     @property
@@ -103,23 +113,36 @@ class VocoLlama(nn.Module):
             return pooled
         return means(features, self.layout.tokens) if self.layout.method == "avg_pool" else features
 
-    def hidden(self, batch: Batch) -> Tensor:
-        """(1, L, W): the last layer's normalised states under our own mask and positions."""
-        return self._run(self.embed(batch), self._see(batch.token_ids, self.layout.method), batch.position)
+    def hidden(self, batch: Batch, method: str | None = None) -> Tensor:
+        """(1, L, W): the last layer's normalised states under the mask of a method, our own by default, and its positions."""
+        return self._run(self.embed(batch), self._see(batch.token_ids, method or self.layout.method), batch.position)
 
     def logits(self, batch: Batch) -> Tensor:
         """(1, L, vocabulary) logits of every token. For tests and display; training needs only supervised rows."""
         logits: Tensor = self.language_model.lm_head(self.hidden(batch))
         return logits
 
-    def forward(self, batch: Batch | CachedBatch) -> Tensor:
-        """Sum of the cross-entropy over the batch's S predictions, fp32 scalar; the caller divides by the global count."""
-        if isinstance(batch, CachedBatch):
-            states, text = self.hidden_cached(batch), batch.text
-        else:
-            states, text = self.hidden(batch), batch
-        loss: Tensor = self.language_model.lm_head(states[0].index_select(0, text.predict_at), text.predict_id)
-        return loss
+    def forward(self, batch: Batch | CachedBatch) -> Tensor | tuple[Tensor, Tensor]:
+        """Sum of the cross-entropy over the batch's S predictions, fp32 scalar; the caller divides by the global count.
+
+        For a batch with a teacher's: the sum with the distillation in it, and the sum of the divergences alone.
+        """
+        text = batch.text if isinstance(batch, CachedBatch) else batch
+        soft = None if text.teacher is None else self._soft(text.teacher)
+        states = self.hidden_cached(batch) if isinstance(batch, CachedBatch) else self.hidden(batch)
+        predicting = states[0].index_select(0, text.predict_at)
+        summed: Tensor | tuple[Tensor, Tensor] = self.language_model.lm_head(predicting, text.predict_id, soft)
+        return summed
+
+    @torch.no_grad()
+    def _soft(self, batch: Batch) -> Soft:
+        """The teacher's states of its predictions. Its own head is used whole: only ours may be a shard elsewhere."""
+        told = self.distillation
+        assert told is not None
+        teacher = told.teacher or self
+        states = teacher.hidden(batch, "none")[0].index_select(0, batch.predict_at)
+        head = None if told.teacher is None else told.teacher.language_model.lm_head.weight
+        return Soft(states, head, told.weight, told.temperature)
 
     def hidden_cached(self, batch: CachedBatch) -> Tensor:
         """(1, L, W): states of text that reads caches: pass 2 alone. Gradients reach this model's weights, not the caches."""

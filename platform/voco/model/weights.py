@@ -72,6 +72,16 @@ def read_config(checkpoint: str) -> dict[str, Any]:
     return config
 
 
+def read_tokenizer(checkpoint: str) -> Any:
+    """A checkpoint's tokenizer alone, without its weights."""
+    uri = storage.join(storage.resolve(checkpoint), "model")
+    with tempfile.TemporaryDirectory() as folder:
+        for name in storage.names(uri):
+            if name.startswith(("tokenizer", "special_tokens")):
+                (Path(folder) / name).write_bytes(storage.read_bytes(storage.join(uri, name)))
+        return AutoTokenizer.from_pretrained(folder)
+
+
 def load_compressor(checkpoint: str, device: str = "cpu") -> VocoLlama:
     """The model that makes the caches which a checkpoint reads: what it was trained against, or itself."""
     kept = storage.join(storage.resolve(checkpoint), COMPRESSOR)
@@ -90,7 +100,9 @@ def load(
     """The model of a checkpoint directory. `layout` reads it in another way than it was trained; `dtype` None keeps its own.
 
     `new_q_former` is the seed from which a Q-Former is made that the layout wants and the checkpoint lacks; one that the layout
-    does not want is left out. Raises ValueError for weights that do not fit, and for an attention backend that cannot honour the mask.
+    does not want is left out.
+
+    Raises ValueError for weights that do not fit, and for an attention backend that cannot honour the mask.
     """
     uri = storage.join(storage.resolve(checkpoint), "model")
     with tempfile.TemporaryDirectory() as place:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from voco import storage
-from voco.errors import Refused
 from voco.blocks import Compression, Method, Text
+from voco.errors import Refused
 from voco.spec import Job
 from voco.tokens import Layout
 from voco.train.data import SampleTables
