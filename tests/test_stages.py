@@ -175,7 +175,9 @@ def test_a_teacher_of_another_kind_is_refused(place: Path, aligned: Path, swept:
             model = {"llama": {**LLAMA, "vocabulary": 300}, "tower": world.TOWER}
             pipelines.run(job("image_sft", teacher, few, model=model, compression={"method": "none", "tokens": 1}, image_sft=SFT))
         taught = {**inputs, "teacher": str(teacher)}
-        made = job("image_sft", place / "no", taught, compression={"method": "voco", "tokens": 2}, image_sft=block)
+        made = job(
+            "image_sft", place / f"no-{teacher.name}", taught, compression={"method": "voco", "tokens": 2}, image_sft=block
+        )
         with pytest.raises(Refused, match=f"inputs.teacher: .*{said}"):
             pipelines.run(made)
 
