@@ -62,8 +62,17 @@ def without(job: dict[str, Any], key: str) -> dict[str, Any]:
         (changed(TRAIN, "image_sft.epochs", "two"), "image_sft.epochs: expected integer, got 'two'"),
         (changed(TRAIN, "image_sft.epochs", "2"), "image_sft.epochs: expected integer, got '2'"),
         (changed(TRAIN, "compression.tokens", 0), "compression.tokens: expected greater than or equal to 1, got 0"),
-        (changed(TRAIN, "compression.method", "vocco"), "compression.method: expected 'voco', 'none' or 'avg_pool', got 'vocco'"),
+        (
+            changed(TRAIN, "compression.method", "vocco"),
+            "compression.method: expected 'voco', 'none', 'avg_pool' or 'q_former', got 'vocco'",
+        ),
         (changed(TRAIN, "compression.method", "vocco"), "did you mean voco?"),
+        (changed(TRAIN, "compression.q_former_layers", 2), "expected `q_former_layers` with method q_former only, got voco"),
+        (changed(TRAIN, "inputs.teacher", "t"), "inputs.teacher: expected a block image_sft.distill"),
+        (
+            changed(changed(TRAIN, "image_sft.distill", {"weight": 1.0}), "compression.method", "avg_pool"),
+            "image_sft.distill: a network teaches itself under method voco only: got avg_pool",
+        ),
         (changed(TRAIN, "kind", "image_stf"), "did you mean image_sft?"),
         (without(TRAIN, "compression"), "compression: expected a block, got nothing"),
         (without(TRAIN, "image_sft"), "image_sft: expected a block, got nothing"),

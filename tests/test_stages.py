@@ -26,6 +26,9 @@ SFT = {"epochs": 1, "global_batch": 8, "micro_batch": 4, "learning_rate": 0.003,
 LLAMA = {"layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "mlp_width": 48, "vocabulary": 320}
 
 
+POOLED = (("avg-pool-1", "avg_pool"), ("q-former-2", "q_former"))
+
+
 def job(kind: str, output: Path, inputs: dict[str, Any], **blocks: Any) -> Job:
     raw = {"name": kind.replace("_", "-"), "kind": kind, "output": str(output), "resources": {"workers": 2}, "inputs": inputs}
     return Job.model_validate({**raw, **blocks})
@@ -74,7 +77,12 @@ def sweep(place: Path, output: Path) -> Job:
     }  # fmt: skip
     ask = {"name": "ask", "kind": "evaluate", "inputs": tests, "evaluate": {"benchmark": "halves", "resamples": 100}}
     axes = {
-        "compression": [{"method": "none", "tokens": 1}, {"method": "voco", "tokens": 2}, {"method": "avg_pool", "tokens": 1}]
+        "compression": [
+            {"method": "none", "tokens": 1},
+            {"method": "voco", "tokens": 2},
+            {"method": "avg_pool", "tokens": 1},
+            {"method": "q_former", "tokens": 2},
+        ]
     }
     return job("sweep", output, {}, sweep={"axes": axes, "train": train, "evaluate": ask, "concurrent": 2})
 
@@ -111,9 +119,9 @@ def test_align_moves_the_projector_and_nothing_else(aligned: Path) -> None:
 def test_a_sweep_trains_every_trial_and_scores_it_against_its_own_bounds(swept: Path) -> None:
     table = rows.read_table(str(swept / "trials" / "part-00000.parquet")).to_pylist()
     whole = {(row["trial"], row["method"]): row for row in table if row["category"] == "all"}
-    assert set(whole) == {("none-1", "none"), ("none-1", "lower_bound"), ("voco-2", "voco"), ("avg-pool-1", "avg_pool")}
+    assert set(whole) == {("none-1", "none"), ("none-1", "lower_bound"), ("voco-2", "voco"), *POOLED}
     upper, lower = whole["none-1", "none"]["score"], whole["none-1", "lower_bound"]["score"]
-    for key in (("voco-2", "voco"), ("avg-pool-1", "avg_pool")):
+    for key in (("voco-2", "voco"), *POOLED):
         assert (whole[key]["upper_bound"], whole[key]["lower_bound"]) == (upper, lower)
         assert whole[key]["questions"] == 20
         assert whole[key]["train_seconds"] > 0
@@ -121,6 +129,57 @@ def test_a_sweep_trains_every_trial_and_scores_it_against_its_own_bounds(swept: 
     assert str(swept / "runs" / "voco-2" / "train") in parents
     starts = {name: state(swept / "runs" / name / "train") for name in ("none-1", "voco-2")}
     assert any(not torch.equal(starts["none-1"][name], starts["voco-2"][name]) for name in starts["none-1"])
+
+
+def test_a_trained_q_former_goes_on_with_its_own_shape_only(place: Path, aligned: Path, swept: Path) -> None:
+    """The trial's was made new beside the aligned checkpoint, from the seed, and every part of it learned."""
+    trained = str(swept / "runs/q-former-2/train")
+    assert weights.read_config(trained)["layout"]["q_former_layers"] == 2
+    layout = weights.load(trained).layout
+    before = weights.own_state(weights.load(str(aligned), layout, new_q_former=0))
+    after = weights.own_state(weights.load(trained))
+    reader = [name for name in after if name.startswith("q_former.")]
+    # a key's bias moves all scores of a query alike: nothing learns there, and one query's self-attention has no choice
+    assert all(not torch.equal(before[name], after[name]) for name in reader if not name.endswith("key.bias"))
+    losses = rows.read_table(f"{trained}/metrics.parquet")["loss"].to_pylist()
+    assert losses[-1] < losses[0]
+    inputs = {**samples(place, "images"), "features": str(place / "features"), "checkpoint": trained}
+    other = {"method": "q_former", "tokens": 3}
+    with pytest.raises(Refused, match="the checkpoint's Q-Former has 2 queries and 2 layers, got 3 and 2"):
+        pipelines.run(job("image_sft", place / "other-queries", inputs, compression=other, image_sft=SFT))
+
+
+@pytest.mark.parametrize("teacher", [None, "runs/none-1/train"], ids=["itself", "another"])
+def test_a_model_learns_from_the_uncompressed_one(place: Path, swept: Path, teacher: str | None) -> None:
+    inputs = {**samples(place, "images"), "features": str(place / "features"), "checkpoint": str(swept / "runs/voco-2/train")}
+    # itself: the hard labels alone pull both apart again, so only the divergence is followed down
+    block = {**SFT, "epochs": 4, "zero_stage": 3 if teacher else 2, "distill": {"weight": 5.0, "temperature": 2.0}}
+    if teacher:
+        inputs["teacher"] = str(swept / teacher)
+    output = place / f"taught-{'other' if teacher else 'self'}"
+    found = pipelines.run(job("image_sft", output, inputs, compression={"method": "voco", "tokens": 2}, image_sft=block))
+    table = rows.read_table(str(output / "metrics.parquet"))
+    kl, loss = table["kl"].to_pylist(), table["loss"].to_pylist()
+    assert all(5.0 * 4.0 * one < whole for one, whole in zip(kl, loss, strict=True))
+    if teacher:
+        assert sum(kl[-3:]) < sum(kl[:3])
+        assert inputs["teacher"] in [parent["uri"] for parent in found.parents]
+
+
+def test_a_teacher_of_another_kind_is_refused(place: Path, aligned: Path, swept: Path) -> None:
+    inputs = {**samples(place, "images"), "features": str(place / "features"), "checkpoint": str(aligned)}
+    block = {**SFT, "distill": {"weight": 1.0}}
+    for teacher, said in ((swept / "runs/voco-2/train", "of method none"), (place / "small", "another vocabulary")):
+        if teacher.name == "small" and not teacher.exists():
+            few = {**samples(place, "images"), "features": str(place / "features")}
+            model = {"llama": {**LLAMA, "vocabulary": 300}, "tower": world.TOWER}
+            pipelines.run(job("image_sft", teacher, few, model=model, compression={"method": "none", "tokens": 1}, image_sft=SFT))
+        taught = {**inputs, "teacher": str(teacher)}
+        made = job(
+            "image_sft", place / f"no-{teacher.name}", taught, compression={"method": "voco", "tokens": 2}, image_sft=block
+        )
+        with pytest.raises(Refused, match=f"inputs.teacher: .*{said}"):
+            pipelines.run(made)
 
 
 def test_a_sweep_again_is_done_and_a_lost_trial_is_made_again_alone(place: Path, swept: Path, capfd: Any) -> None:

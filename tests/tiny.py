@@ -33,7 +33,7 @@ def layout(method: str = "voco", tokens: int = 2, bos: bool = True, **changes: A
         "method": method, "tokens": tokens, "vision_slots": VISION_SLOTS, "bos_id": ids["<s>"] if bos else None,
         "eos_id": ids["</s>"], "pad_id": ids["<pad>"], "image_id": ids["<image>"], "voco_id": ids["<voco>"],
         "separator_ids": tuple(TOKENIZER("\n", add_special_tokens=False)["input_ids"]),
-        "template": "question_answer", "newlines": "keep",
+        "template": "question_answer", "newlines": "keep", "q_former_layers": 2,
     }  # fmt: skip
     return Layout(**{**fields, **changes})
 

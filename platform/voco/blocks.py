@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Method = Literal["voco", "none", "avg_pool"]
+Method = Literal["voco", "none", "avg_pool", "q_former"]
 
 
 class Strict(BaseModel):
@@ -23,7 +23,8 @@ class WeightedSamples(Strict):
     weight: float = Field(default=1.0, gt=0)  # rows seen in one epoch, as a multiple of the table's rows
 
 
-SINGLE = ("annotations", "answers", "media", "features", "frame_cache", "checkpoint", "upper", "lower")  # inputs that are one URI
+# inputs that are one URI
+SINGLE = ("annotations", "answers", "media", "features", "frame_cache", "checkpoint", "teacher", "upper", "lower")
 
 
 class Inputs(Strict):
@@ -36,6 +37,7 @@ class Inputs(Strict):
     features: str | None = None  # output of features: vision features by image hash
     frame_cache: str | None = None  # output of frame_cache: keys and values of every frame's <voco> tokens
     checkpoint: str | None = None  # output of a training job
+    teacher: str | None = None  # image_sft with distill: another checkpoint, of method none; default: the same network
     vocabulary: list[str] = []  # outputs of ingest whose text a new tokenizer is trained on; default: the job's samples
     upper: str | None = None  # evaluate: answers of the upper bound, for retention
     lower: str | None = None  # evaluate: answers of the lower bound
@@ -70,7 +72,14 @@ class Compression(Strict):
     """How an image's vision tokens reach the text."""
 
     method: Method
-    tokens: int = Field(ge=1)  # N: <voco> tokens per view; avg_pool: pooled vectors per view
+    tokens: int = Field(ge=1)  # N: <voco> tokens per view; avg_pool: pooled vectors per view; q_former: queries
+    q_former_layers: int | None = Field(default=None, ge=1)  # default: the checkpoint's, or 2 of a new Q-Former
+
+    @model_validator(mode="after")
+    def _layers(self) -> Self:
+        if self.q_former_layers is not None and self.method != "q_former":
+            raise ValueError(f"expected `q_former_layers` with method q_former only, got {self.method}")
+        return self
 
 
 class Tower(Strict):
@@ -173,7 +182,7 @@ class Features(Strict):
 
 
 class Training(Strict):
-    """Supervised training with DeepSpeed: `align` (the projector only) and `image_sft` (all but the tower)."""
+    """Supervised training with DeepSpeed. `align` trains the projector only."""
 
     epochs: int = Field(ge=1)
     global_batch: int = Field(ge=1)  # samples of one optimizer step, over all workers
@@ -191,6 +200,19 @@ class Training(Strict):
     checkpoint_activations: bool = False  # keep each layer's input only and compute the rest again: less memory, a third slower
     max_tokens: int = Field(default=2048, ge=8)  # of a prefix with one conversation; text is cut at its end, never the prefix
     text: Text | None = None  # default: the checkpoint's, or Text() for a new model
+
+
+class Distill(Strict):
+    """Learning from the uncompressed model: the loss is CE + weight x T^2 x KL(teacher || student), over answer tokens."""
+
+    weight: float = Field(ge=0)
+    temperature: float = Field(default=1.0, gt=0)
+
+
+class ImageSft(Training):
+    """Supervised fine-tuning on images under the job's compression method."""
+
+    distill: Distill | None = None  # the teacher is `inputs.teacher`, or the same network under the plain mask
 
 
 class VideoSft(Training):

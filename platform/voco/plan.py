@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from voco import manifest, storage
-from voco.blocks import Llama, Training
+from voco.blocks import ImageSft, Llama, Training
 from voco.errors import Refused
 from voco.spec import TRAINING, Job, stage_with_inputs
 
@@ -211,6 +211,9 @@ def training(job: Job, sizes: dict[str, Size]) -> list[str]:
         out.append(f"steps: ceil({rows:,} rows / {block.global_batch}) x {block.epochs} epochs = {each * block.epochs:,}{how}")
     else:
         out.append(f"steps: rows / {block.global_batch} x {block.epochs} epochs; rows are known once the samples are there")
+    if isinstance(block, ImageSft) and block.distill is not None:
+        whose = "the same network under the plain mask" if job.inputs.teacher is None else "inputs.teacher, whole on every worker"
+        out.append(f"distillation: a second forward pass a step, of {whose}")
     if job.model is not None and job.model.llama is not None:
         out += memory(job, job.model.llama)
     return out

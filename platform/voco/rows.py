@@ -141,7 +141,8 @@ METRICS = pa.schema(
     [
         ("step", pa.int64()),
         ("epoch", pa.int64()),
-        ("loss", pa.float64()),
+        ("loss", pa.float64()),  # what is minimised
+        ("kl", pa.float64()),  # of it under distillation: KL(teacher || student) of a supervised token, without weight and T^2
         ("tokens", pa.int64()),  # supervised
         ("sample_ids_sha256", pa.string()),  # of the ids of this step, in order
         ("lr", pa.float64()),

@@ -20,6 +20,7 @@ from voco.blocks import (
     Expect,
     Features,
     FrameCache,
+    ImageSft,
     Ingest,
     Inputs,
     Model,
@@ -70,7 +71,7 @@ class Job(Strict):
     ingest: Ingest | None = None
     align: Training | None = None
     features: Features | None = None
-    image_sft: Training | None = None
+    image_sft: ImageSft | None = None
     frame_cache: FrameCache | None = None
     video_sft: VideoSft | None = None
     evaluate: Evaluate | None = None
@@ -119,7 +120,7 @@ TAKES: dict[str, tuple[set[str], set[str]]] = {
     "ingest": ({"annotations"}, {"answers", "media"}),
     "features": ({"samples"}, set()),
     "align": ({"samples", "features"}, {"checkpoint", "vocabulary"}),
-    "image_sft": ({"samples", "features"}, {"checkpoint", "vocabulary"}),
+    "image_sft": ({"samples", "features"}, {"checkpoint", "teacher", "vocabulary"}),
     "frame_cache": ({"samples", "checkpoint"}, set()),
     "video_sft": ({"samples", "frame_cache", "checkpoint"}, set()),
     "evaluate": ({"samples", "checkpoint"}, {"features", "frame_cache", "upper", "lower"}),
@@ -157,6 +158,8 @@ def _check_model(job: Job) -> None:
         raise ValueError("video_sft.checkpoint_activations: transformers drops the caches that are read under it; leave it off")
     if job.kind == "video_sft" and job.compression is not None and job.compression.method != "voco":
         raise ValueError(f"compression.method: frame caches hold <voco> tokens: expected voco, got {job.compression.method}")
+    if isinstance(block, ImageSft):
+        _check_distill(job, block)
     if job.model is not None and job.model.llama is not None and block.text is not None and block.text.template == "chatml":
         raise ValueError(
             f"{job.kind}.text.template: chatml needs a tokenizer that has its markers; a model from nothing has none"
@@ -171,6 +174,14 @@ def _check_model(job: Job) -> None:
         step = job.resources.workers * block.micro_batch
         got = f"got {block.global_batch}"
         raise ValueError(f"{job.kind}.global_batch: expected a multiple of workers x micro_batch = {step}, {got}")
+
+
+def _check_distill(job: Job, block: ImageSft) -> None:
+    if block.distill is None and job.inputs.teacher is not None:
+        raise ValueError("inputs.teacher: expected a block image_sft.distill, which says how much it counts")
+    if block.distill is not None and job.inputs.teacher is None and job.compression and job.compression.method != "voco":
+        got = f"got {job.compression.method}; give a checkpoint as inputs.teacher"
+        raise ValueError(f"image_sft.distill: a network teaches itself under method voco only: {got}")
 
 
 def _check_sweep(job: Job) -> None:

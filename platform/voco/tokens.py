@@ -29,7 +29,7 @@ class Layout(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    method: Literal["voco", "none", "avg_pool"]
+    method: Literal["voco", "none", "avg_pool", "q_former"]
     tokens: int  # N, what a view gets unless it is told otherwise
     vision_slots: int  # V as the tower gives them
     bos_id: int | None
@@ -41,11 +41,17 @@ class Layout(BaseModel):
     template: str
     newlines: str
     anyres: Anyres | None = None  # LLaVA-1.6: an image of known size is cut into tiles
+    q_former_layers: int = 0  # of method q_former
+
+    @property
+    def pooled(self) -> bool:
+        """N vectors stand in a view's slots instead of V, and no <voco> behind them."""
+        return self.method in ("avg_pool", "q_former")
 
     @property
     def slots(self) -> int:
         """Vision slots of a view in the sequence: V, or N pooled ones. An image of several tiles has its own (`views`)."""
-        return self.tokens if self.method == "avg_pool" else self.vision_slots
+        return self.tokens if self.pooled else self.vision_slots
 
     @property
     def prefix_length(self) -> int:
@@ -53,13 +59,18 @@ class Layout(BaseModel):
         return (self.bos_id is not None) + self.slots + len(self.separator_ids)
 
     @property
+    def view_length(self) -> int:
+        """Tokens of a view in a sequence."""
+        return self.prefix_length + self.voco_tokens()
+
+    @property
     def cached_from(self) -> int:
         """Position of the first row of a view that text reads: VoCo keeps its own rows, the others the whole prefix."""
         return self.prefix_length if self.method == "voco" else 0
 
     def voco_tokens(self, n: int | None = None) -> int:
-        """<voco> tokens of a view: none under average pooling."""
-        return 0 if self.method == "avg_pool" else self.tokens if n is None else n
+        """<voco> tokens of a view: none where it is pooled."""
+        return 0 if self.pooled else self.tokens if n is None else n
 
     def views(self, sizes: Sequence[Size | None]) -> list[int]:
         """Vision slots of every view of the images: without anyres, or of a frame (size None), one view each.

@@ -35,7 +35,7 @@ from voco.wandb_records import ended, recorded_steps
 if TYPE_CHECKING:  # half a second to import; a job without tracking never does
     import wandb
 
-CURVES = ("step", "epoch", "loss", "lr", "grad_norm", "tokens", "seconds")  # of rows.METRICS; `step` marks a training step
+CURVES = ("step", "epoch", "loss", "kl", "lr", "grad_norm", "tokens", "seconds")  # of rows.METRICS; `step` marks a training step
 PREDICTIONS = ("image", "question", "references", "prediction", "correct", "category")
 IMAGE_EDGE = 256  # pixels; pictures in a table are for looking at
 GROUP = "WANDB_RUN_GROUP"

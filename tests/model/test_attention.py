@@ -17,7 +17,7 @@ from voco.model.voco_llama import VocoLlama
 from voco.tokens import build
 
 GPU = torch.cuda.is_available()
-CASES = [("segments", method, torch.float64) for method in ("voco", "none", "avg_pool")]
+CASES = [("segments", method, torch.float64) for method in ("voco", "none", "avg_pool", "q_former")]
 CASES += [("segments", "voco", torch.float32), ("segments", "voco", torch.bfloat16), ("flex", "voco", torch.float32)]
 CASES += (
     [("flex", "none", torch.float64)]
@@ -62,7 +62,7 @@ def found(model: VocoLlama, batch: Batch | CachedBatch) -> dict[str, torch.Tenso
 @pytest.mark.parametrize(("name", "method", "dtype"), CASES)
 def test_every_backend_equals_the_dense_reference(name: str, method: str, dtype: torch.dtype) -> None:
     device = "cuda" if GPU and name != "segments" else "cpu"
-    model = tiny.model(method, 1 if method == "avg_pool" else 2, dtype).to(device)
+    model = tiny.model(method, 1 if method in ("avg_pool", "q_former") else 2, dtype).to(device)
     cases = batches(model)
     for batch in cases if method == "voco" else cases[:1]:
         batch = batch.to(device, dtype)

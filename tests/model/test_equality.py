@@ -127,7 +127,7 @@ def test_reading_fewer_tokens_equals_a_model_told_so():
         cache.take(9)
 
 
-@pytest.mark.parametrize("method", ["voco", "none", "avg_pool"])
+@pytest.mark.parametrize("method", ["voco", "none", "avg_pool", "q_former"])
 def test_a_mixed_batch_equals_each_sample_alone_in_every_order(method):
     model = tiny.model(method, 1)
     shapes = [(1, ["what is this?", "why?"]), (0, ["hello there, you"]), (2, ["left or right of it?"]), (0, ["a", "bb"])]
@@ -141,7 +141,7 @@ def test_a_mixed_batch_equals_each_sample_alone_in_every_order(method):
                 assert tiny.close(together[(place, conversation)], alone[index][(0, conversation)])
 
 
-@pytest.mark.parametrize("method", ["voco", "none", "avg_pool"])
+@pytest.mark.parametrize("method", ["voco", "none", "avg_pool", "q_former"])
 def test_batched_decoding_from_caches_equals_one_by_one(method):
     model = tiny.model(method, 2 if method == "voco" else 1)
     shapes = [(1, "what is this thing?"), (0, "hi"), (3, "order?"), (1, "a much longer question than the others?")]

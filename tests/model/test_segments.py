@@ -58,7 +58,7 @@ def batches(draw: st.DrawFn) -> TokenIds:
 
 
 @settings(max_examples=150, deadline=None)
-@given(batches(), st.sampled_from(["voco", "none", "avg_pool"]), st.data())
+@given(batches(), st.sampled_from(["voco", "none", "avg_pool", "q_former"]), st.data())
 def test_segments_are_the_mask(ids: TokenIds, method: str, data: st.DataObject) -> None:
     rows, length = ids.kind.shape
     queries = data.draw(st.integers(1, length))

@@ -14,7 +14,9 @@ import torch.distributed as dist
 from voco.blocks import Training
 from voco.features import FeatureStore
 from voco.model import weights
-from voco.model.batch import collate
+from voco.model.batch import collate, taught
+from voco.model.voco_llama import Distillation
+from voco.tokens import Layout
 from voco.train.data import SampleTables, TrainingSamples, images_of
 from voco.train.order import epoch_order
 from voco.train.packing import deal
@@ -33,7 +35,10 @@ def main(folder: str, cases: list[str]) -> None:
     found = {}
     for case in cases:
         name, accumulation, share, stage = case.split(":")
-        model = weights.load(f"{folder}/initial", dtype=torch.float32)
+        layout = Layout(**weights.read_config(f"{folder}/initial")["layout"])
+        if "queries" in name:
+            layout = layout.model_copy(update={"method": "q_former", "tokens": 2, "q_former_layers": 2})
+        model = weights.load(f"{folder}/initial", layout, torch.float32, new_q_former=3)
         model.tower = None
         if name == "recomputed":
             model.language_model.train()
@@ -56,18 +61,27 @@ def main(folder: str, cases: list[str]) -> None:
             parts = [[s for s in single if s.sample_id in {one.sample_id for one in part}] for part in parts]
         store = FeatureStore(f"{folder}/features")
         batches = [collate(part, store, store.shape) for part in parts]
-        if stage == "1" and name == "plain":  # the obvious form: one backward, no DeepSpeed
+        if "taught" in name:
+            plain = layout.model_copy(update={"method": "none"})
+            theirs = TrainingSamples(tables, model.tokenizer, plain, block, images_of).take(mine)
+            rows = deal([len(one) for one in taken], int(accumulation))
+            read = [collate([theirs[at] for at in row], store, store.shape) for row in rows]
+            batches = [taught(batch, teacher) for batch, teacher in zip(batches, read, strict=True)]
+            other = weights.load(f"{folder}/other", plain, torch.float32) if "other" in name else None
+            model.distillation = Distillation(0.7, 2.0, other)
+        if stage == "1" and name.startswith("plain"):  # the obvious form: one backward, no DeepSpeed
             (batch,) = batches
-            loss = model(batch.to("cpu", torch.float32)) / len(batch.predict_id)
+            summed = model(batch.to("cpu", torch.float32))
+            loss, kl = (one / len(batch.predict_id) for one in (summed if "taught" in name else (summed, torch.zeros(()))))
             loss.backward()
-            found[name] = {"loss": float(loss), "grads": {n: p.grad for n, p in model.named_parameters()}}
+            found[name] = {"loss": float(loss), "kl": float(kl), "grads": {n: p.grad for n, p in model.named_parameters()}}
             continue
         engine, *_ = deepspeed.initialize(
             model=model, model_parameters=list(model.parameters()), config=deepspeed_config(block, world)
         )
         done = backward(engine, batches, 0, stop=False)
         grads = {n: deepspeed.utils.safe_get_full_grad(p).clone() for n, p in model.named_parameters()}
-        found[name] = {"loss": done.loss, "tokens": done.tokens, "grads": grads}
+        found[name] = {"loss": done.loss, "kl": done.kl or 0.0, "tokens": done.tokens, "grads": grads}
     if rank == 0:
         torch.save(found, f"{folder}/world{world}.pt")
 

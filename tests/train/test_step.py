@@ -29,6 +29,9 @@ def folder(tmp_path_factory):
     write_features(f"{place}/features", [f"{place}/samples"])
     job = world.sft_job(f"{place}/samples", f"{place}/features", f"{place}/out")
     launch.starting_point(job, place)
+    job = job.model_copy(update={"seed": 9, "output": f"{place}/out-other"})
+    launch.starting_point(job, f"{place}/made")
+    Path(f"{place}/made/initial").rename(f"{place}/other")
     return place
 
 
@@ -71,6 +74,21 @@ def test_loss_and_gradients_do_not_depend_on_the_cut(folder):
             scale = max(float(g.abs().max()) for g in reference["grads"].values())
             assert error <= 1e-6 * max(1.0, scale), (name, parameter, float(error))
     assert max(float(grad.abs().max()) for grad in reference["grads"].values()) > 1e-2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["taught", "taught-other", "queries"])
+def test_distillation_and_queries_do_not_depend_on_the_cut_either(folder, what):
+    found = launch_ranks(folder, 1, [f"plain-{what}:1:share:1", f"accumulated-{what}:2:share:1"])
+    found |= launch_ranks(folder, 2, [f"two-{what}:2:share:2", f"sharded-{what}:2:share:3"])
+    reference = found[f"plain-{what}"]
+    assert (reference["kl"] > 1e-3) == ("taught" in what)
+    scale = max(1.0, *(float(grad.abs().max()) for grad in reference["grads"].values()))
+    for name, case in found.items():
+        assert abs(case["loss"] - reference["loss"]) <= 1e-6 * reference["loss"], name
+        assert abs(case["kl"] - reference["kl"]) <= 1e-6 * max(1.0, reference["kl"]), name
+        for parameter, grad in reference["grads"].items():
+            assert (case["grads"][parameter] - grad).abs().max() <= 1e-6 * scale, (name, parameter)
 
 
 def test_every_sample_once_an_epoch_and_another_order_each():

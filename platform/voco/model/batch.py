@@ -35,6 +35,7 @@ class Batch:
     sample_ids: tuple[str, ...]
     # (vision slots,) int64: which of the F * V projected features each takes, F * V for a newline; None: all, in order
     packing: Tensor | None = None
+    teacher: Batch | None = None  # the same predictions as the teacher reads them; its features are these
 
     @property
     def token_ids(self) -> TokenIds:
@@ -44,7 +45,9 @@ class Batch:
         names = ("ids", "position", "vision_at", "predict_at", "predict_id")
         moved = {name: getattr(self, name).to(device) for name in names}
         moved["packing"] = None if self.packing is None else self.packing.to(device)
-        return replace(self, **moved, features=self.features.to(device=device, dtype=dtype))
+        features = self.features.to(device=device, dtype=dtype)
+        teacher = None if self.teacher is None else replace(self.teacher, features=features).to(device, dtype)
+        return replace(self, **moved, features=features, teacher=teacher)
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,13 @@ def _packing(samples: Sequence[TokenSample], tiles: Sequence[int], slots: int) -
         parts.append(np.where(own == NEWLINE, end, own + start))
         start += count * slots
     return torch.from_numpy(np.concatenate(parts))
+
+
+def taught(student: Batch, teacher: Batch) -> Batch:
+    """The student's batch with its teacher's. Raises ValueError unless both predict the same ids, row by row."""
+    if not torch.equal(student.predict_id, teacher.predict_id):
+        raise ValueError(f"teacher and student do not predict the same tokens in samples {', '.join(student.sample_ids)}")
+    return replace(student, teacher=replace(teacher, features=student.features))
 
 
 def collate_cached(samples: Sequence[TokenSample], caches: Sequence[VocoCache | None]) -> CachedBatch:

@@ -40,6 +40,8 @@ def export(checkpoint: str, output: str) -> list[str]:
         raise Refused(f"{checkpoint}: LLaVA has a tower of {sorted(NETS)}; this model cannot be exported")
     if model.layout.anyres is not None:
         raise Refused(f"{checkpoint}: a model that cuts images into tiles (LLaVA-1.6) cannot be exported yet")
+    if model.q_former is not None:
+        raise Refused(f"{checkpoint}: LLaVA has no Q-Former; this model cannot be exported")
     whole = _llava(model, tower)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "llava"

@@ -36,7 +36,13 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
 
 
 def layout_for(
-    tokenizer: Any, method: Method, tokens: int, text: Text, vision_slots: int, anyres: Anyres | None = None
+    tokenizer: Any,
+    method: Method,
+    tokens: int,
+    text: Text,
+    vision_slots: int,
+    anyres: Anyres | None = None,
+    q_former_layers: int = 0,
 ) -> Layout:
     ids = {name: tokenizer.convert_tokens_to_ids(SPECIAL[name]) for name in ("image", "voco")}
     ids |= {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id}
@@ -53,25 +59,30 @@ def layout_for(
         template=text.template,
         newlines=text.newlines,
         anyres=anyres,
+        q_former_layers=q_former_layers,
     )
 
 
-def create(model: Model, method: Method, tokens: int, text: Text, texts: Iterable[str], seed: int) -> VocoLlama:
+def create(
+    model: Model, method: Method, tokens: int, text: Text, texts: Iterable[str], seed: int, q_former_layers: int = 0
+) -> VocoLlama:
     """The job file's `model` block: a language model from nothing (a function of `seed` and `texts`) or a pretrained one, with
     its own projector, an aligned one or a random one, and the tower with its pretrained weights. `tokens` is N, 0 for a model
-    without <voco>.
+    without <voco>; under q_former a random Q-Former of `q_former_layers`.
     """
     tower_block = None if model.tower is None else model.tower.model_dump(exclude_none=True)
     if model.pretrained is not None:
         torch.manual_seed(seed)  # for rows of new tokens
         found = llava_layouts.read(model.pretrained, tower_block, model.projector)
         vision_slots, feature_width = found.tower.shape
-        layout = layout_for(found.tokenizer, method, tokens, text, vision_slots, found.tower.anyres)
+        layout = layout_for(found.tokenizer, method, tokens, text, vision_slots, found.tower.anyres, q_former_layers)
         layout = layout.model_copy(update={"bos_id": found.bos_id})
         made = VocoLlama(found.language_model, layout, feature_width, found.tower, found.tokenizer)
         if found.projector is not None:
             made.projector.load_state_dict(found.projector)
-        made.projector.to(found.language_model.dtype)
+        for part in (made.projector, made.q_former):
+            if part is not None:
+                part.to(found.language_model.dtype)
         if made.image_newline is not None:
             given = made.image_newline if found.newline is None else found.newline
             made.image_newline.data = given.detach().to(found.language_model.dtype)
@@ -83,7 +94,7 @@ def create(model: Model, method: Method, tokens: int, text: Text, texts: Iterabl
     torch.manual_seed(seed)
     tokenizer = train_tokenizer(texts, model.llama.vocabulary)
     language_model = LlamaForCausalLM(_llama_config(model.llama, tokenizer))
-    layout = layout_for(tokenizer, method, tokens, text, vision_slots, tower.anyres)
+    layout = layout_for(tokenizer, method, tokens, text, vision_slots, tower.anyres, q_former_layers)
     return VocoLlama(language_model, layout, feature_width, tower, tokenizer)
 
 

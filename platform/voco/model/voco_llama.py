@@ -20,7 +20,8 @@ from voco.model.attention import NAME, check_backend
 from voco.model.batch import Batch, CachedBatch, collate
 from voco.model.cache import VocoCache, join
 from voco.model.capture import keys_values
-from voco.model.head import Head
+from voco.model.head import Head, Soft
+from voco.model.q_former import QFormer, means
 from voco.model.reader import Reader, cache_size, ids_of_read, kept_states
 from voco.model.rope import ExactRotary, check_rope, window
 from voco.model.vision_tower import VisionTower
@@ -36,6 +37,15 @@ class Projector:
 
     def module(self) -> nn.Sequential:
         return nn.Sequential(nn.Linear(self.features, self.width), nn.GELU(), nn.Linear(self.width, self.width))
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """How a model learns from an uncompressed one: `teacher`, or itself under the plain mask. Held apart from its modules."""
+
+    weight: float
+    temperature: float
+    teacher: VocoLlama | None = None
 
 
 class VocoLlama(Reader):
@@ -68,12 +78,15 @@ class VocoLlama(Reader):
         self.projector = Projector(feature_width, width).module()
         # LLaVA-1.6: ends each row of an image's tiles under method none
         self.image_newline = None if layout.anyres is None else nn.Parameter(torch.randn(width) * width**-0.5)
+        reads = layout.q_former_layers if layout.method == "q_former" else 0
+        self.q_former = QFormer(layout.tokens, reads, feature_width) if reads else None
         self.tower = tower
         self.layout = layout
         self.tokenizer = tokenizer
         self.feature_width = feature_width
         # whose caches this model reads: hash of the weights on disk and their N; set when they are loaded
         self.compressor, self.compressor_tokens = "", layout.tokens
+        self.distillation: Distillation | None = None
         self.preprocessing = tower.identity if tower is not None else ""
 
     # ---- one masked pass ------------------------------------------------------------------------------------------
@@ -84,30 +97,50 @@ class VocoLlama(Reader):
         features = batch.features.to(embeds.dtype)
         if len(features) == 0:
             # every rank must pass through the projector, or sharded weights and gradients wait for it forever
-            idle: Tensor = self.projector(features.new_zeros(1, 1, self.feature_width)).sum()
+            idle: Tensor = self.projector(self.pool(features.new_zeros(1, self.layout.slots, self.feature_width))).sum()
             return embeds + 0.0 * (idle if self.image_newline is None else idle + self.image_newline.sum())
-        vision = self.projector(pool(features, self.layout)).flatten(0, 1)
+        vision = self.projector(self.pool(features)).flatten(0, 1)
         if batch.packing is not None:
             vision = torch.cat((vision, self.image_newline[None])).index_select(0, batch.packing)  # type: ignore[index]
         return embeds[0].index_copy(0, batch.vision_at, vision)[None]
 
-    def hidden(self, batch: Batch) -> Tensor:
-        """(1, L, W): the last layer's normalised states under our own mask and positions."""
-        return self._run(self.embed(batch), self._see(batch.token_ids, self.layout.method), batch.position)
+    def pool(self, features: Tensor) -> Tensor:
+        """(F, slots, C) of features (F, V, C): unchanged, or N means, or what N queries read."""
+        if self.q_former is not None:
+            pooled: Tensor = self.q_former(features)
+            return pooled
+        return means(features, self.layout.tokens) if self.layout.method == "avg_pool" else features
+
+    def hidden(self, batch: Batch, method: str | None = None) -> Tensor:
+        """(1, L, W): the last layer's normalised states under the mask of a method, our own by default, and its positions."""
+        return self._run(self.embed(batch), self._see(batch.token_ids, method or self.layout.method), batch.position)
 
     def logits(self, batch: Batch) -> Tensor:
         """(1, L, vocabulary) logits of every token. For tests and display; training needs only supervised rows."""
         logits: Tensor = self.language_model.lm_head(self.hidden(batch))
         return logits
 
-    def forward(self, batch: Batch | CachedBatch) -> Tensor:
-        """Sum of the cross-entropy over the batch's S predictions, fp32 scalar; the caller divides by the global count."""
-        if isinstance(batch, CachedBatch):
-            states, text = self.hidden_cached(batch), batch.text
-        else:
-            states, text = self.hidden(batch), batch
-        loss: Tensor = self.language_model.lm_head(states[0].index_select(0, text.predict_at), text.predict_id)
-        return loss
+    def forward(self, batch: Batch | CachedBatch) -> Tensor | tuple[Tensor, Tensor]:
+        """Sum of the cross-entropy over the batch's S predictions, fp32 scalar; the caller divides by the global count.
+
+        For a batch with a teacher's: the sum with the distillation in it, and the sum of the divergences alone.
+        """
+        text = batch.text if isinstance(batch, CachedBatch) else batch
+        soft = None if text.teacher is None else self._soft(text.teacher)
+        states = self.hidden_cached(batch) if isinstance(batch, CachedBatch) else self.hidden(batch)
+        predicting = states[0].index_select(0, text.predict_at)
+        summed: Tensor | tuple[Tensor, Tensor] = self.language_model.lm_head(predicting, text.predict_id, soft)
+        return summed
+
+    @torch.no_grad()
+    def _soft(self, batch: Batch) -> Soft:
+        """The teacher's states of its predictions. Its own head is used whole: only ours may be a shard elsewhere."""
+        told = self.distillation
+        assert told is not None
+        teacher = told.teacher or self
+        states = teacher.hidden(batch, "none")[0].index_select(0, batch.predict_at)
+        head = None if told.teacher is None else told.teacher.language_model.lm_head.weight
+        return Soft(states, head, told.weight, told.temperature)
 
     def hidden_cached(self, batch: CachedBatch) -> Tensor:
         """(1, L, W): states of text that reads caches: pass 2 alone. Gradients reach this model's weights, not the caches."""
@@ -189,12 +222,3 @@ class VocoLlama(Reader):
         # copies: a cache must not hold on to the others that were made with it
         parts = [[one.clone() for one in torch.split(states, kept_of, dim=2)] for states in (keys, values)]
         return [VocoCache(k, v, tuple(some), self.cache_key()) for k, v, some in zip(*parts, tokens, strict=True)]
-
-
-def pool(features: Tensor, layout: Layout) -> Tensor:
-    """(F, slots, C) of (F, V, C): unchanged, or under avg_pool the means of N equal groups in raster order."""
-    if layout.method != "avg_pool":
-        return features
-    if features.shape[1] % layout.tokens:
-        raise ValueError(f"avg_pool: {features.shape[1]} positions do not fall into {layout.tokens} equal groups")
-    return features.reshape(len(features), layout.tokens, -1, features.shape[2]).mean(dim=2)

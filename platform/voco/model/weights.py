@@ -20,6 +20,7 @@ from voco.tokens import Layout
 
 FORMAT = 1
 PREPROCESSOR = "preprocessor_config.json"
+Q_FORMER = "q_former."  # its weights' names start so
 COMPRESSOR = "compressor"  # directory in a video checkpoint that holds the frozen maker of its caches
 
 
@@ -71,6 +72,16 @@ def read_config(checkpoint: str) -> dict[str, Any]:
     return config
 
 
+def read_tokenizer(checkpoint: str) -> Any:
+    """A checkpoint's tokenizer alone, without its weights."""
+    uri = storage.join(storage.resolve(checkpoint), "model")
+    with tempfile.TemporaryDirectory() as folder:
+        for name in storage.names(uri):
+            if name.startswith(("tokenizer", "special_tokens")):
+                (Path(folder) / name).write_bytes(storage.read_bytes(storage.join(uri, name)))
+        return AutoTokenizer.from_pretrained(folder)
+
+
 def load_compressor(checkpoint: str, device: str = "cpu") -> VocoLlama:
     """The model that makes the caches which a checkpoint reads: what it was trained against, or itself."""
     kept = storage.join(storage.resolve(checkpoint), COMPRESSOR)
@@ -84,8 +95,12 @@ def load(
     dtype: torch.dtype | None = None,
     attention: str = "segments",
     device: str = "cpu",
+    new_q_former: int | None = None,
 ) -> VocoLlama:
     """The model of a checkpoint directory. `layout` reads it in another way than it was trained; `dtype` None keeps its own.
+
+    `new_q_former` is the seed from which a Q-Former is made that the layout wants and the checkpoint lacks; one that the layout
+    does not want is left out.
 
     Raises ValueError for weights that do not fit, and for an attention backend that cannot honour the mask.
     """
@@ -103,7 +118,14 @@ def load(
     rotary = language_model.model.rotary_emb
     language_model.model.rotary_emb = type(rotary)(lm_config)  # its frequencies are in no file
     tower = vision_tower.empty(config["tower"], config["net"], stored) if config["tower"] is not None else None
-    model = VocoLlama(language_model, layout or Layout(**config["layout"]), config["feature_width"], tower, tokenizer, attention)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(new_q_former or 0)
+        reads = layout or Layout(**config["layout"])
+        model = VocoLlama(language_model, reads, config["feature_width"], tower, tokenizer, attention)
+    if new_q_former is not None and not any(name.startswith(Q_FORMER) for name in state):
+        state |= {name: tensor for name, tensor in own_state(model).items() if name.startswith(Q_FORMER)}
+    if model.q_former is None:
+        state = {name: tensor for name, tensor in state.items() if not name.startswith(Q_FORMER)}
     wanted = own_state(model).keys()
     if wanted != state.keys():
         missing, unexpected = sorted(wanted - state.keys()), sorted(state.keys() - wanted)
@@ -111,8 +133,9 @@ def load(
     model.load_state_dict(state, strict=False, assign=True)
     if lm_config.tie_word_embeddings:
         language_model.lm_head.weight = language_model.model.embed_tokens.weight
-    for part in (model.language_model, model.projector):
-        part.to(dtype or model.dtype)
+    for part in (model.language_model, model.projector, model.q_former):
+        if part is not None:
+            part.to(dtype or model.dtype)
     if model.image_newline is not None:
         model.image_newline.data = model.image_newline.to(model.dtype)
     if model.tower is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from voco import storage
-from voco.blocks import Training, VideoSft
+from voco.blocks import ImageSft, Training, VideoSft
 from voco.errors import Refused
 from voco.spec import Job
 from voco.tokens import Layout
@@ -38,6 +38,36 @@ def check(job: Job, layout: Layout, model: str) -> None:
     prefix = max((layout.prefix_tokens(sizes) for sizes in images), default=layout.prefix_tokens([None]))
     if prefix >= block.max_tokens:
         raise Refused(f"{job.kind}.max_tokens: expected more than the prefix's {prefix} tokens, got {block.max_tokens}")
+
+
+def check_teacher(job: Job, layout: Layout, model: str) -> Layout | None:
+    """How the teacher of a distillation reads the samples; None without one. Refuse one that would not say the same tokens."""
+    if not isinstance(job.block, ImageSft) or job.block.distill is None:
+        return None
+    if layout.anyres is not None:
+        raise Refused(f"{job.kind}.distill: not for a checkpoint that cuts images into tiles (LLaVA-1.6)")
+    if job.inputs.teacher is None:
+        return layout.model_copy(update={"method": "none"})
+    from voco.model import weights
+    from voco.model.rope import longest
+
+    uri = job.inputs.teacher
+    config, ours = weights.read_config(uri), weights.read_config(model)
+    teacher = Layout(**config["layout"])
+    if teacher.method != "none":
+        raise Refused(f"inputs.teacher: expected an uncompressed checkpoint, of method none, got {uri} of {teacher.method}")
+    special = ("bos_id", "eos_id", "pad_id", "image_id", "voco_id", "separator_ids")
+    same = all(getattr(teacher, key) == getattr(layout, key) for key in special)
+    same = same and config["language_model"]["vocab_size"] == ours["language_model"]["vocab_size"]
+    if not same or weights.read_tokenizer(uri).get_vocab() != weights.read_tokenizer(model).get_vocab():
+        raise Refused(f"inputs.teacher: {uri} has another vocabulary than the model; use one that starts from the same base")
+    check_features(job, config)
+    teacher = teacher.model_copy(update={"template": layout.template, "newlines": layout.newlines})
+    views = max(len(row["media"] or []) for row in _tables(job).rows(["media.list.element.sha256"]))
+    most, positions = job.block.max_tokens + views * (teacher.view_length - layout.view_length), longest(config["language_model"])
+    if most > positions:
+        raise Refused(f"{job.kind}.max_tokens: the teacher reads up to {most} tokens and has {positions} positions; lower it")
+    return teacher
 
 
 def check_features(job: Job, config: dict[str, Any]) -> None:

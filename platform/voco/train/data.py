@@ -12,7 +12,7 @@ from voco import rows, storage
 from voco.anyres import Size
 from voco.blocks import Training
 from voco.features import FeatureStore
-from voco.model.batch import Batch, collate
+from voco.model.batch import Batch, collate, taught
 from voco.model.voco_llama import VocoLlama
 from voco.tokens import Layout, TokenSample, build, filler
 from voco.train.order import WINDOW, Mix, Rows
@@ -78,8 +78,9 @@ class TrainingSamples:
         block: Training,
         views: Callable[[dict[str, Any]], list[str] | None],
         cached: bool = False,
+        more: int = 0,  # tokens that a view may take beyond the block's max_tokens: text is cut as for the student
     ) -> None:
-        self.tables, self.tokenizer, self.layout, self.block = tables, tokenizer, layout, block
+        self.tables, self.tokenizer, self.layout, self.block, self.more = tables, tokenizer, layout, block, more
         self.views, self.cached = views, cached
         self.held: OrderedDict[int, list[TokenSample]] = OrderedDict()
         self.cut = 0  # text tokens left out of the samples that were taken
@@ -106,7 +107,8 @@ class TrainingSamples:
         conversations = [one["turns"] for one in row["conversations"]]
         for part in [conversations] if self.block.share_vision else [[one] for one in conversations]:
             made = (row["sample_id"], part, views, self.tokenizer, self.layout)
-            yield build(*made, max_tokens=limit, cached=self.cached, sizes=None if self.cached else sizes_of(row))
+            most = limit + self.more * len(views)
+            yield build(*made, max_tokens=most, cached=self.cached, sizes=None if self.cached else sizes_of(row))
 
 
 def images_of(row: dict[str, Any]) -> list[str]:
@@ -122,15 +124,26 @@ def sizes_of(row: dict[str, Any]) -> list[Size]:
 class ImageBatches:
     """Batches of samples whose images are read as features."""
 
-    def __init__(self, tables: SampleTables, features: FeatureStore, model: VocoLlama, block: Training) -> None:
+    def __init__(
+        self, tables: SampleTables, features: FeatureStore, model: VocoLlama, block: Training, teacher: Layout | None = None
+    ) -> None:
         self.samples = TrainingSamples(tables, model.tokenizer, model.layout, block, images_of)
+        self.taught: TrainingSamples | None = None
+        if teacher is not None:
+            more = teacher.view_length - model.layout.view_length
+            self.taught = TrainingSamples(tables, model.tokenizer, teacher, block, images_of, more=more)
         self.features, self.layout, self.width = features, model.layout, model.feature_width
 
     def passes(self, wanted: Rows, count: int) -> list[Batch]:
         """The samples of (n, 2) places as `count` batches of nearly equal length."""
         samples = self.samples.take(wanted)
         dealt = deal([len(sample) for sample in samples], count)
-        return [self.collate([samples[index] for index in row] or [filler(self.layout)]) for row in dealt]
+        batches = [self.collate([samples[index] for index in row] or [filler(self.layout)]) for row in dealt]
+        if self.taught is None:
+            return batches
+        theirs = self.taught.take(wanted)
+        read = [self.collate([theirs[index] for index in row] or [filler(self.layout)]) for row in dealt]
+        return [taught(batch, teacher) for batch, teacher in zip(batches, read, strict=True)]
 
     def collate(self, samples: list[TokenSample]) -> Batch:
         return collate(samples, self.features, (self.layout.vision_slots, self.width))

@@ -10,7 +10,7 @@ from voco.blocks import Training
 from voco.errors import JobFailed, Stopped
 from voco.manifest import Manifest
 from voco.spec import Job
-from voco.train.check import check
+from voco.train.check import check, check_teacher
 from voco.train.starting_point import starting_point
 
 STARTS = 3  # of the worker group, when a worker dies before training begins
@@ -38,6 +38,9 @@ def fit(job: Job, run_id: str, output: str) -> dict[str, Any]:
         "output": output,
     }
     check(job, layout, model)
+    teacher = check_teacher(job, layout, model)
+    told = None if job.inputs.teacher is None else storage.resolve(job.inputs.teacher)
+    config["teacher"] = None if teacher is None else {"uri": told, "layout": teacher.model_dump()}
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "900")  # nodes may have to boot first
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # it prints every line of a worker twice
     returned = _run(job, run_id, output, config)

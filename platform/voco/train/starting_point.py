@@ -6,13 +6,16 @@ import itertools
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from voco import storage
-from voco.blocks import Method, Text
+from voco.blocks import Compression, Method, Text
+from voco.errors import Refused
 from voco.spec import Job
 from voco.tokens import Layout
 from voco.train.data import SampleTables
 
+Q_FORMER_LAYERS = 2  # of a new one; each has cross-attention, in BLIP-2 every second of twelve
 TOKENIZER_ROWS = 200_000  # rows whose text a new tokenizer is trained on, at most
 
 
@@ -32,17 +35,33 @@ def starting_point(job: Job, output: str) -> tuple[str, Layout]:
         told = layout.template != "plain" or job.kind == "align"  # plain is of captions: it drops every question
         inherited = Text(template=layout.template, newlines=layout.newlines) if told else Text()  # type: ignore[arg-type]
         text = block.text or inherited
-        changes = {"method": method, "tokens": tokens, "template": text.template, "newlines": text.newlines}
+        changes: dict[str, Any] = {"method": method, "tokens": tokens, "template": text.template, "newlines": text.newlines}
+        changes["q_former_layers"] = _q_former_layers(compression, layout)
         return storage.resolve(job.inputs.checkpoint), layout.model_copy(update=changes)
     assert job.model is not None
     initial = storage.join(output, "initial")
     if not storage.exists(storage.join(initial, "model", "config.json")):
         text = block.text or (Text(template="plain") if job.kind == "align" else Text())
-        model = new.create(job.model, method, tokens, text, _texts(job), job.seed)
+        model = new.create(job.model, method, tokens, text, _texts(job), job.seed, _q_former_layers(compression))
         with tempfile.TemporaryDirectory() as folder:
             weights.save(model, weights.own_state(model), Path(folder) / "model")
             storage.put_directory(Path(folder) / "model", storage.join(initial, "model"))
     return initial, Layout(**weights.read_config(initial)["layout"])
+
+
+def _q_former_layers(compression: Compression | None, held: Layout | None = None) -> int:
+    """Layers of the job's Q-Former: 0 for other methods, those of the checkpoint's layout `held` if it has one."""
+    if compression is None or compression.method != "q_former":
+        return 0
+    if held is None or held.method != "q_former":
+        return compression.q_former_layers or Q_FORMER_LAYERS
+    layers = compression.q_former_layers or held.q_former_layers
+    if (compression.tokens, layers) != (held.tokens, held.q_former_layers):
+        raise Refused(
+            f"compression: the checkpoint's Q-Former has {held.tokens} queries and {held.q_former_layers} layers, got "
+            f"{compression.tokens} and {layers}; start from a checkpoint of another method for a new one"
+        )
+    return layers
 
 
 def _texts(job: Job) -> Iterator[str]:

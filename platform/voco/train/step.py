@@ -23,6 +23,7 @@ class StepResult:
     """What one step did, over all ranks."""
 
     loss: float  # mean over supervised tokens
+    kl: float | None  # of the distillation, likewise
     tokens: int  # supervised
     grad_norm: float  # before clipping
     sample_ids_sha256: str  # of what was trained on: sha256 over each rank's sha256, in rank order
@@ -46,6 +47,7 @@ class Backward:
     """Gradients are in place and reduced; nothing is updated yet."""
 
     loss: float
+    kl: float | None
     tokens: int
     stop: bool
 
@@ -63,21 +65,25 @@ def backward(engine: Any, batches: Sequence[Batch | CachedBatch], step: int, sto
     dist.all_reduce(facts)
     count, asked = int(facts[0]), bool(facts[1])
     scale = dist.get_world_size() * len(batches) / max(1, count)
-    losses = torch.zeros(len(batches), device=device)
+    losses, divergence = torch.zeros(len(batches), device=device), torch.zeros((), device=device)
+    distils = False
     for index, batch in enumerate(batches):
-        loss = engine(batch.to(device, torch.float32))
+        found = engine(batch.to(device, torch.float32))
+        distils = isinstance(found, tuple)
+        loss = found[0] if distils else found
+        divergence += found[1] if distils else 0.0
         losses[index] = loss.detach()
         engine.backward(loss * scale)
         if index < len(batches) - 1:
             engine.step()  # counts the micro-batch; weights move at the boundary only
-    total = losses.sum()
-    dist.all_reduce(total)
-    mean = float(total) / max(1, count)
+    totals = torch.stack((losses.sum(), divergence))
+    dist.all_reduce(totals)
+    mean, kl = (totals / max(1, count)).tolist()
     if not math.isfinite(mean):
         bad = [batch for loss, batch in zip(losses.tolist(), batches, strict=True) if not math.isfinite(loss)]
         guilty = [sample_id for batch in bad for sample_id in batch.sample_ids]
         raise NonFinite(f"loss is {mean} at step {step}; samples: {', '.join(_gather(guilty))}")
-    return Backward(mean, count, asked)
+    return Backward(mean, kl if distils else None, count, asked)
 
 
 def _gather(mine: list[str]) -> list[str]:
@@ -104,4 +110,4 @@ def train_step(engine: Any, batches: Sequence[Batch | CachedBatch], step: int, s
     norm = float(engine.get_global_grad_norm() or 0.0)
     if not math.isfinite(norm):  # the weights are lost with it: end before they reach a checkpoint
         raise NonFinite(f"the gradient's norm is {norm} at step {step}, loss {done.loss}")
-    return StepResult(done.loss, done.tokens, norm, ids, done.stop)
+    return StepResult(done.loss, done.kl, done.tokens, norm, ids, done.stop)

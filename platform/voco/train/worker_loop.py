@@ -14,10 +14,10 @@ import torch
 import torch.distributed as dist
 
 from voco import rows, running, storage, tracking
-from voco.blocks import Training, VideoSft
+from voco.blocks import ImageSft, Training, VideoSft
 from voco.features import FeatureStore
 from voco.model import weights
-from voco.model.voco_llama import VocoLlama
+from voco.model.voco_llama import Distillation, VocoLlama
 from voco.tokens import Layout
 from voco.tracking import TrackedRun
 from voco.train.data import ImageBatches, SampleTables
@@ -29,8 +29,13 @@ from voco.video.frame_store import FrameStore
 
 TAG = "state"
 SECONDS_BETWEEN_LINES = 5.0
+BLOCKS = {"align": Training, "image_sft": ImageSft, "video_sft": VideoSft}
 # What each kind trains. A video model's caches come from its frozen compressor, and nothing of it passes the projector.
-TRAINED = {"align": ("projector.",), "image_sft": ("projector.", "language_model."), "video_sft": ("language_model.",)}
+TRAINED = {
+    "align": ("projector.",),
+    "image_sft": ("projector.", "q_former.", "language_model."),
+    "video_sft": ("language_model.",),
+}
 
 
 def train(config: dict[str, Any]) -> dict[str, Any]:
@@ -44,11 +49,12 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
 
     # its shared-memory all-reduce is compiled at first use, for half a minute, and a kill meanwhile leaves a lock behind
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    block: Training = (VideoSft if config["kind"] == "video_sft" else Training).model_validate(config["block"])
+    block: Training = BLOCKS[config["kind"]].model_validate(config["block"])
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     torch.manual_seed(config["seed"])
-    model = weights.load(config["model"], Layout(**config["layout"]), torch.float32, block.attention)
+    layout = Layout(**config["layout"])
+    model = weights.load(config["model"], layout, torch.float32, block.attention, new_q_former=config["seed"])
     model.tower = None  # its features, or the frames' caches, are there already
     newline = ("image_newline",) if model.layout.method == "none" and config["kind"] != "video_sft" else ()
     for name, weight in model.named_parameters():
@@ -65,7 +71,10 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
     if isinstance(block, VideoSft):
         data = VideoBatches(tables, FrameStore(config["frame_cache"]), model, block)
     else:
-        data = ImageBatches(tables, FeatureStore(config["features"]), model, block)
+        reads = Layout(**config["teacher"]["layout"]) if config["teacher"] is not None else None
+        data = ImageBatches(tables, FeatureStore(config["features"]), model, block, reads)
+        if isinstance(block, ImageSft) and block.distill is not None:
+            model.distillation = Distillation(block.distill.weight, block.distill.temperature, _teacher(config, block, engine))
     with tracking.start(config["tracked"] if rank == 0 else None) as record:
         loop = TrainLoop(config, block, engine, model, data, record, rank, world)
         try:
@@ -78,6 +87,16 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
             loop.export()
         record.finish(130 if stopped else 0)
     return {"stopped": stopped, "steps": loop.step, "cut": data.samples.cut}
+
+
+def _teacher(config: dict[str, Any], block: Training, engine: Any) -> VocoLlama | None:
+    """The frozen teacher, whole on every rank and in the number type of training; None: the trained network itself."""
+    if not config["teacher"]["uri"]:
+        return None
+    dtype = torch.bfloat16 if block.precision == "bf16" else torch.float32
+    teacher = weights.load(config["teacher"]["uri"], Layout(**config["teacher"]["layout"]), dtype, block.attention)
+    teacher.tower = None
+    return teacher.requires_grad_(False).to(engine.device)
 
 
 class OtherWorkers(Exception):
@@ -138,6 +157,7 @@ class TrainLoop:
                 "step": self.step,
                 "epoch": epoch,
                 "loss": result.loss,
+                "kl": result.kl,
                 "tokens": result.tokens,
                 "sample_ids_sha256": result.sample_ids_sha256,
                 "lr": rate,
@@ -206,7 +226,7 @@ class TrainLoop:
                     state[name] = named[name].detach().cpu().clone()
         if self.rank == 0:
             with tempfile.TemporaryDirectory() as folder:
-                whole = weights.load(self.config["model"], self.model.layout)
+                whole = weights.load(self.config["model"], self.model.layout, new_q_former=self.config["seed"])
                 if whole.tower is not None:
                     state |= {f"tower.{name}": tensor for name, tensor in whole.tower.state_dict().items()}
                 weights.save(whole, state, Path(folder) / "model", keep_compressor=self.config["kind"] == "video_sft")
