@@ -3,64 +3,19 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import pyarrow.parquet as pq
-
-from voco import rows, storage
 from voco.blocks import Training, VideoSft
 from voco.features import FeatureStore
 from voco.model.batch import Batch, CachedBatch, collate, collate_cached, taught
 from voco.model.cache import VocoCache
 from voco.model.voco_llama import VocoLlama
 from voco.tokens import Layout, TokenSample, build, filler
-from voco.train.order import WINDOW, Mix, Rows
+from voco.train.order import WINDOW, Rows
 from voco.train.packing import deal
+from voco.train.sample_tables import SampleTables
 from voco.video.frame_store import FrameStore
-
-COLUMNS = ["sample_id", "media.list.element.sha256", "conversations"]
-
-
-class SampleTables:
-    """Row groups of one or more `samples/` tables, numbered through.
-
-    A sample is a whole row when `share_vision`, else one conversation of it (the papers' batch mix).
-    """
-
-    def __init__(self, uris: Sequence[str], weights: Sequence[float], share_vision: bool = True) -> None:
-        self.files: list[pq.ParquetFile] = []
-        self.groups: list[tuple[int, int]] = []  # file, row group in it
-        sizes: list[int] = []
-        owners: list[int] = []
-        for table, uri in enumerate(uris):
-            folder = storage.join(uri, "samples")
-            for name in storage.names(folder):
-                file = rows.open_parquet(storage.join(folder, name))
-                for group in range(file.num_row_groups):
-                    self.groups.append((len(self.files), group))
-                    sizes.append(_samples_in(file, group, share_vision))
-                    owners.append(table)
-                self.files.append(file)
-        self.mix = Mix(tuple(sizes), tuple(owners), tuple(weights))
-
-    def read(self, group: int, columns: Sequence[str] = COLUMNS) -> list[dict[str, Any]]:
-        """The rows of one row group as Python values, without media bytes unless they are asked for."""
-        file, number = self.groups[group]
-        found: list[dict[str, Any]] = self.files[file].read_row_group(number, columns=list(columns)).to_pylist()
-        return found
-
-    def rows(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-        """Every row of every table, in order."""
-        for group in range(len(self.groups)):
-            yield from self.read(group, columns)
-
-
-def _samples_in(file: pq.ParquetFile, group: int, share_vision: bool) -> int:
-    if share_vision:
-        return int(file.metadata.row_group(group).num_rows)
-    talks = file.read_row_group(group, columns=["conversations.list.element.source_id"])["conversations"]
-    return sum(len(talk) for talk in talks.to_pylist())
 
 
 class TrainingSamples:
