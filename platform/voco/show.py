@@ -122,7 +122,7 @@ def _checkpoint(output: Output) -> str:
     from voco.model import weights
     from voco.model.show_tokens import show_sample
     from voco.tokens import build
-    from voco.train.data import SampleTables, sizes_of
+    from voco.train.sample_tables import SampleTables, sizes_of
 
     model = weights.load(output.uri)
     uris = output.samples_inputs()

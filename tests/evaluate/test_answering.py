@@ -93,9 +93,9 @@ def test_every_n_is_answered_from_one_compression_as_from_its_own(
     compressed: list[int] = []
     original = VocoLlama._compress_units
 
-    def spy(self: VocoLlama, units: Any, counts: Any) -> Any:
+    def spy(self: VocoLlama, units: Any, counts: Any, sizes: Any) -> Any:
         compressed.extend(sum(count) for count in counts)
-        return original(self, units, counts)
+        return original(self, units, counts, sizes)
 
     monkeypatch.setattr(VocoLlama, "_compress_units", spy)
     together = evaluate(place, tmp_path / "all", "voco", tokens=COUNTS)

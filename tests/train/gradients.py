@@ -17,9 +17,10 @@ from voco.model import weights
 from voco.model.batch import collate, taught
 from voco.model.voco_llama import Distillation
 from voco.tokens import Layout
-from voco.train.data import SampleTables, TrainingSamples, images_of
+from voco.train.data import TrainingSamples
 from voco.train.order import epoch_order
 from voco.train.packing import deal
+from voco.train.sample_tables import SampleTables, images_of
 from voco.train.step import backward
 from voco.train.zero import deepspeed_config
 

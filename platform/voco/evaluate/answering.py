@@ -24,7 +24,7 @@ from voco.model.cache import VocoCache
 from voco.model.flops import cache_bytes, compress_flops, fastv_bytes, fastv_flops, read_flops
 from voco.model.reader import prompt_ids
 from voco.tokens import Layout
-from voco.train.data import COLUMNS, images_of, sizes_of
+from voco.train.sample_tables import COLUMNS, images_of, sizes_of
 from voco.video.frame_store import FrameStore
 from voco.work import part
 

@@ -9,7 +9,7 @@ from voco.blocks import ImageSft, Training, VideoSft
 from voco.errors import Refused
 from voco.spec import Job
 from voco.tokens import Layout
-from voco.train.data import IMAGES, SampleTables, sizes_of
+from voco.train.sample_tables import IMAGES, SampleTables, sizes_of
 from voco.video.frame_store import FrameStore, check_maker
 
 

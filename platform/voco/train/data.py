@@ -3,64 +3,17 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import pyarrow.parquet as pq
-
-from voco import rows, storage
-from voco.anyres import Size
 from voco.blocks import Training
 from voco.features import FeatureStore
 from voco.model.batch import Batch, collate, taught
 from voco.model.voco_llama import VocoLlama
 from voco.tokens import Layout, TokenSample, build, filler
-from voco.train.order import WINDOW, Mix, Rows
+from voco.train.order import WINDOW, Rows
 from voco.train.packing import deal
-
-IMAGES = [f"media.list.element.{name}" for name in ("sha256", "width", "height")]
-COLUMNS = ["sample_id", *IMAGES, "conversations"]
-
-
-class SampleTables:
-    """Row groups of one or more `samples/` tables, numbered through.
-
-    A sample is a whole row when `share_vision`, else one conversation of it (the papers' batch mix).
-    """
-
-    def __init__(self, uris: Sequence[str], weights: Sequence[float], share_vision: bool = True) -> None:
-        self.files: list[pq.ParquetFile] = []
-        self.groups: list[tuple[int, int]] = []  # file, row group in it
-        sizes: list[int] = []
-        owners: list[int] = []
-        for table, uri in enumerate(uris):
-            folder = storage.join(uri, "samples")
-            for name in storage.names(folder):
-                file = rows.open_parquet(storage.join(folder, name))
-                for group in range(file.num_row_groups):
-                    self.groups.append((len(self.files), group))
-                    sizes.append(_samples_in(file, group, share_vision))
-                    owners.append(table)
-                self.files.append(file)
-        self.mix = Mix(tuple(sizes), tuple(owners), tuple(weights))
-
-    def read(self, group: int, columns: Sequence[str] = COLUMNS) -> list[dict[str, Any]]:
-        """The rows of one row group as Python values, without media bytes unless they are asked for."""
-        file, number = self.groups[group]
-        found: list[dict[str, Any]] = self.files[file].read_row_group(number, columns=list(columns)).to_pylist()
-        return found
-
-    def rows(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-        """Every row of every table, in order."""
-        for group in range(len(self.groups)):
-            yield from self.read(group, columns)
-
-
-def _samples_in(file: pq.ParquetFile, group: int, share_vision: bool) -> int:
-    if share_vision:
-        return int(file.metadata.row_group(group).num_rows)
-    talks = file.read_row_group(group, columns=["conversations.list.element.source_id"])["conversations"]
-    return sum(len(talk) for talk in talks.to_pylist())
+from voco.train.sample_tables import SampleTables, images_of, sizes_of
 
 
 class TrainingSamples:
@@ -109,16 +62,6 @@ class TrainingSamples:
             made = (row["sample_id"], part, views, self.tokenizer, self.layout)
             most = limit + self.more * len(views)
             yield build(*made, max_tokens=most, cached=self.cached, sizes=None if self.cached else sizes_of(row))
-
-
-def images_of(row: dict[str, Any]) -> list[str]:
-    """Content hashes of a row's images."""
-    return [one["sha256"] for one in row["media"] or []]
-
-
-def sizes_of(row: dict[str, Any]) -> list[Size]:
-    """Height and width of a row's images."""
-    return [(one["height"], one["width"]) for one in row["media"] or []]
 
 
 class ImageBatches:

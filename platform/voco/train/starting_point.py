@@ -13,7 +13,7 @@ from voco.blocks import Compression, Method, Text
 from voco.errors import Refused
 from voco.spec import Job
 from voco.tokens import Layout
-from voco.train.data import SampleTables
+from voco.train.sample_tables import SampleTables
 
 Q_FORMER_LAYERS = 2  # of a new one; each has cross-attention, in BLIP-2 every second of twelve
 TOKENIZER_ROWS = 200_000  # rows whose text a new tokenizer is trained on, at most

@@ -9,9 +9,10 @@ from voco.model.batch import CachedBatch, collate_cached
 from voco.model.cache import VocoCache
 from voco.model.voco_llama import VocoLlama
 from voco.tokens import TokenSample, filler
-from voco.train.data import SampleTables, TrainingSamples
+from voco.train.data import TrainingSamples
 from voco.train.order import Rows
 from voco.train.packing import deal
+from voco.train.sample_tables import SampleTables
 from voco.video.frame_store import FrameStore
 
 

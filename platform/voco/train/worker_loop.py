@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import ray.train
 import torch
-import torch.distributed as dist
 
-from voco import rows, running, storage, tracking
+from voco import running, tracking
 from voco.blocks import ImageSft, Training, VideoSft
 from voco.features import FeatureStore
 from voco.model import weights
 from voco.model.voco_llama import Distillation, VocoLlama
 from voco.tokens import Layout
 from voco.tracking import TrackedRun
-from voco.train.data import ImageBatches, SampleTables
+from voco.train import checkpoints
+from voco.train.data import ImageBatches
 from voco.train.order import Rows, epoch_order
+from voco.train.sample_tables import SampleTables
 from voco.train.step import NonFinite, StepResult, learning_rate, train_step
 from voco.train.video_data import VideoBatches
-from voco.train.zero import deepspeed_config, gathered
+from voco.train.zero import deepspeed_config
 from voco.video.frame_store import FrameStore
 
-TAG = "state"
 SECONDS_BETWEEN_LINES = 5.0
 BLOCKS = {"align": Training, "image_sft": ImageSft, "video_sft": VideoSft}
 # What each kind trains. A video model's caches come from its frozen compressor, and nothing of it passes the projector.
@@ -80,11 +77,11 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
         try:
             loop.resume()
             stopped = loop.run()
-        except (NonFinite, OtherWorkers) as error:
+        except (NonFinite, checkpoints.OtherWorkers) as error:
             record.finish(1)
             return {"failed": str(error)}
         if not stopped:
-            loop.export()
+            checkpoints.export(config, model, block.zero_stage, loop.metrics, rank)
         record.finish(130 if stopped else 0)
     return {"stopped": stopped, "steps": loop.step, "cut": data.samples.cut}
 
@@ -97,10 +94,6 @@ def _teacher(config: dict[str, Any], block: Training, engine: Any) -> VocoLlama 
     teacher = weights.load(config["teacher"]["uri"], Layout(**config["teacher"]["layout"]), dtype, block.attention)
     teacher.tower = None
     return teacher.requires_grad_(False).to(engine.device)
-
-
-class OtherWorkers(Exception):
-    """The checkpoint holds the shards of another number of workers."""
 
 
 class TrainLoop:
@@ -180,60 +173,17 @@ class TrainLoop:
             flush=True,
         )
 
-    # ---- checkpoints ----------------------------------------------------------------------------------------------
-
     def save(self) -> None:
-        """A checkpoint of every rank's shards, with the next step and the metrics so far."""
-        with tempfile.TemporaryDirectory() as folder:
-            self.engine.save_checkpoint(folder, tag=TAG)
-            if self.rank == 0:
-                storage.write_json(str(Path(folder) / "progress.json"), {"step": self.step, "workers": self.world})
-                write_metrics(str(Path(folder) / "metrics.parquet"), self.metrics)
-            dist.barrier()
-            ray.train.report(
-                {"step": self.step, "loss": self.metrics[-1]["loss"]},
-                checkpoint=ray.train.Checkpoint.from_directory(folder),
-                checkpoint_dir_name=f"step-{self.step:08d}",
-            )
+        """A checkpoint, and what W&B has recorded up to it."""
+        checkpoints.save(self.engine, self.metrics, self.step, self.rank, self.world)
         self.record.flush()
 
     def resume(self) -> None:
         """Continue after the last checkpoint, if there is one. Raises OtherWorkers when it is of another number of them."""
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
+        found = checkpoints.resume(self.engine, self.world)
+        if found is None:
             return
-        with checkpoint.as_directory() as folder:
-            progress = storage.read_json(str(Path(folder) / "progress.json"))
-            if progress["workers"] != self.world:
-                raise OtherWorkers(
-                    f"its checkpoint holds the shards of {progress['workers']} workers, the job now has {self.world}; "
-                    f"set resources.workers back to {progress['workers']}"
-                )
-            self.engine.load_checkpoint(folder, tag=TAG)
-            self.metrics = rows.read_table(str(Path(folder) / "metrics.parquet")).to_pylist()
-        self.step = int(progress["step"])
+        self.step, self.metrics = found
         self.record.log_steps(self.metrics)  # what a kill took from the record
         if self.rank == 0:
             print(f"{self.config['name']}: continues at step {self.step}/{self.total}", flush=True)
-
-    def export(self) -> None:
-        """Whole weights to `<output>/model`, the metrics beside it; rank 0 writes, every rank gathers."""
-        named = dict(self.model.named_parameters())
-        state = {}
-        for name in weights.own_state(self.model):
-            with gathered(named[name], self.block.zero_stage):
-                if self.rank == 0:
-                    state[name] = named[name].detach().cpu().clone()
-        if self.rank == 0:
-            with tempfile.TemporaryDirectory() as folder:
-                whole = weights.load(self.config["model"], self.model.layout, new_q_former=self.config["seed"])
-                if whole.tower is not None:
-                    state |= {f"tower.{name}": tensor for name, tensor in whole.tower.state_dict().items()}
-                weights.save(whole, state, Path(folder) / "model", keep_compressor=self.config["kind"] == "video_sft")
-                storage.put_directory(Path(folder) / "model", storage.join(self.config["output"], "model"))
-            write_metrics(storage.join(self.config["output"], "metrics.parquet"), self.metrics)
-        dist.barrier()
-
-
-def write_metrics(uri: str, metrics: list[dict[str, Any]]) -> None:
-    rows.write_table(uri, [pa.Table.from_pylist(metrics, schema=rows.METRICS)], rows.METRICS)

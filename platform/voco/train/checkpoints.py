@@ -1,0 +1,79 @@
+"""What a run leaves to go on from, and what it leaves in the end: DeepSpeed's shards with the progress, then whole weights."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray.train
+import torch.distributed as dist
+
+from voco import rows, storage
+from voco.model import weights
+from voco.model.voco_llama import VocoLlama
+from voco.train.zero import gathered
+
+TAG = "state"
+
+
+class OtherWorkers(Exception):
+    """The checkpoint holds the shards of another number of workers."""
+
+
+def save(engine: Any, metrics: list[dict[str, Any]], step: int, rank: int, world: int) -> None:
+    """A checkpoint of every rank's shards, with the next step and the metrics so far."""
+    with tempfile.TemporaryDirectory() as folder:
+        engine.save_checkpoint(folder, tag=TAG)
+        if rank == 0:
+            storage.write_json(str(Path(folder) / "progress.json"), {"step": step, "workers": world})
+            _write_metrics(str(Path(folder) / "metrics.parquet"), metrics)
+        dist.barrier()
+        ray.train.report(
+            {"step": step, "loss": metrics[-1]["loss"]},
+            checkpoint=ray.train.Checkpoint.from_directory(folder),
+            checkpoint_dir_name=f"step-{step:08d}",
+        )
+
+
+def resume(engine: Any, world: int) -> tuple[int, list[dict[str, Any]]] | None:
+    """Load the last checkpoint into the engine: the next step and the metrics so far; None when there is none.
+
+    Raises OtherWorkers when it is of another number of workers.
+    """
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return None
+    with checkpoint.as_directory() as folder:
+        progress = storage.read_json(str(Path(folder) / "progress.json"))
+        if progress["workers"] != world:
+            raise OtherWorkers(
+                f"its checkpoint holds the shards of {progress['workers']} workers, the job now has {world}; "
+                f"set resources.workers back to {progress['workers']}"
+            )
+        engine.load_checkpoint(folder, tag=TAG)
+        return int(progress["step"]), rows.read_table(str(Path(folder) / "metrics.parquet")).to_pylist()
+
+
+def export(config: dict[str, Any], model: VocoLlama, zero_stage: int, metrics: list[dict[str, Any]], rank: int) -> None:
+    """Whole weights to `<output>/model`, the metrics beside it; rank 0 writes, every rank gathers."""
+    named = dict(model.named_parameters())
+    state = {}
+    for name in weights.own_state(model):
+        with gathered(named[name], zero_stage):
+            if rank == 0:
+                state[name] = named[name].detach().cpu().clone()
+    if rank == 0:
+        with tempfile.TemporaryDirectory() as folder:
+            whole = weights.load(config["model"], model.layout, new_q_former=config["seed"])
+            if whole.tower is not None:
+                state |= {f"tower.{name}": tensor for name, tensor in whole.tower.state_dict().items()}
+            weights.save(whole, state, Path(folder) / "model", keep_compressor=config["kind"] == "video_sft")
+            storage.put_directory(Path(folder) / "model", storage.join(config["output"], "model"))
+        _write_metrics(storage.join(config["output"], "metrics.parquet"), metrics)
+    dist.barrier()
+
+
+def _write_metrics(uri: str, metrics: list[dict[str, Any]]) -> None:
+    rows.write_table(uri, [pa.Table.from_pylist(metrics, schema=rows.METRICS)], rows.METRICS)
