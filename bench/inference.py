@@ -80,7 +80,7 @@ class Work:
 
     def full_cache(self, past: Any, size: int) -> Iterator[Tensor]:
         """`past` holds the prefix's keys and values; what an earlier run put behind them is cut off."""
-        past.crop(size)
+        cut(past, size)
         return self._peer(self.text(), past)
 
     def ours(self, caches: list[Any]) -> Iterator[Tensor]:
@@ -101,6 +101,12 @@ class Work:
         prefix_embeds = self.whole_prefix()
         self.theirs.model(inputs_embeds=prefix_embeds, past_key_values=past, use_cache=True)
         return past, prefix_embeds.shape[1], self.net.compress_features([[one] for one in self.features])
+
+
+def cut(past: Any, size: int) -> None:
+    """Leave the first `size` tokens of transformers' cache."""
+    if past.get_seq_length() > size:
+        past.crop(size - past.get_seq_length())
 
 
 def answered(tokens: Iterator[Tensor], count: int) -> list[list[int]]:
@@ -169,7 +175,7 @@ def measure(work: Work, rounds: int) -> tuple[dict[str, dict[str, float]], dict[
     timed(calls["ours"], work.net.device)  # whatever loads at a first use
     found = in_turn({name: partial(timed, call, work.net.device) for name, call in calls.items()}, rounds)
     figures = {name: {key: median(each, key) for key in ("first_ms", "token_ms")} for name, each in found.items()}
-    past.crop(size)
+    cut(past, size)
     whole = sum(2 * layer.keys.numel() * layer.keys.element_size() for layer in past.layers) // len(work.prompts)
     return figures, {"ours": caches[0].bytes, "full cache": whole}
 
