@@ -20,10 +20,9 @@ COMMANDS = {
     "stop": ("RUN", "end a run cleanly; sent again, it continues"),
     "show": ("OUTPUT", "one sample or row of an output made visible"),
     "render": ("JOB", "the same job for another runner: a KubeRay RayJob, to be applied with kubectl"),
+    "ask": ("CHECKPOINT", "a question about images and videos: an answer, the time of both passes, whether the cache was hit"),
     "report": ("OUTPUT", "HTML with tables and plots from any output directory"),
 }
-
-ASK = "a question about images and videos: an answer, the time of both passes, whether the cache was hit"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -35,10 +34,11 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="voco", description="VoCo on Ray: one YAML file is one job")
     commands = parser.add_subparsers(dest="command", required=True)
-    _add_ask(commands.add_parser("ask", help=ASK, description=ASK))
     for name, (operand, text) in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("operand", metavar=operand)
+        if name == "ask":
+            _add_ask(command)
         if name in ("submit", "run"):
             command.add_argument("--replace", action="store_true", help="overwrite an output that holds another run")
         if name == "render":
@@ -50,7 +50,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_ask(command: argparse.ArgumentParser) -> None:
-    command.add_argument("checkpoint", metavar="CHECKPOINT")
     command.add_argument("media", metavar="MEDIA", nargs="*", help="images and videos, on disk or s3://")
     command.add_argument("question", metavar="QUESTION")
     command.add_argument("--cache", metavar="URI", default="~/.cache/voco", help="where caches are kept (default: %(default)s)")
@@ -117,7 +116,7 @@ def ask(asked: argparse.Namespace) -> int:
         stop=tuple(asked.stop),
         keep_system=asked.keep_system,
     )
-    for piece in ask(asked.checkpoint, asked.media, asked.question, how):
+    for piece in ask(asked.operand, asked.media, asked.question, how):
         print(piece, end="", flush=True)
     return 0
 

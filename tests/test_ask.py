@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import clips
@@ -134,3 +135,13 @@ def test_a_damaged_video_is_refused(place: Path, tmp_path: Path) -> None:
     with pytest.raises(Refused, match=r"cut\.mp4"):
         list(ask(str(place / "checkpoint"), [str(file)], QUESTION, Asked(cache=None)))
     assert torch.is_grad_enabled()
+
+
+def test_the_readme_says_how_from_python(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(import voco.model\nfrom voco.model.cache_store.*?)```", text, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "CHECKPOINT").symlink_to(place / "checkpoint")
+    (tmp_path / "image.jpg").write_bytes((place / "0.png").read_bytes())
+    exec(code.replace("s3://BUCKET", str(tmp_path)), {})
+    assert list((tmp_path / "caches").rglob("*.safetensors"))
