@@ -32,22 +32,27 @@ PEAK = {"H200": 989e12, "H100": 989e12, "A100": 312e12}  # dense bf16 operations
 LIMIT = 0.9999  # least cosine of outputs and gradients to the reference in fp32
 
 
+def number_type(device: torch.device) -> torch.dtype:
+    """bf16 on a GPU. Processors without its instructions emulate it, many times slower than fp32."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
 def say(table: dict[str, float], name: str, value: float) -> None:
     table[name] = value
     print(f"{name:64}{value:12,.4g}", flush=True)
 
 
 def kernels(table: dict[str, float], device: torch.device, names: list[str]) -> None:
-    """Every backend's outputs and gradients in bf16 beside the dense mask in fp32: three samples of unequal texts."""
-    net, _ = inference.model("mini", str(device), torch.bfloat16)
+    """Every backend's outputs and gradients beside the dense mask in fp32: three samples of unequal texts."""
+    net, _ = inference.model("mini", str(device), number_type(device))
     samples = [step.sample(net.layout, f"{text}", text) for text in (40, 200, 7)]
     store = {one.sample_id: torch.randn(step.SLOTS, step.FEATURES) for one in samples}
     ids = collate(samples, store.__getitem__, (step.SLOTS, step.FEATURES)).token_ids
     length = ids.kind.shape[1]
     draw = torch.Generator().manual_seed(0)
-    states = [torch.randn(1, 8, length, 64, generator=draw).to(device, torch.bfloat16) for _ in range(4)]
+    states = [torch.randn(1, 8, length, 64, generator=draw).to(device, number_type(device)) for _ in range(4)]
     mask = allowed(ids, "voco")[:, None].to(device)
-    given = [one.float().requires_grad_() for one in states[:3]]
+    given = [one.float().clone().requires_grad_() for one in states[:3]]
     expected = torch.nn.functional.scaled_dot_product_attention(*given, attn_mask=mask).transpose(1, 2)
     expected.backward(states[3].float().transpose(1, 2))
     for name in names:
@@ -55,7 +60,7 @@ def kernels(table: dict[str, float], device: torch.device, names: list[str]) -> 
         got = see(name, ids, "voco", device).attend(*mine, 64**-0.5)
         got.backward(states[3].transpose(1, 2))
         pairs = [(got, expected), *((a.grad, b.grad) for a, b in zip(mine, given, strict=True))]
-        least = min(step.cosine(one, other) for one, other in pairs)
+        least = min(step.cosine(one.detach(), other.detach()) for one, other in pairs)
         say(table, f"{name}: least cosine of output and gradients", least)
         if least < LIMIT:
             raise SystemExit(f"{name} is not exact")
@@ -87,10 +92,10 @@ def training(table: dict[str, float], shape: str, device: torch.device, names: l
         seconds = {}
         for name in (*names, "dense 4D mask"):
             with clean(device):
-                net, theirs = inference.model(shape, str(device), torch.bfloat16, name if name in names else "segments")
+                net, theirs = inference.model(shape, str(device), number_type(device), name if name in names else "segments")
                 samples = [step.sample(net.layout, f"{text}", text) for text in texts]
                 store = {one.sample_id: torch.randn(step.SLOTS, step.FEATURES) for one in samples}
-                batch = collate(samples, store.__getitem__, (step.SLOTS, step.FEATURES)).to(device, torch.bfloat16)
+                batch = collate(samples, store.__getitem__, (step.SLOTS, step.FEATURES)).to(device, number_type(device))
                 sizes = [len(one) for one in samples]
                 if name in names:
                     net.train()
@@ -119,11 +124,11 @@ def batch_on_host(batch: Any) -> Any:
 
 
 def answering(table: dict[str, float], shape: str, device: torch.device, batches: list[int], rounds: int) -> None:
-    for text in inference.TEXTS:
+    for text in inference.TEXTS if device.type == "cuda" else inference.TEXTS[:1]:
         for size in batches:
             with clean(device):
-                net, theirs = inference.model(shape, str(device), torch.bfloat16)
-                features = torch.randn(size, inference.SLOTS, inference.FEATURES).to(device, torch.bfloat16)
+                net, theirs = inference.model(shape, str(device), number_type(device))
+                features = torch.randn(size, inference.SLOTS, inference.FEATURES).to(device, number_type(device))
                 work = inference.Work(net, theirs, features, inference.questions(size, text))
                 figures, kept = inference.measure(work, rounds)
                 for name, each in figures.items():
@@ -143,15 +148,15 @@ def compressing(table: dict[str, float], shape: str, device: torch.device, batch
     with clean(device):
         vision = CLIPVisionConfig(image_size=336, patch_size=14, **(large if shape == "7b" else small))
         tower = VisionTower({"name": "clip", "image_size": 336, "layer": -2}, CLIPVisionModel(vision), *CLIP)
-        net, _ = inference.model(shape, str(device), torch.bfloat16)
+        net, _ = inference.model(shape, str(device), number_type(device))
         net.tower = tower.to(device)
         pixels = torch.randint(0, 256, (batch, 336, 336, 3), dtype=torch.uint8)
         seconds = median_s(lambda: net.compress(pixels), device, rounds)
         say(table, f"frames a second, batch {batch}, tower in fp32", batch / seconds)
-        net.tower = tower.to(torch.bfloat16)
+        net.tower = tower.to(number_type(device))
         say(
             table,
-            f"frames a second, batch {batch}, tower in bf16",
+            f"frames a second, batch {batch}, tower as the model",
             batch / median_s(lambda: net.compress(pixels), device, rounds),
         )
 
@@ -170,7 +175,7 @@ def main() -> None:
         check_backend(name)
         names.append(name)
     where = torch.cuda.get_device_name() if gpu else "CPU"
-    print(f"{where}, shape {asked.shape}, bf16, torch {torch.__version__}; random weights", flush=True)
+    print(f"{where}, shape {asked.shape}, {number_type(device)}, torch {torch.__version__}; random weights", flush=True)
     table: dict[str, float] = {}
     kernels(table, device, names)
     with torch.no_grad():
