@@ -9,7 +9,7 @@ import torch
 from model import llava_world as world
 from model.test_equality import read_logits
 from PIL import Image
-from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration
+from transformers import AutoProcessor, LlavaNextConfig, LlavaNextForConditionalGeneration
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
 import voco.model
@@ -167,7 +167,7 @@ def test_survives_save_and_load_bit_by_bit(pair, tmp_path):
     assert loaded.tower.identity == model.tower.identity == loaded.preprocessing
 
 
-def test_what_cannot_be_is_refused(pair, tmp_path):
+def test_what_cannot_be_is_refused(pair):
     _, uri = pair
     plain = {"name": "clip", "image_size": 32, "path": uri, "layer": -2}
     with pytest.raises(Refused, match=r"model\.tower\.grid_pinpoints: expected \[\[32, 64\]"):
@@ -177,7 +177,24 @@ def test_what_cannot_be_is_refused(pair, tmp_path):
     for changes, message in (({"grid_pinpoints": [[32, 50]]}, "multiples of image_size"), ({"decoder": "fast"}, "decoder pil")):
         with pytest.raises(ValueError, match=message):
             Model(pretrained=uri, tower={**plain, "grid_pinpoints": PINPOINTS, **changes})
-    model = created(uri, "voco", 1)
-    weights.save(model, weights.own_state(model), tmp_path / "model")
-    with pytest.raises(Refused, match="cannot be exported yet"):
-        voco.model.export(str(tmp_path), str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(("method", "tokens"), [("none", 0), ("voco", 1)])
+def test_exported_it_is_transformers_own(pair, tmp_path, method, tokens):
+    """`from_pretrained` of what is exported says what the model that was read said, and its processor makes ids and pixels."""
+    reference, uri = pair
+    model = created(uri, method, tokens)
+    weights.save(model, weights.own_state(model), tmp_path / "ours" / "model")
+    dropped = voco.model.export(str(tmp_path / "ours"), str(tmp_path / "out"))
+    assert any("mask" in line for line in dropped) == (method == "voco")
+    back, info = LlavaNextForConditionalGeneration.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not info["missing_keys"]
+    processor = AutoProcessor.from_pretrained(tmp_path / "out")
+    given = processor(images=picture(64, 20), text="<image>\nwhat?\n", return_tensors="pt")
+    tiles, _ = model.tower.tiles(picture(64, 20))
+    assert torch.allclose(given["pixel_values"][0], model.tower.normalise(tiles), atol=1e-5)
+    with torch.no_grad():
+        expected = reference(**given).logits[..., : world.KNOWN]
+        got = back.eval()(**given).logits[..., : world.KNOWN]
+    assert expected.abs().max() > 0.5
+    assert tiny.close(got, expected)

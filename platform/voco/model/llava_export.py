@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -12,6 +13,10 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaImageProcessor,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextImageProcessor,
+    LlavaNextProcessor,
     LlavaProcessor,
     SiglipVisionConfig,
 )
@@ -31,15 +36,13 @@ SHARD = "5GB"
 def export(checkpoint: str, output: str) -> list[str]:
     """Write `LlavaForConditionalGeneration`'s directory, processor included, and return what it cannot keep, a line each.
 
-    `output` is a local path or `s3://`. Weights keep their number type. Raises Refused for a model without a CLIP or SigLIP
-    tower, which LLaVA does not know.
+    A model that cuts images into tiles becomes a `LlavaNextForConditionalGeneration`. `output` is a local path or `s3://`.
+    Weights keep their number type. Raises Refused for a model without a CLIP or SigLIP tower, which LLaVA does not know.
     """
     model = voco.model.load(checkpoint)
     tower = model.tower
     if tower is None or tower.config["name"] not in NETS:
         raise Refused(f"{checkpoint}: LLaVA has a tower of {sorted(NETS)}; this model cannot be exported")
-    if model.layout.anyres is not None:
-        raise Refused(f"{checkpoint}: a model that cuts images into tiles (LLaVA-1.6) cannot be exported yet")
     if model.q_former is not None:
         raise Refused(f"{checkpoint}: LLaVA has no Q-Former; this model cannot be exported")
     whole = _llava(model, tower)
@@ -51,10 +54,10 @@ def export(checkpoint: str, output: str) -> list[str]:
     return _dropped(model)
 
 
-def _llava(model: VocoLlama, tower: VisionTower) -> LlavaForConditionalGeneration:
+def _llava(model: VocoLlama, tower: VisionTower) -> LlavaForConditionalGeneration | LlavaNextForConditionalGeneration:
     """transformers' own class around our tensors: none is copied."""
     name, core, layout = tower.config["name"], model.language_model, model.layout
-    config = LlavaConfig(
+    facts: dict[str, Any] = dict(
         vision_config=CONFIGS[name](**(tower.net_config or {})),
         text_config=core.config,
         image_token_index=layout.image_id,
@@ -64,20 +67,26 @@ def _llava(model: VocoLlama, tower: VisionTower) -> LlavaForConditionalGeneratio
         tie_word_embeddings=core.config.tie_word_embeddings,
         dtype=model.dtype,
     )
+    whole: LlavaForConditionalGeneration | LlavaNextForConditionalGeneration
     with torch.device("meta"):
-        whole = LlavaForConditionalGeneration(config)
+        if layout.anyres is None:
+            whole = LlavaForConditionalGeneration(LlavaConfig(**facts))
+        else:
+            pinpoints = [list(one) for one in layout.anyres.grid_pinpoints]
+            whole = LlavaNextForConditionalGeneration(LlavaNextConfig(**facts, image_grid_pinpoints=pinpoints))
     linears = {f"projector.{ours}.": f"model.multi_modal_projector.{theirs}." for theirs, ours in LINEARS.items()}
     names = {
         "language_model.model.": "model.language_model.",
         "language_model.": "",
         "tower.net.": "model.vision_tower.",
+        "image_newline": "model.image_newline",
         **linears,
     }
     state = {}
     for key, tensor in own_state(model).items():
         start = next(start for start in names if key.startswith(start))
         state[names[start] + key.removeprefix(start)] = tensor
-    if config.tie_word_embeddings:
+    if core.config.tie_word_embeddings:
         state["lm_head.weight"] = state["model.language_model.embed_tokens.weight"]
     whole.load_state_dict(state, assign=True)
     rows = core.get_input_embeddings().weight.shape[0]
@@ -88,23 +97,25 @@ def _llava(model: VocoLlama, tower: VisionTower) -> LlavaForConditionalGeneratio
     return whole
 
 
-def _processor(model: VocoLlama, tower: VisionTower) -> LlavaProcessor:
-    """Pixels as our tower sees them: padded to a square with the mean colour, then resized."""
-    images = LlavaImageProcessor(
-        do_pad=True,
-        size={"shortest_edge": tower.size},
-        crop_size={"height": tower.size, "width": tower.size},
-        image_mean=list(tower.mean),
-        image_std=list(tower.std),
-    )
-    return LlavaProcessor(
-        images,
-        model.tokenizer,
-        patch_size=(tower.net_config or {})["patch_size"],
-        vision_feature_select_strategy="default" if CLASS_TOKENS[tower.config["name"]] else "full",
-        image_token=SPECIAL["image"],
-        num_additional_image_tokens=CLASS_TOKENS[tower.config["name"]],
-    )
+def _processor(model: VocoLlama, tower: VisionTower) -> LlavaProcessor | LlavaNextProcessor:
+    """Pixels as our tower sees them: padded to a square with the mean colour, then resized; or cut into tiles."""
+    anyres = model.layout.anyres
+    sizes: dict[str, Any] = {
+        "size": {"shortest_edge": tower.size},
+        "crop_size": {"height": tower.size, "width": tower.size},
+        "image_mean": list(tower.mean),
+        "image_std": list(tower.std),
+    }
+    around: dict[str, Any] = {
+        "patch_size": (tower.net_config or {})["patch_size"],
+        "vision_feature_select_strategy": "default" if CLASS_TOKENS[tower.config["name"]] else "full",
+        "image_token": SPECIAL["image"],
+        "num_additional_image_tokens": CLASS_TOKENS[tower.config["name"]],
+    }
+    if anyres is None:
+        return LlavaProcessor(LlavaImageProcessor(do_pad=True, **sizes), model.tokenizer, **around)
+    pinpoints = [list(one) for one in anyres.grid_pinpoints]
+    return LlavaNextProcessor(LlavaNextImageProcessor(image_grid_pinpoints=pinpoints, **sizes), model.tokenizer, **around)
 
 
 def _dropped(model: VocoLlama) -> list[str]:
