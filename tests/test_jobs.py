@@ -71,7 +71,7 @@ def test_steps_are_those_of_the_paper(capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_the_sweep_is_tables_1_and_2() -> None:
     names = [trial.name for trial in trials(paper("sweep"))]
-    assert names == ["none-1", "avg-pool-1", *(f"voco-{2**power}" for power in range(8))]
+    assert names == ["none-1", "avg-pool-1", "q-former-1-6", *(f"voco-{2**power}" for power in range(8))]
 
 
 def test_the_flow_does_what_the_single_files_do() -> None:
