@@ -7,15 +7,18 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import tiny
 import torch
 import world
 
 import pipelines
 from voco import features, manifest, rows, storage, work
+from voco.anyres import Anyres
 from voco.blocks import Model, Resources, Text
 from voco.errors import Refused
 from voco.evaluate import answering
 from voco.evaluate.scores import ALL
+from voco.evaluation import Evaluate
 from voco.model import fastv, new, weights
 from voco.model.flops import compress_flops, read_flops
 from voco.model.voco_llama import VocoLlama
@@ -210,3 +213,11 @@ def test_what_a_checkpoint_cannot_be_asked_is_refused_before_anything_starts(
     with pytest.raises(Refused, match=line):
         pipelines.run(job(place, tmp_path / "out", checkpoint, **block))
     assert not (tmp_path / "out" / "work").exists()
+
+
+def test_fastv_does_not_take_tiles() -> None:
+    layout = tiny.layout("none").model_copy(update={"anyres": Anyres(grid_pinpoints=((32, 64),), tile=32)})
+    config = {"layout": layout.model_dump(), "language_model": {"num_hidden_layers": 3}}
+    block = Evaluate.model_validate({"benchmark": "x", "read_as": "fastv", "fastv": {"layer": 1, "keep": 0.5}})
+    with pytest.raises(ValueError, match="cuts images into tiles"):
+        answering.layout_for(config, block)

@@ -53,7 +53,8 @@ def picture(height: int, width: int, seed: int = 0) -> Image.Image:
 
 
 def created(uri, method="none", tokens=0, **more):
-    return new.create(Model(pretrained=uri, **more), method, tokens, Text(template="question_answer"), [], seed=0)
+    layers = 2 if method == "q_former" else 0
+    return new.create(Model(pretrained=uri, **more), method, tokens, Text(template="question_answer"), [], 0, layers)
 
 
 @pytest.fixture(scope="module", params=["llama", "mistral", "qwen2"])
@@ -135,7 +136,7 @@ def test_images_of_several_shapes_in_one_batch_are_as_each_alone(pair):
         one_pass(model, samples[:1], {"i0": made[1]})
 
 
-@pytest.mark.parametrize(("method", "tokens"), [("voco", 2), ("none", 2), ("avg_pool", 4)])
+@pytest.mark.parametrize(("method", "tokens"), [("voco", 2), ("none", 2), ("avg_pool", 4), ("q_former", 4)])
 def test_compress_then_read_equals_one_pass(pair, method, tokens):
     reference, uri = pair
     model = created(uri, method, tokens)

@@ -198,9 +198,9 @@ class AnswerWorker:
     def _full_bytes(self, media: Media) -> float:
         """Keys and values of the whole prefix of one of its images or frames, uncompressed, on average."""
         layout, sizes = self.model.layout, self._sizes(media)
-        method = "none" if layout.anyres is not None else layout.method
-        whole = layout.model_copy(update={"method": method}).prefix_tokens(sizes) / len(sizes)
-        return self.token_bytes * (whole + (layout.vision_slots - layout.slots if layout.anyres is None else 0))
+        plain = layout.model_copy(update={"method": "none"})
+        # no <voco> where the method has none: they are the only tokens by which the two prefixes may differ
+        return self.token_bytes * (plain.prefix_tokens(sizes) / len(sizes) - plain.voco_tokens() + layout.voco_tokens())
 
     def _media(self, sample: dict[str, Any]) -> Media:
         """What a sample's cache is of: its images' hashes, or its id and the places of its frames in reading order."""
