@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from voco import spec, storage
-from voco.errors import exit_code
+from voco.errors import Refused, exit_code
 
 COMMANDS = {
     "plan": ("JOB", "check a job file; print stages, inputs, resources and sizes; run nothing"),
@@ -107,17 +107,20 @@ def ask(asked: argparse.Namespace) -> int:
     from voco.ask import Asked, ask
     from voco.model.sampling import Sampling
 
-    how = Asked(
-        cache=None if asked.no_cache else asked.cache,
-        tokens=asked.tokens,
-        frames=asked.frames,
-        max_new_tokens=asked.max_new_tokens,
-        sampling=Sampling(asked.temperature, top_p=asked.top_p, seed=asked.seed),
-        stop=tuple(asked.stop),
-        keep_system=asked.keep_system,
-    )
-    for piece in ask(asked.operand, asked.media, asked.question, how):
-        print(piece, end="", flush=True)
+    try:
+        how = Asked(
+            cache=None if asked.no_cache else asked.cache,
+            tokens=asked.tokens,
+            frames=asked.frames,
+            max_new_tokens=asked.max_new_tokens,
+            sampling=Sampling(asked.temperature, top_p=asked.top_p, seed=asked.seed),
+            stop=tuple(asked.stop),
+            keep_system=asked.keep_system,
+        )
+        for piece in ask(asked.operand, asked.media, asked.question, how):
+            print(piece, end="", flush=True)
+    except ValueError as error:  # numbers out of range, a prompt too long, a cache that is damaged: each says so in a line
+        raise Refused(str(error)) from error
     return 0
 
 

@@ -145,3 +145,9 @@ def test_the_readme_says_how_from_python(place: Path, tmp_path: Path, monkeypatc
     (tmp_path / "image.jpg").write_bytes((place / "0.png").read_bytes())
     exec(code.replace("s3://BUCKET", str(tmp_path)), {})
     assert list((tmp_path / "caches").rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("wrong", [["--temperature", "-1"], ["--max-new-tokens", "100000"], ["--frames", "0"], ["--stop", ""]])
+def test_numbers_out_of_range_are_refused_in_a_line(place: Path, capsys: pytest.CaptureFixture[str], wrong: list[str]) -> None:
+    assert cli.main(["ask", str(place / "checkpoint"), str(place / "0.png"), QUESTION, "--no-cache", *wrong]) == 2
+    assert capsys.readouterr().err.count("\n") == 1

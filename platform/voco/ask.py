@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 import torch
@@ -51,6 +51,8 @@ def ask(checkpoint: str, media: Sequence[str], question: str, how: Asked | None 
     tokens than 1 or more than the checkpoint's.
     """
     how = how or Asked()
+    if how.frames < 1 or how.max_new_tokens < 1 or "" in how.stop:
+        raise Refused("expected --frames and --max-new-tokens of at least 1, and no empty --stop")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     reader = model.load(checkpoint, device=device)
     if how.keep_system and (not media or (len(media) > 1 and reader.layout.method == "voco")):
@@ -102,6 +104,8 @@ class Maker:
         self.tokens = (how.tokens or n) if method == "voco" else None
         self.text_ids = tuple(shared_ids(reader.tokenizer, reader.layout)) if how.keep_system else ()
         self.compressor: VocoLlama | None = None
+        # a checkpoint that reads another's caches: images are one frame to it, and text that it has read is its own alone
+        self.apart = storage.exists(storage.join(storage.resolve(checkpoint), COMPRESSOR, "model", "config.json"))
         rope = reader.language_model.config.rope_parameters
         self.store = None if how.cache is None else CacheStore(how.cache, reader.cache_key(), reader.dtype, rope)
 
@@ -115,6 +119,8 @@ class Maker:
         parts = [(one.data, one.frames) for one in group]
         if not self.text_ids:
             return self._taken(self._kept(content_of(parts), lambda: self._made(group)))
+        if self.apart:
+            return self.reader.keep_text(self._taken(self._kept(content_of(parts), lambda: self._made(group))), self.text_ids)
 
         def with_text() -> VocoCache:
             return self.reader.keep_text(self._taken(self._made(group)), self.text_ids)
@@ -125,7 +131,7 @@ class Maker:
         found = self.store.get(content) if self.store is not None else None
         if found is not None:
             self.hits += 1
-            return found
+            return replace(found, keys=found.keys.to(self.reader.device), values=found.values.to(self.reader.device))
         made = make()
         if self.store is not None:
             self.store.put(content, made)
@@ -142,19 +148,20 @@ class Maker:
             raise Refused(f"{uri}: no such file") from error
         except (OSError, ValueError) as error:
             raise Refused(f"{uri}: {error}") from error
-        return Medium(uri, data, video, tuple(evenly(video.num_frames, self.how.frames)) if video is not None else ())
+        if video is None:
+            return Medium(uri, data, None, (0,) if self.apart else ())
+        return Medium(uri, data, video, tuple(evenly(video.num_frames, self.how.frames)))
 
     def _made(self, group: list[Medium]) -> VocoCache:
         if self.compressor is None:
-            apart = storage.exists(storage.join(storage.resolve(self.checkpoint), COMPRESSOR, "model", "config.json"))
-            self.compressor = load_compressor(self.checkpoint, str(self.reader.device)) if apart else self.reader
+            self.compressor = load_compressor(self.checkpoint, str(self.reader.device)) if self.apart else self.reader
         features: list[Tensor] = []
         sizes: list[Size | None] = []
         for one in group:
             made, of = self._features(self.compressor, one)
             features, sizes = features + made, sizes + of
         (cache,) = self.compressor.compress_features([features], sizes=[sizes])
-        return cache
+        return replace(cache, keys=cache.keys.to(self.reader.dtype), values=cache.values.to(self.reader.dtype))
 
     def _features(self, model: VocoLlama, one: Medium) -> tuple[list[Tensor], list[Size | None]]:
         """Features of each image or frame, and the size of an image that is cut into tiles."""
@@ -163,7 +170,8 @@ class Maker:
             raise Refused(f"{self.checkpoint}: a checkpoint without a vision tower cannot look at {one.uri}")
         try:
             if one.video is None:
-                pixels, size = tower.tiles(Image.open(io.BytesIO(one.data)))
+                image = Image.open(io.BytesIO(one.data))
+                pixels, size = (tower.preprocess(image)[None], None) if self.apart else tower.tiles(image)
                 return [tower(pixels).squeeze(0)], [size]
             frames = one.video.frames(list(one.frames))
             pixels = torch.stack([tower.preprocess(Image.fromarray(frame)) for frame in frames])

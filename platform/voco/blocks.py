@@ -89,7 +89,9 @@ class Tower(Strict):
     image_size: int = Field(ge=32)  # pixels; the image is padded to a square with the mean colour and resized
     path: str | None = None  # clip, siglip: a directory or hub name of transformers' weights, or of a LLaVA that holds them
     layer: int = -2  # clip, siglip: the hidden state that is used, as LLaVA does
-    grid_pinpoints: list[list[int]] | None = None  # LLaVA-1.6: heights and widths that an image is cut into tiles at
+    grid_pinpoints: list[list[int]] | None = Field(
+        default=None, min_length=1
+    )  # LLaVA-1.6: heights and widths that an image is cut into tiles at
     decoder: Literal["pil", "fast"] = "pil"  # pil: LLaVA's pixels; fast: nearly those (extra `fast`), under keys of their own
 
     @model_validator(mode="after")
