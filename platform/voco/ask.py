@@ -117,15 +117,11 @@ class Maker:
 
     def _cache(self, group: list[Medium]) -> VocoCache:
         parts = [(one.data, one.frames) for one in group]
-        if not self.text_ids:
-            return self._taken(self._kept(content_of(parts), lambda: self._made(group)))
-        if self.apart:
-            return self.reader.keep_text(self._taken(self._kept(content_of(parts), lambda: self._made(group))), self.text_ids)
-
-        def with_text() -> VocoCache:
-            return self.reader.keep_text(self._taken(self._made(group)), self.text_ids)
-
-        return self._kept(content_of(parts, self.text_ids, self.tokens), with_text)
+        if self.text_ids and not self.apart:
+            content = content_of(parts, self.text_ids, self.tokens)
+            return self._kept(content, lambda: self.reader.keep_text(self._taken(self._made(group)), self.text_ids))
+        cache = self._taken(self._kept(content_of(parts), lambda: self._made(group)))
+        return self.reader.keep_text(cache, self.text_ids) if self.text_ids else cache
 
     def _kept(self, content: str, make: Callable[[], VocoCache]) -> VocoCache:
         found = self.store.get(content) if self.store is not None else None
