@@ -45,9 +45,9 @@ def run(job: Job, run_id: str) -> Manifest:
     arguments |= {"features": features, "frame_cache": frames}
     if units == 0:
         raise Refused("inputs.samples: no rows to answer")
+    upper, lower = bounds_of(job)
     done = work.run(output, units, answering.AnswerWorker, arguments, job.resources, in_process=False, label=job.name)
-    answers, upper, lower = (answers_of(uri) for uri in (job.output, job.inputs.upper, job.inputs.lower))
-    assert answers is not None
+    answers = answers_of(job.output)
     images = sum(record["counts"]["images"] for record in done)
     found: list[dict[str, Any]] = []
     total: dict[str, dict[str, float]] = {}
@@ -85,9 +85,19 @@ def run(job: Job, run_id: str) -> Manifest:
     )
 
 
-def answers_of(uri: str | None) -> pa.Table | None:
+def bounds_of(job: Job) -> tuple[pa.Table | None, pa.Table | None]:
+    """The answers of both bounds, or neither. Raises Refused for bounds at several N, or on different questions."""
+    if job.inputs.upper is None or job.inputs.lower is None:
+        return None, None
+    bounds = {"upper": answers_of(job.inputs.upper), "lower": answers_of(job.inputs.lower)}
+    for name, table in bounds.items():
+        if len(held := pc.unique(table["n"]).to_pylist()) != 1:
+            raise Refused(f"inputs.{name}: expected answers at one N, got {len(held)}: {', '.join(map(str, sorted(held)))}")
+    scores.join_correct(bounds)
+    return bounds["upper"], bounds["lower"]
+
+
+def answers_of(uri: str) -> pa.Table:
     """The answers of a finished or just written evaluation, in the order of their units."""
-    if uri is None:
-        return None
     folder = storage.join(storage.resolve(uri), "answers")
     return pa.concat_tables([rows.read_table(storage.join(folder, name)) for name in storage.names(folder)])

@@ -2,40 +2,66 @@
 
 from __future__ import annotations
 
+import io
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import clips
 import pytest
 import torch
 import world
+from PIL import Image
 
 from pipelines import cli
-from voco.ask import Asked, ask
+from voco.ask import Asked, Maker, ask
 from voco.blocks import Model, Text
 from voco.errors import Refused
-from voco.model import load, new, weights
+from voco.model import load, new, voco_llama, weights
+from voco.model.reader import shared_ids
+from voco.video.decode import Video
+from voco.video.sample_frames import evenly
 
 LLAMA = {"layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "mlp_width": 48, "vocabulary": 320}
 QUESTION = "what color is the left?"
+
+
+def save(folder: Path, method: str = "voco", tokens: int = 3, template: str = "vicuna_v1", **tower: object) -> Path:
+    block = Model.model_validate({"llama": LLAMA, "tower": {"name": "efficientnet_lite0", "image_size": 64, **tower}})
+    text = Text(template=template)  # type: ignore[arg-type]
+    made = new.create(block, method, tokens, text, [QUESTION, " red", " green"], seed=1)  # type: ignore[arg-type]
+    weights.save(made, weights.own_state(made), folder / "model")
+    return folder
+
+
+def save_video(start: Path, folder: Path, seed: int, dtype: torch.dtype = torch.float32) -> Path:
+    """A checkpoint that reads the caches of `start` with a language model of its own."""
+    made = weights.load(str(start), dtype=dtype)
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for weight in made.language_model.parameters():
+            weight.add_(torch.randn_like(weight) * 0.2)
+    weights.save(made, weights.own_state(made), folder / "model", keep_compressor=True)
+    weights.keep_compressor(str(start), str(folder))
+    return folder
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of 3 <voco> tokens, two images and a video."""
     folder = tmp_path_factory.mktemp("ask")
-    block = Model.model_validate({"llama": LLAMA, "tower": {"name": "efficientnet_lite0", "image_size": 64}})
-    made = new.create(block, "voco", 3, Text(template="vicuna_v1"), [QUESTION, " red", " green"], seed=1)
-    weights.save(made, weights.own_state(made), folder / "checkpoint" / "model")
+    save(folder / "checkpoint")
     for index in range(2):
         (folder / f"{index}.png").write_bytes(world.picture(index)[0])
     (folder / "clip.mp4").write_bytes(clips.clip(12))
     return folder
 
 
-def told(place: Path, media: list[str], **how: object) -> tuple[str, str]:
+def told(place: Path, media: list[str], checkpoint: Path | None = None, **how: object) -> tuple[str, str]:
     """The answer, and the lines about both passes."""
-    pieces = list(ask(str(place / "checkpoint"), [str(place / one) for one in media], QUESTION, Asked(**how)))  # type: ignore[arg-type]
+    where = str(checkpoint or place / "checkpoint")
+    pieces = list(ask(where, [str(place / one) for one in media], QUESTION, Asked(**how)))  # type: ignore[arg-type]
     lines = [piece for piece in pieces if piece.startswith(("\n\npass 1", "\npass 2"))]
     return "".join(piece for piece in pieces if piece not in lines), "".join(lines)
 
@@ -76,15 +102,87 @@ def test_fewer_tokens_are_answered_from_the_same_pass(place: Path, tmp_path: Pat
 
 
 def test_a_model_that_sees_views_whole_gets_one_cache_of_all(place: Path, tmp_path: Path) -> None:
-    block = Model.model_validate({"llama": LLAMA, "tower": {"name": "efficientnet_lite0", "image_size": 64}})
-    made = new.create(block, "none", 1, Text(template="vicuna_v1"), [QUESTION], seed=1)
-    weights.save(made, weights.own_state(made), tmp_path / "none" / "model")
+    save(tmp_path / "none", "none", 1)
     how = Asked(cache=str(tmp_path / "kept"), max_new_tokens=4, keep_system=True)
     media = [str(place / "0.png"), str(place / "1.png")]
     said = "".join(ask(str(tmp_path / "none"), media, QUESTION, how))
     assert "2 views" in said
     assert "0 of 1 caches found" in said
     assert "1 of 1 caches found" in "".join(ask(str(tmp_path / "none"), media, QUESTION, how))
+
+
+def test_any_number_of_frames_in_passes_of_a_few(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    once, _ = told(place, ["clip.mp4"], cache=None, max_new_tokens=8, frames=5)
+    sizes: list[int] = []
+    original = voco_llama.VocoLlama.compress_features
+
+    def spy(self: voco_llama.VocoLlama, samples: Any, *more: Any, **named: Any) -> Any:
+        sizes.extend(len(some) for some in samples)
+        return original(self, samples, *more, **named)
+
+    monkeypatch.setattr(voco_llama.VocoLlama, "compress_features", spy)
+    monkeypatch.setattr("voco.ask.FRAMES_AT_ONCE", 2)
+    few, lines = told(place, ["clip.mp4"], cache=None, max_new_tokens=8, frames=5)
+    assert sizes == [2, 2, 1]
+    assert "5 views" in lines
+    assert few == once
+
+
+@pytest.mark.parametrize("keep_system", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_models_of_one_compressor_share_its_caches_and_no_text(
+    place: Path, tmp_path: Path, keep_system: bool, dtype: torch.dtype
+) -> None:
+    """What a video checkpoint has read is its own alone; caches are in the number type of whoever reads them."""
+    how = {"cache": str(tmp_path / "kept"), "max_new_tokens": 8, "keep_system": keep_system, "frames": 5}
+    maker = load(str(place / "checkpoint"))
+    frames = Video((place / "clip.mp4").read_bytes()).frames(evenly(12, 5))
+    made = maker.compress(torch.stack([maker.tower.preprocess(Image.fromarray(frame)) for frame in frames]))
+    answers = []
+    for seed in (1, 2):
+        checkpoint = save_video(place / "checkpoint", tmp_path / f"video{seed}", seed, dtype)
+        model = load(str(checkpoint))
+        assert model.dtype == dtype
+        answer, lines = told(place, ["clip.mp4"], checkpoint, **how)
+        assert f"{seed - 1} of 1 caches found" in lines
+        cache = replace(made, keys=made.keys.to(dtype), values=made.values.to(dtype))
+        assert answer == "".join(model.stream(cache, QUESTION, 8))
+        answers.append(answer)
+    assert answers[0] != answers[1], "or equality proves nothing"
+
+
+def test_an_image_is_one_frame_to_a_video_checkpoint(place: Path, tmp_path: Path) -> None:
+    tiled = save(tmp_path / "tiled", grid_pinpoints=[[64, 128], [128, 64]])
+    (place / "wide.png").write_bytes(_wide())
+    assert "3 views" in told(place, ["wide.png"], tiled, cache=None, max_new_tokens=2)[1]
+    video = save_video(tiled, tmp_path / "video", 1)
+    assert "1 views" in told(place, ["wide.png"], video, cache=None, max_new_tokens=2)[1]
+
+
+def _wide() -> bytes:
+    held = io.BytesIO()
+    Image.open(io.BytesIO(world.picture(0)[0])).resize((120, 60)).save(held, "PNG")
+    return held.getvalue()
+
+
+def test_a_question_that_melts_into_the_kept_text_is_read_without_it(place: Path) -> None:
+    model = load(str(place / "checkpoint"))
+    shared = shared_ids(model.tokenizer, model.layout)
+    assert Maker(str(place / "checkpoint"), model, Asked(cache=None, keep_system=True), [*shared, 5]).text_ids == tuple(shared)
+    for prompt in ([*shared[:-1], shared[-1] + 1, 5], shared):
+        assert Maker(str(place / "checkpoint"), model, Asked(cache=None, keep_system=True), prompt).text_ids == ()
+
+
+def test_an_answer_is_worth_more_than_its_cache(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    answer, lines = told(place, ["0.png"], cache=str(tmp_path / "file" / "caches"), max_new_tokens=8)
+    assert "; not kept: " in lines
+    assert answer == told(place, ["0.png"], cache=None, max_new_tokens=8)[0]
+
+
+def test_a_checkpoint_of_captions_reads_no_question(place: Path, tmp_path: Path) -> None:
+    with pytest.raises(Refused, match=r"captions \(text\.template: plain\) and reads no question"):
+        told(place, ["0.png"], save(tmp_path / "align", "none", 0, "plain"), cache=None)
 
 
 def test_nothing_is_kept_without_a_cache(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,6 +79,14 @@ def test_zero_memory_adds_up() -> None:
     assert "x (4/2 + 4/2 + 8/2) bytes" in told(3, "fp32")
 
 
+@pytest.mark.parametrize(("precision", "gpus", "told"), [("bf16", 0, True), ("fp32", 0, False), ("bf16", 1, False)])
+def test_bf16_without_a_gpu_is_told(precision: str, gpus: int, told: bool) -> None:
+    raw = changed(changed(TRAIN, "image_sft.precision", precision), "resources", {"workers": 2, "gpus_per_worker": gpus})
+    sizes = {"inputs.samples[0].uri": plan.Size(10, None, "manifest")}
+    lines = plan.training(spec.build("x", raw), sizes)
+    assert any("multiply bf16 many times slower" in line for line in lines) == told
+
+
 def test_the_command_is_quick_and_imports_neither_ray_nor_torch(folder: Path, tmp_path: Path) -> None:
     import yaml
 

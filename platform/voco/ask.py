@@ -28,6 +28,8 @@ from voco.video.decode import Video
 from voco.video.sample_frames import evenly
 
 CACHE = "~/.cache/voco"
+FRAMES_AT_ONCE = 64  # decoded, and under voco compressed, in one pass: any number fits
+Views = tuple[list[Tensor], list[Size | None]]  # features of images or frames, and the size of each that is cut into tiles
 VIDEOS = (".mp4", ".mkv", ".webm", ".mov", ".avi")
 
 
@@ -57,13 +59,15 @@ def ask(checkpoint: str, media: Sequence[str], question: str, how: Asked | None 
     reader = model.load(checkpoint, device=device)
     if how.keep_system and (not media or (len(media) > 1 and reader.layout.method == "voco")):
         raise Refused(f"--keep-system: the kept text reads the views of one medium, got {len(media)}")
-    maker = Maker(checkpoint, reader, how)
+    if reader.layout.template == "plain":
+        raise Refused(f"{checkpoint}: was trained on captions (text.template: plain) and reads no question")
+    prompt = prompt_ids([{"role": "user", "text": question}], reader.tokenizer, reader.layout, bool(media))
+    maker = Maker(checkpoint, reader, how, prompt)
     started = time.monotonic()
     caches = maker.caches(media)
     _wait(device)
     compressed = time.monotonic()
     whole = join(caches) if caches else None
-    prompt = prompt_ids([{"role": "user", "text": question}], reader.tokenizer, reader.layout, whole is not None)
     first = None
     for (answer,) in reader.write([whole], [prompt], how.max_new_tokens, how.sampling, how.stop):
         piece = answer.piece()
@@ -74,7 +78,9 @@ def ask(checkpoint: str, media: Sequence[str], question: str, how: Asked | None 
     if caches:
         yield (
             f"\n\npass 1, views to caches: {compressed - started:.2f} s, {views} views, {size / 1e6:,.2f} MB; "
-            f"{maker.hits} of {len(caches)} caches found" + (f" in {how.cache}" if how.cache else ", keeping is off")
+            f"{maker.hits} of {len(caches)} caches found"
+            + (f" in {how.cache}" if how.cache else ", keeping is off")
+            + (f"; not kept: {maker.lost}" if maker.lost else "")
         )
     yield (
         f"\npass 2, question to answer: {(first or ended) - compressed:.2f} s to the first token, {ended - compressed:.2f} s for "
@@ -95,14 +101,17 @@ class Medium:
 class Maker:
     """Caches of media, from the store or made now."""
 
-    def __init__(self, checkpoint: str, reader: VocoLlama, how: Asked) -> None:
-        self.checkpoint, self.reader, self.how, self.hits = checkpoint, reader, how, 0
+    def __init__(self, checkpoint: str, reader: VocoLlama, how: Asked, prompt: list[int]) -> None:
+        self.checkpoint, self.reader, self.how = checkpoint, reader, how
+        self.hits, self.lost = 0, ""  # caches found; why the latest that was not kept was not
         method, n = reader.layout.method, reader.layout.tokens
         if how.tokens is not None and not (method == "voco" and 1 <= how.tokens <= n):
             raise Refused(f"--tokens: expected 1 to {n} of a checkpoint of method voco, got {how.tokens} of {method}")
         # what the text of the prompt reads of each view; under other methods than voco all there is
         self.tokens = (how.tokens or n) if method == "voco" else None
-        self.text_ids = tuple(shared_ids(reader.tokenizer, reader.layout)) if how.keep_system else ()
+        shared = tuple(shared_ids(reader.tokenizer, reader.layout)) if how.keep_system else ()
+        # no prompt is refused because its first characters melt into the text before them
+        self.text_ids = shared if tuple(prompt[: len(shared)]) == shared and len(prompt) > len(shared) else ()
         self.compressor: VocoLlama | None = None
         # a checkpoint that reads another's caches: images are one frame to it, and text that it has read is its own alone
         self.apart = storage.exists(storage.join(storage.resolve(checkpoint), COMPRESSOR, "model", "config.json"))
@@ -124,13 +133,20 @@ class Maker:
         return self.reader.keep_text(cache, self.text_ids) if self.text_ids else cache
 
     def _kept(self, content: str, make: Callable[[], VocoCache]) -> VocoCache:
-        found = self.store.get(content) if self.store is not None else None
+        if self.store is None:
+            return make()
+        try:
+            found = self.store.get(content)
+        except OSError as error:  # a folder of somebody else: the answer is worth more than the cache
+            found, self.lost = None, str(error)
         if found is not None:
             self.hits += 1
             return replace(found, keys=found.keys.to(self.reader.device), values=found.values.to(self.reader.device))
         made = make()
-        if self.store is not None:
+        try:
             self.store.put(content, made)
+        except OSError as error:  # or a full disk
+            self.lost = str(error)
         return made
 
     def _taken(self, cache: VocoCache) -> VocoCache:
@@ -151,16 +167,15 @@ class Maker:
     def _made(self, group: list[Medium]) -> VocoCache:
         if self.compressor is None:
             self.compressor = load_compressor(self.checkpoint, str(self.reader.device)) if self.apart else self.reader
-        features: list[Tensor] = []
-        sizes: list[Size | None] = []
-        for one in group:
-            made, of = self._features(self.compressor, one)
-            features, sizes = features + made, sizes + of
-        (cache,) = self.compressor.compress_features([features], sizes=[sizes])
+        looked: Iterator[Views] = (views for one in group for views in self._features(self.compressor, one))
+        if self.reader.layout.method != "voco":  # views see each other: one sequence
+            whole = list(looked)
+            looked = iter([([view for views, _ in whole for view in views], [size for _, sizes in whole for size in sizes])])
+        cache = join([self.compressor.compress_features([views], sizes=[sizes])[0] for views, sizes in looked])
         return replace(cache, keys=cache.keys.to(self.reader.dtype), values=cache.values.to(self.reader.dtype))
 
-    def _features(self, model: VocoLlama, one: Medium) -> tuple[list[Tensor], list[Size | None]]:
-        """Features of each image or frame, and the size of an image that is cut into tiles."""
+    def _features(self, model: VocoLlama, one: Medium) -> Iterator[Views]:
+        """Features of an image, with its size when it is cut into tiles, or of a video's frames, `FRAMES_AT_ONCE` at a time."""
         tower = model.tower
         if tower is None:
             raise Refused(f"{self.checkpoint}: a checkpoint without a vision tower cannot look at {one.uri}")
@@ -168,12 +183,14 @@ class Maker:
             if one.video is None:
                 image = Image.open(io.BytesIO(one.data))
                 pixels, size = (tower.preprocess(image)[None], None) if self.apart else tower.tiles(image)
-                return [tower(pixels).squeeze(0)], [size]
-            frames = one.video.frames(list(one.frames))
-            pixels = torch.stack([tower.preprocess(Image.fromarray(frame)) for frame in frames])
+                yield [tower(pixels).squeeze(0)], [size]
+                return
+            for start in range(0, len(one.frames), FRAMES_AT_ONCE):
+                frames = one.video.frames(list(one.frames[start : start + FRAMES_AT_ONCE]))
+                pixels = torch.stack([tower.preprocess(Image.fromarray(frame)) for frame in frames])
+                yield list(tower(pixels)), [None] * len(pixels)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise Refused(f"{one.uri}: expected an image, or a video with one of {', '.join(VIDEOS)} ({error})") from error
-        return list(tower(pixels)), [None] * len(pixels)
 
 
 def _wait(device: str) -> None:

@@ -211,6 +211,8 @@ def training(job: Job, sizes: dict[str, Size]) -> list[str]:
         out.append(f"steps: ceil({rows:,} rows / {block.global_batch}) x {block.epochs} epochs = {each * block.epochs:,}{how}")
     else:
         out.append(f"steps: rows / {block.global_batch} x {block.epochs} epochs; rows are known once the samples are there")
+    if block.precision == "bf16" and not job.resources.gpus_per_worker:
+        out.append("precision: workers without a GPU multiply bf16 many times slower than fp32 on most CPUs; consider fp32")
     if isinstance(block, ImageSft) and block.distill is not None:
         whose = "the same network under the plain mask" if job.inputs.teacher is None else "inputs.teacher, whole on every worker"
         out.append(f"distillation: a second forward pass a step, of {whose}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -215,9 +216,37 @@ def test_what_a_checkpoint_cannot_be_asked_is_refused_before_anything_starts(
     assert not (tmp_path / "out" / "work").exists()
 
 
-def test_fastv_does_not_take_tiles() -> None:
-    layout = tiny.layout("none").model_copy(update={"anyres": Anyres(grid_pinpoints=((32, 64),), tile=32)})
+@pytest.mark.parametrize(
+    ("changes", "block", "line"),
+    [
+        (
+            {"anyres": Anyres(grid_pinpoints=((32, 64),), tile=32)},
+            {"read_as": "fastv", "fastv": {"layer": 1, "keep": 0.5}},
+            "cuts images into tiles",
+        ),
+        ({"template": "plain"}, {}, "trained on captions"),
+        ({"tokens": 0}, {"read_as": "voco"}, "read_as: voco reads through <voco> tokens"),
+    ],
+)
+def test_what_a_layout_cannot_be_asked(changes: dict[str, Any], block: dict[str, Any], line: str) -> None:
+    layout = tiny.layout("none").model_copy(update=changes)
     config = {"layout": layout.model_dump(), "language_model": {"num_hidden_layers": 3}}
-    block = Evaluate.model_validate({"benchmark": "x", "read_as": "fastv", "fastv": {"layer": 1, "keep": 0.5}})
-    with pytest.raises(ValueError, match="cuts images into tiles"):
-        answering.layout_for(config, block)
+    with pytest.raises(ValueError, match=line):
+        answering.layout_for(config, Evaluate.model_validate({"benchmark": "x", **block}))
+
+
+@pytest.mark.parametrize(("upper", "line"), [("all", "inputs.upper: expected answers at one N, got 3: 1, 2, 4"), ("few", "same")])
+def test_bounds_that_cannot_be_used_are_refused_before_anything_is_answered(
+    place: Path, tmp_path: Path, upper: str, line: str
+) -> None:
+    evaluate(place, tmp_path / "all", "voco", tokens=COUNTS)
+    evaluate(place, tmp_path / "lower", "none", read_as="voco")
+    shutil.copytree(tmp_path / "lower", tmp_path / "few")
+    Path(work.part(str(tmp_path / "few"), "answers", 1)).unlink()
+    for name in ("all", "few", "lower"):
+        finished(tmp_path / name, "evaluate")
+    asked = job(place, tmp_path / "out", "voco")
+    inputs = {**asked.inputs.model_dump(), "upper": str(tmp_path / upper), "lower": str(tmp_path / "lower")}
+    with pytest.raises(Refused, match=line):
+        pipelines.run(asked.model_copy(update={"inputs": asked.inputs.model_validate(inputs)}))
+    assert not list((tmp_path / "out").glob("answers/*"))

@@ -45,8 +45,12 @@ def layout_for(config: dict[str, Any], block: Evaluate) -> Layout:
     on a `none` checkpoint, the paper's lower bound. Raises ValueError for what this checkpoint cannot be asked.
     """
     layout, layers = Layout(**config["layout"]), config["language_model"]["num_hidden_layers"]
+    if layout.template == "plain":
+        raise ValueError("benchmark: this checkpoint was trained on captions (text.template: plain) and reads no question")
     if block.read_as != "own" and layout.method != "none":
         raise ValueError(f"read_as: {block.read_as} reads a checkpoint of method none, got {layout.method}")
+    if block.read_as == "voco" and layout.tokens < 1:
+        raise ValueError("read_as: voco reads through <voco> tokens, and this checkpoint was made with none (compression.tokens)")
     if block.tokens is not None and layout.method != "voco":
         raise ValueError(f"tokens: only <voco> can be read in part: expected a checkpoint of method voco, got {layout.method}")
     if max(block.tokens or [0]) > layout.tokens:
@@ -139,7 +143,7 @@ class AnswerWorker:
         config, layout, text = self.model.language_model.config, self.model.layout, len(question["prompt"])
         made = held[question["media"]] if question["media"] else []
         if self.block.fastv is not None:
-            views = _views(made)
+            views = len(made) if isinstance(made, list) else 0
             whole = fastv_flops(config, views * self.view_tokens + text, views * self.dropped, self.block.fastv.layer)
             return whole, whole
         if not isinstance(made, VocoCache):
@@ -261,10 +265,6 @@ class AnswerWorker:
             }
             for question, ids, text in zip(questions, new, texts, strict=True)
         ]
-
-
-def _views(made: Made) -> int:
-    return len(made.tokens) if isinstance(made, VocoCache) else len(made)
 
 
 def ordered(places: list[int], how: str, sample_id: str) -> list[int]:

@@ -7,7 +7,8 @@ E head width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,20 @@ class CacheKey:
     n: int  # the maker's N; fewer of its rows may be kept
     prefix_ids: tuple[int, ...]  # BOS and separators, in order
     preprocessing: str  # hash of the tower and of what is done to pixels
+
+    def stated(self, dtype: torch.dtype, rope: dict[str, Any]) -> dict[str, Any]:
+        """What files of caches say of their maker, ready for JSON; `rope` is the language model's `rope_parameters`.
+
+        Keys are kept before rotation, but deeper layers have seen it.
+        """
+        key = {**asdict(self), "prefix_ids": list(self.prefix_ids)}
+        return {**key, "dtype": str(dtype).removeprefix("torch."), "rope": rope}
+
+    @classmethod
+    def of(cls, stated: dict[str, Any]) -> CacheKey:
+        """The key of a maker as `stated`."""
+        held = {field.name: stated[field.name] for field in fields(cls)}
+        return cls(**{**held, "prefix_ids": tuple(held["prefix_ids"])})
 
 
 @dataclass(frozen=True)

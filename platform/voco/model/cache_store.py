@@ -22,22 +22,11 @@ STATED = "voco.cache"
 
 
 class CacheStore:
-    """Caches that one maker made: everything of `key`, the numbers' type and the rotary embedding under which they were made.
-
-    `rope` is the language model's `rope_parameters`; keys are kept before rotation, but deeper layers have seen it.
-    """
+    """Caches that one maker made: everything of `key`, the numbers' type and the rotary embedding (`rope_parameters`)."""
 
     def __init__(self, uri: str, key: CacheKey, dtype: torch.dtype, rope: dict[str, Any]) -> None:
         self.key, self.dtype = key, dtype
-        self.maker = {
-            "compressor": key.compressor,
-            "method": key.method,
-            "n": key.n,
-            "prefix_ids": list(key.prefix_ids),
-            "preprocessing": key.preprocessing,
-            "dtype": str(dtype).removeprefix("torch."),
-            "rope": rope,
-        }
+        self.maker = key.stated(dtype, rope)
         self.folder = storage.join(storage.resolve(uri), _hash(self.maker)[:32])
 
     def place(self, content: str) -> str:

@@ -23,7 +23,7 @@ from voco.model.sampling import GREEDY, Answer, Sampling, write
 from voco.model.voco_mask import TokenIds
 from voco.tokens import NONE, PAD, TEXT, VOCO, Layout, build
 
-BEGINNINGS = ("a", "What", "1", "?", "\u00e9", "[")  # questions of which no two begin alike
+BEGINNINGS = ("a", "What", "1", "?", "\u00e9", "[", "\n", "\n\n", " ")  # questions of which no two begin alike
 
 
 class Reader(nn.Module):

@@ -16,7 +16,7 @@ from torch import Tensor
 from voco import rows, work
 from voco.blocks import FrameCache
 from voco.model import weights
-from voco.model.cache import CacheKey, VocoCache
+from voco.model.cache import VocoCache
 from voco.video.decode import Video
 from voco.video.sample_frames import at_rate, evenly, thin
 from voco.work import part
@@ -29,20 +29,8 @@ def describe(cache: VocoCache, rope: dict[str, Any]) -> str:
     """What `frame_cache/` files say of themselves, as JSON: all that must match before they are read."""
     layers, heads, tokens, width = cache.keys.shape
     each = tokens // len(cache.tokens)
-    facts = {
-        "dtype": str(cache.keys.dtype).removeprefix("torch."),
-        "shape": [layers, heads, each, width],
-        "compressor": cache.key.compressor,
-        "n": cache.key.n,
-        "prefix_ids": list(cache.key.prefix_ids),
-        "preprocessing": cache.key.preprocessing,
-        "rope": rope,
-    }
+    facts = {**cache.key.stated(cache.keys.dtype, rope), "shape": [layers, heads, each, width]}
     return json.dumps(facts, sort_keys=True)
-
-
-def key_of(facts: dict[str, Any]) -> CacheKey:
-    return CacheKey(facts["compressor"], "voco", facts["n"], tuple(facts["prefix_ids"]), facts["preprocessing"])
 
 
 def to_bytes(tensor: Tensor) -> bytes:

@@ -16,7 +16,7 @@ from voco import rows, storage
 from voco.errors import Refused
 from voco.model.cache import CacheKey, VocoCache
 from voco.tokens import Layout
-from voco.video.frame_cache import from_bytes, key_of
+from voco.video.frame_cache import from_bytes
 from voco.video.sample_frames import thin
 
 
@@ -37,7 +37,7 @@ class FrameStore:
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        """What the files say of themselves: dtype, shape, compressor, n, prefix_ids, preprocessing, rope."""
+        """What the files say of themselves: their maker (`CacheKey.stated`) and the shape of a frame's keys."""
         names = storage.names(storage.join(self.uri, "frame_cache"))
         if not names:
             raise Refused(f"inputs.frame_cache: {self.uri} holds no frame caches")
@@ -49,7 +49,7 @@ class FrameStore:
 
     @property
     def key(self) -> CacheKey:
-        return key_of(self.facts)
+        return CacheKey.of(self.facts)
 
     def frames(self, sample_id: str) -> int:
         """Frames that are cached for a sample. Raises KeyError for a sample that is not in the store."""
