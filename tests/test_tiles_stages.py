@@ -66,7 +66,7 @@ def test_features_hold_every_tile(place: Path) -> None:
     assert torch.equal(fresh, store(row["media"][0]["sha256"]))
 
 
-@pytest.mark.parametrize(("method", "stage"), [("voco", 2), ("none", 3), ("avg_pool", 2)])
+@pytest.mark.parametrize(("method", "stage"), [("voco", 2), ("none", 3), ("avg_pool", 2), ("q_former", 2)])
 def test_trained_and_asked(place: Path, method: str, stage: int) -> None:
     pipelines.run(sft(place, method, zero_stage=stage))
     model, start = weights.load(str(place / method)), weights.load(str(place / method / "initial"))
@@ -88,7 +88,7 @@ def test_trained_and_asked(place: Path, method: str, stage: int) -> None:
     tiles = (5 + 3 + 3 + 5) / 4
     if method == "voco":
         assert score["cache_bytes"] == tiles * token
-    if method == "avg_pool":
+    if method in ("avg_pool", "q_former"):
         assert score["cache_bytes"] == tiles * (1 + 1 + 1) * token
     assert score["full_cache_bytes"] > score["cache_bytes"] or method == "none"
 
@@ -97,3 +97,9 @@ def test_a_prefix_that_is_too_long_is_refused_before_anything_starts(place: Path
     job = sft(place, "voco", max_tokens=30)
     with pytest.raises(Refused, match=r"image_sft\.max_tokens: expected more than the prefix's 35 tokens, got 30"):
         pipelines.run(changed(job, output=str(place / "refused")))
+
+
+def test_nothing_is_distilled_from_tiles(place: Path) -> None:
+    job = sft(place, "voco", distill={"weight": 1.0})
+    with pytest.raises(Refused, match=r"image_sft\.distill: not for a checkpoint that cuts images into tiles"):
+        pipelines.run(changed(job, output=str(place / "taught")))

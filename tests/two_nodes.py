@@ -7,6 +7,7 @@ in which a fresh file system covers the test's directory, with HOME, TMPDIR and 
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -32,8 +33,18 @@ def started(place: Path, cpus: int) -> Iterator[Cluster]:
         for name in ("HOME", "TMPDIR"):
             patch.setenv(name, str(home))
         head = cluster.start(place / ".demo", cpus=cpus)
+    try:
+        with another(head, place, cpus):
+            yield head
+    finally:
+        cluster.stop(place / ".demo")
+
+
+@contextmanager
+def another(head: Cluster, place: Path, cpus: int) -> Iterator[None]:
+    """One node more, that cannot see `place`."""
     token = Path(head.token_path).read_text().strip()
-    hidden = shlex.quote(str(place))
+    hidden, count = shlex.quote(str(place)), len(nodes(head)) + 1
     ray = str(Path(sys.executable).with_name("ray"))
     start = [ray, "start", f"--address={head.gcs}", "--block", f"--num-cpus={cpus}", "--node-ip-address=127.0.0.1",
              "--object-store-memory=200000000", "--disable-usage-stats", "--labels", "side=second"]  # fmt: skip
@@ -45,8 +56,8 @@ def started(place: Path, cpus: int) -> Iterator[Cluster]:
         **os.environ, "VOCO_CLUSTER": head.mark, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "OMP_NUM_THREADS": "1",
         "RAY_worker_register_timeout_seconds": "180", "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
     }  # fmt: skip
-    log = (place / "second.log").open("wb")
-    second = subprocess.Popen(
+    log = (place / f"node{count}.log").open("wb")
+    node = subprocess.Popen(
         ["unshare", "--mount", "bash", "-c", script],
         env=environment,
         stdout=log,
@@ -55,21 +66,30 @@ def started(place: Path, cpus: int) -> Iterator[Cluster]:
         start_new_session=True,
     )
     try:
-        _wait_for_nodes(head, second, 2)
-        yield head
+        _wait_for_nodes(head, node, count)
+        yield
     finally:
-        second.terminate()
+        node.terminate()
         try:
-            second.wait(20)
+            node.wait(20)
         except subprocess.TimeoutExpired:
-            second.kill()
-        cluster.stop(place / ".demo")
+            node.kill()
 
 
-def _wait_for_nodes(head: Cluster, second: subprocess.Popen[bytes], count: int) -> None:
+def reserved(head: Cluster) -> float:
+    """CPUs that placement groups hold, as `ray status` says."""
+    environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": head.token_path}
+    ray = str(Path(sys.executable).with_name("ray"))
+    told = subprocess.run([ray, "status", "--address", head.gcs], env=environment, capture_output=True, text=True, timeout=60)
+    assert " CPU" in told.stdout, told.stderr[-2000:]
+    found = re.search(r" CPU \([\d.]+ used of ([\d.]+) reserved in placement groups\)", told.stdout)
+    return float(found[1]) if found else 0.0
+
+
+def _wait_for_nodes(head: Cluster, node: subprocess.Popen[bytes], count: int) -> None:
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline:
-        assert second.poll() is None, "the second node ended"
+        assert node.poll() is None, "the new node ended"
         if len(nodes(head)) == count:
             return
         time.sleep(1)

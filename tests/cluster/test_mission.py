@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -84,20 +85,24 @@ def test_killed_at_three_random_points_it_ends_with_the_same_tables(head: tuple[
     print(f"VOCO_KILL_SEED={SEED}")
     draw = random.Random(SEED)
     killed = "s3://bucket/killed"
-    for kill in range(KILLS):
+    with ExitStack() as stack:
+        for kill in range(KILLS):
+            sent = send(*head, "killed")
+            time.sleep(draw.uniform(15, 100))
+            victim = draw.choice(["driver", "worker"])
+            if sent.poll() is None:
+                kill_one(head[0], victim, draw)
+                if victim == "worker":  # what a worker's death stops goes on by itself
+                    time.sleep(draw.uniform(1, 10))
+                    kill_one(head[0], "driver", draw)
+            out, _ = sent.communicate(timeout=900)
+            print(f"kill {kill}: {victim}, exit {sent.returncode}")
+            if lost := leaked(head[0]):
+                print(f"kill {kill}: Ray holds {lost:g} CPUs for a placement group that is gone; a node joins in their place")
+                stack.enter_context(two_nodes.another(head[0], head[1].parent, CPUS))
         sent = send(*head, "killed")
-        time.sleep(draw.uniform(15, 100))
-        victim = draw.choice(["driver", "worker"])
-        if sent.poll() is None:
-            kill_one(head[0], victim, draw)
-            if victim == "worker":  # what a worker's death stops goes on by itself
-                time.sleep(draw.uniform(1, 10))
-                kill_one(head[0], "driver", draw)
-        out, _ = sent.communicate(timeout=900)
-        print(f"kill {kill}: {victim}, exit {sent.returncode}")
-    sent = send(*head, "killed")
-    out, _ = sent.communicate(timeout=1200)
-    assert sent.returncode == 0, out[-6000:]
+        out, _ = sent.communicate(timeout=1200)
+        assert sent.returncode == 0, out[-6000:]
 
     for stage, names in mission_world.TABLES.items():
         for table in names:
@@ -121,6 +126,16 @@ def test_killed_at_three_random_points_it_ends_with_the_same_tables(head: tuple[
         ), stage
         same = [a == b for a, b in zip(ours["prediction"].to_pylist(), theirs["prediction"].to_pylist(), strict=True)]
         assert sum(same) >= 0.98 * len(same), stage  # weights are equal to rounding, so a near tie may fall either way
+
+
+def leaked(head: Cluster) -> float:
+    """CPUs that stay reserved although no job runs: a group that is removed while its bundles are being prepared leaves them so
+    (Ray's pull request 66188), until their node goes.
+    """
+    deadline = time.monotonic() + 30
+    while (held := two_nodes.reserved(head)) and time.monotonic() < deadline:
+        time.sleep(2)
+    return held
 
 
 def weights_differ(one: str, other: str) -> float:
