@@ -17,7 +17,7 @@ demo-stop: env ## end the demo's Ray cluster, and nothing else
 	@$(RUN) -m voco.demo.cluster stop
 
 test: env ## every test that needs one machine and one Ray
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile -m "not cluster and not browser"
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not cluster and not browser"
 
 test-cluster: env env-peers ## S3 and two nodes without a shared directory, random kills, the real autoscaler
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -m cluster

@@ -12,6 +12,12 @@ import s3_process
 os.environ["WANDB_MODE"] = "disabled"  # what tests W&B turns it on; elsewhere it would only cost time
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: of two processes neither is left with a long one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def ray_local() -> Iterator[str]:
     """Ray in this process, with four logical CPUs: more than this machine may have, so that actor pools cannot deadlock.

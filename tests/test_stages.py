@@ -22,6 +22,7 @@ from voco.errors import JobFailed, Refused
 from voco.model import weights
 from voco.spec import Job
 
+pytestmark = pytest.mark.slow
 SFT = {"epochs": 1, "global_batch": 8, "micro_batch": 4, "learning_rate": 0.003, "precision": "fp32", "zero_stage": 2}
 LLAMA = {"layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "mlp_width": 48, "vocabulary": 320}
 

@@ -20,6 +20,7 @@ from voco.features import FeatureStore
 from voco.model import vision_tower, weights
 from voco.spec import Job
 
+pytestmark = pytest.mark.slow
 TOWER = {**world.TOWER, "grid_pinpoints": [[32, 64], [64, 32], [64, 64]]}
 SIZES = [(64, 64), (64, 20), (30, 64), (40, 40)]  # width and height
 

@@ -69,9 +69,10 @@ def attempt(raw: dict[str, Any], script: str, home: Path, ends: int = 0, **more:
 
 
 def attempts(output: str, run: str = RUN) -> list[list[Any]]:
-    """The records of each attempt, in order of time."""
+    """The records of each attempt, in order of time; one that was killed before it opened its file has none."""
     place = storage.join(output, "wandb")
     files = [storage.join(place, name, f"run-{run}.wandb") for name in storage.names(place) if "offline-run" in name]
+    files = [uri for uri in files if storage.exists(uri)]
     assert files
     return [[record for record, _ in wandb_records.records(storage.read_bytes(uri))] for uri in files]
 
