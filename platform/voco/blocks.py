@@ -86,7 +86,8 @@ class Tower(Strict):
     """The frozen vision net and its preprocessing. Both are part of every cache key."""
 
     name: Literal["efficientnet_lite0", "clip", "siglip"]
-    image_size: int = Field(ge=32)  # pixels; the image is padded to a square with the mean colour and resized
+    image_size: int = Field(ge=32)  # pixels; the image is made square and resized
+    fit: Literal["pad", "squeeze"] = "pad"  # how it is made square: LLaVA's padding with the mean colour, or squeezed
     path: str | None = None  # clip, siglip: a directory or hub name of transformers' weights, or of a LLaVA that holds them
     layer: int = -2  # clip, siglip: the hidden state that is used, as LLaVA does
     grid_pinpoints: list[list[int]] | None = Field(
@@ -101,8 +102,8 @@ class Tower(Strict):
         sides = self.grid_pinpoints or [[self.image_size] * 2]
         if any(len(one) != 2 or min(one) < 1 or one[0] % self.image_size or one[1] % self.image_size for one in sides):
             raise ValueError(f"expected grid_pinpoints of [height, width], multiples of image_size, got {self.grid_pinpoints}")
-        if self.grid_pinpoints is not None and self.decoder != "pil":
-            raise ValueError("expected decoder pil with grid_pinpoints: the fast one cuts no tiles")
+        if self.decoder != "pil" and (self.grid_pinpoints is not None or self.fit != "pad"):
+            raise ValueError("expected decoder pil with grid_pinpoints or fit squeeze: the fast one only pads")
         return self
 
 

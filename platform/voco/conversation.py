@@ -9,6 +9,8 @@ from typing import Any, TypedDict
 
 import numpy as np
 
+from voco.errors import Refused
+
 VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
@@ -115,6 +117,18 @@ def render(turns: list[Turn], template: str, newlines: str, has_views: bool) -> 
 
 def _role(role: str, template: str) -> list[Part]:
     return [Part(f"{role}\n")] if template == "chatml" else []
+
+
+def answer_end(template: str, tokenizer: Any) -> int:
+    """The id that ends an answer. Raises Refused for a tokenizer without the template's control tokens."""
+    form = TEMPLATES[template]
+    vocabulary = tokenizer.get_vocab()
+    for part in (*form.user, *form.assistant):
+        if part.control and part != EOS and part.text not in vocabulary:
+            raise Refused(f"text.template: {template} needs {part.text}, which this model's tokenizer does not have")
+    end = form.assistant[1]
+    found: int = vocabulary[end.text] if end.control and end != EOS else tokenizer.eos_token_id
+    return found
 
 
 def encode(parts: Sequence[Part], tokenizer: Any, eos_id: int) -> tuple[list[int], list[bool]]:

@@ -33,7 +33,7 @@ class Layout(BaseModel):
     tokens: int  # N, what a view gets unless it is told otherwise
     vision_slots: int  # V as the tower gives them
     bos_id: int | None
-    eos_id: int
+    eos_id: int  # ends an answer: the tokenizer's own, or what the template ends one with
     pad_id: int
     image_id: int  # fills vision slots, whose embedding is replaced
     voco_id: int

@@ -12,8 +12,16 @@ import torch
 from model import llava_world as world
 from model.test_equality import make, one_pass_logits, read_logits, sensitive
 from PIL import Image
-from safetensors.torch import save_file
-from transformers import AutoProcessor, LlavaForConditionalGeneration
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForCausalLM,
+    AutoProcessor,
+    GraniteConfig,
+    LlavaForConditionalGeneration,
+    LlavaImageProcessor,
+    Phi3Config,
+    SmolLM3Config,
+)
 
 import voco.model
 from voco import spec
@@ -89,7 +97,13 @@ def test_loaded_as_it_is_and_in_shards(tmp_path):
     reference = world.llava()
     uri = world.saved(reference, tmp_path / "a", shards="20KB")
     assert len(list((tmp_path / "a").glob("*.safetensors"))) > 3
+    torch.manual_seed(11)
+    drawn = torch.rand(1)
+    torch.manual_seed(11)
     model = voco.model.load(uri)
+    assert torch.equal(torch.rand(1), drawn), "the caller's random numbers go on"
+    with pytest.raises(ValueError, match="at least one image of every sample"):
+        model.compress_features([[torch.zeros(16, 24)], []])
     assert (model.layout.method, model.layout.tokens) == ("none", 0)
     assert model.layout.bos_id == 256
     assert model.compressor == weights.compressor_hash(weights.own_state(model))
@@ -108,9 +122,13 @@ def test_a_sliding_window_bounds_a_sample(tmp_path):
         model.answer([cache], [[65] * (128 - start)], 1)
     with pytest.raises(ValueError, match="129 positions is longer than the model's window of 128"):
         next(model.read([cache], [[65] * (129 - start)]))
+    short, long = [65] * 5, [65] * 120  # together: the shorter's padding is no part of it
+    alone = [model.answer([cache], [short], 2)[0], model.answer([None], [long], 2)[0]]
+    assert model.answer([cache, None], [short, long], 2) == alone
 
 
 LM_KEYS = {"mm_projector_type": "mlp2x_gelu", "mm_vision_select_layer": -2, "mm_vision_select_feature": "patch"}
+LM_KEYS |= {"image_aspect_ratio": "pad"}
 
 
 def apart(reference, folder, **changes):
@@ -173,6 +191,9 @@ def test_language_model_aligned_projector_and_tower(tmp_path):
         ({"mm_projector_type": "linear"}, "mm_projector_type 'linear'"),
         ({"mm_vision_select_feature": "cls_patch"}, "mm_vision_select_feature"),
         ({"image_aspect_ratio": "anyres"}, "anyres"),
+        ({"image_aspect_ratio": "square"}, "crops images"),
+        ({"image_aspect_ratio": None}, "crops images"),
+        ({"image_aspect_ratio": "highres"}, "only 'pad' is read"),
         ({"model_type": "llava_mpt"}, "llava_mpt"),
         ({"whole": False}, "lacks weights"),
         ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}}, "changes with the sequence"),
@@ -182,6 +203,59 @@ def test_what_would_not_be_read_exactly_is_refused(tmp_path, changes, message):
     apart(world.llava(), tmp_path, **changes)
     with pytest.raises(Refused, match=message):
         created(str(tmp_path / "llava"))
+
+
+@pytest.mark.parametrize("config", [GraniteConfig, SmolLM3Config, Phi3Config])
+def test_language_models_that_would_be_read_wrongly_are_refused(tmp_path, config):
+    """Multipliers, layers without rotary embedding, joined projections: no error would tell that a cache of theirs is wrong."""
+    AutoModelForCausalLM.from_config(config(vocab_size=261, **world.SIZES)).save_pretrained(tmp_path)
+    world.tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(Refused, match=rf"expected a language model of .* got '{config.model_type}'"):
+        created(str(tmp_path), tower={"name": "efficientnet_lite0", "image_size": 64})
+
+
+@pytest.mark.parametrize("tower", ["clip", "siglip"])
+def test_images_are_made_square_as_the_model_was_trained(tmp_path, tower):
+    """Padded for CLIP, as LLaVA-1.5 was; for SigLIP squeezed, bit for bit as its own processor does."""
+    model = voco.model.load(world.saved(world.llava("llama", tower), tmp_path / "theirs", tower))
+    picture = Image.fromarray(torch.randint(0, 255, (30, 50, 3), dtype=torch.uint8, generator=torch.manual_seed(1)).numpy())
+    theirs = world.processor(tower) if tower == "siglip" else LlavaImageProcessor(do_pad=True, **world.processor(tower).to_dict())
+    expected = theirs(picture, return_tensors="pt")["pixel_values"][0]
+    assert torch.allclose(model.tower.normalise(model.tower.preprocess(picture)[None])[0], expected, atol=1e-5)
+    weights.save(model, weights.own_state(model), tmp_path / "ours" / "model")
+    assert torch.equal(voco.model.load(str(tmp_path / "ours")).tower.preprocess(picture), model.tower.preprocess(picture))
+
+
+def test_a_tower_of_the_job_that_shows_something_else_is_refused(tmp_path):
+    uri = world.saved(world.llava("llama", "siglip"), tmp_path, "siglip")
+    tower = {"name": "siglip", "image_size": 32, "path": uri, "fit": "squeeze"}
+    world.assert_same_logits(created(uri, tower=tower), world.llava("llama", "siglip"))
+    for changes, message in (
+        ({"layer": -1}, "layer: expected -2, .* got -1"),
+        ({"fit": "pad"}, "fit: expected squeeze, .* got pad"),
+    ):
+        with pytest.raises(Refused, match=rf"model\.tower\.{message}; or leave model\.tower out"):
+            created(uri, tower={**tower, **changes})
+
+
+def test_a_tower_by_its_name_on_the_hub(tmp_path, monkeypatch):
+    """As the hub's own cache holds it, a LLaVA with the numbers of the positions, as older files have."""
+    place = tmp_path / "models--some--llava"
+    uri = world.saved(world.llava(), place / "snapshots" / "abc")
+    held = load_file(f"{uri}/model.safetensors")
+    name = next(key for key in held if key.endswith("embeddings.position_embedding.weight"))
+    held[name.replace("position_embedding.weight", "position_ids")] = torch.arange(17)[None]
+    save_file(held, f"{uri}/model.safetensors", {"format": "pt"})
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text("abc")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    tower = {"name": "clip", "image_size": 32, "layer": -2}
+    found = vision_tower.pretrained({**tower, "path": "some/llava"})
+    assert found.identity == vision_tower.pretrained({**tower, "path": uri}).identity
+    for wrong in ("some/other", "not a name"):
+        with pytest.raises(Refused, match="neither a directory nor a name that the hub gives"):
+            vision_tower.pretrained({**tower, "path": wrong})
 
 
 def test_what_does_not_belong_together_is_refused(tmp_path, monkeypatch):

@@ -7,10 +7,17 @@ from dataclasses import replace
 import pytest
 import tiny
 import torch
+from model import llava_world
 
+import voco.model
+from voco import spec
+from voco.blocks import Model, Text
+from voco.errors import Refused
+from voco.model import new, weights
 from voco.model.cache import join
 from voco.model.reader import prompt_ids, shared_ids
-from voco.model.sampling import Answer, Sampling
+from voco.model.sampling import Answer, Sampling, write
+from voco.train.starting_point import starting_point
 
 
 def asked(model, texts):
@@ -187,3 +194,41 @@ def test_what_all_prompts_begin_with_is_the_system_prompt():
     for text in ("Where?", "1 of 2", " spaced"):
         ids = prompt_ids([{"role": "user", "text": text}], model.tokenizer, layout, True)
         assert ids[: len(shared)] == shared
+
+
+def with_chatml(folder):
+    """A LLaVA whose tokenizer has chatml's markers, and ends texts with something else."""
+    reference = llava_world.llava()
+    reference.resize_token_embeddings(264)
+    uri = llava_world.saved(reference, folder)
+    tokenizer = llava_world.tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.save_pretrained(uri)
+    return uri
+
+
+def test_an_answer_ends_as_the_template_ends_it(tmp_path):
+    uri = with_chatml(tmp_path / "theirs")
+    model = new.create(Model(pretrained=uri), "voco", 2, Text(template="chatml"), [], seed=0)
+    end = model.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert model.layout.eos_id == end != model.tokenizer.eos_token_id
+    tokens = iter(torch.tensor([[one], [65]]) for one in (66, end, 67))
+    answers = [Answer(model.tokenizer, model.layout.eos_id) for _ in range(2)]
+    list(write((one[:, 0] for one in tokens), answers, 3))
+    assert [(answer.ended, len(answer.ids)) for answer in answers] == [("end token", 1), ("length", 3)]
+    bare = llava_world.saved(llava_world.llava(), tmp_path / "bare")
+    with pytest.raises(Refused, match=r"chatml needs <\|im_start\|>"):
+        new.create(Model(pretrained=bare), "voco", 2, Text(template="chatml"), [], seed=0)
+
+
+def test_a_job_that_changes_the_template_changes_how_answers_end(tmp_path):
+    model = voco.model.load(with_chatml(tmp_path / "theirs"))
+    weights.save(model, weights.own_state(model), tmp_path / "start" / "model")
+    block = {"epochs": 1, "global_batch": 2, "micro_batch": 1, "learning_rate": 0.1, "text": {"template": "chatml"}}
+    inputs = {"samples": [{"uri": "s"}], "features": "f", "checkpoint": str(tmp_path / "start")}
+    job = {
+        "name": "a", "kind": "image_sft", "output": str(tmp_path / "out"), "inputs": inputs,
+        "compression": {"method": "voco", "tokens": 2}, "image_sft": block,
+    }  # fmt: skip
+    _, layout = starting_point(spec.build("job.yaml", job), str(tmp_path / "out"))
+    assert layout.eos_id == model.tokenizer.convert_tokens_to_ids("<|im_end|>") != model.layout.eos_id

@@ -18,6 +18,7 @@ from transformers import (
     LlavaNextImageProcessor,
     LlavaNextProcessor,
     LlavaProcessor,
+    SiglipImageProcessor,
     SiglipVisionConfig,
 )
 
@@ -98,7 +99,7 @@ def _llava(model: VocoLlama, tower: VisionTower) -> LlavaForConditionalGeneratio
 
 
 def _processor(model: VocoLlama, tower: VisionTower) -> LlavaProcessor | LlavaNextProcessor:
-    """Pixels as our tower sees them: padded to a square with the mean colour, then resized; or cut into tiles."""
+    """Pixels as our tower sees them: padded to a square with the mean colour, or squeezed, then resized; or cut into tiles."""
     anyres = model.layout.anyres
     sizes: dict[str, Any] = {
         "size": {"shortest_edge": tower.size},
@@ -112,6 +113,9 @@ def _processor(model: VocoLlama, tower: VisionTower) -> LlavaProcessor | LlavaNe
         "image_token": SPECIAL["image"],
         "num_additional_image_tokens": CLASS_TOKENS[tower.config["name"]],
     }
+    if anyres is None and tower.fit == "squeeze":
+        square = SiglipImageProcessor(size=sizes["crop_size"], image_mean=sizes["image_mean"], image_std=sizes["image_std"])
+        return LlavaProcessor(square, model.tokenizer, **around)
     if anyres is None:
         return LlavaProcessor(LlavaImageProcessor(do_pad=True, **sizes), model.tokenizer, **around)
     pinpoints = [list(one) for one in anyres.grid_pinpoints]

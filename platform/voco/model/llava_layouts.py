@@ -29,7 +29,7 @@ from transformers.utils import logging
 from voco import storage
 from voco.errors import Refused
 from voco.model import vision_tower
-from voco.model.model_files import facts, files_at, tensor_file, tensors
+from voco.model.model_files import facts, files_at, fit, tensor_file, tensors
 from voco.model.rope import check_rope
 from voco.model.vision_tower import VisionTower
 
@@ -40,6 +40,8 @@ LLAVAS = {"llava": LlavaForConditionalGeneration, "llava_next": LlavaNextForCond
 PROJECTOR = "model.mm_projector."  # in LLaVA's files, as in those that its alignment writes
 PROJECTOR_NAMES = {"0.weight", "0.bias", "2.weight", "2.bias"}  # linear, GELU, linear
 LINEARS = {"linear_1": "0", "linear_2": "2"}  # transformers' names of them
+READ = ("llama", "mistral", "qwen2", "qwen3")  # others place, scale or norm what a cache holds in ways of their own
+SEEN_THROUGH = {"layer", "fit", "grid_pinpoints"}  # what of a tower an aligned projector depends on
 LANGUAGE_MODELS = {"llava": "llama", "llava_llama": "llama", "llava_mistral": "mistral", "llava_qwen": "qwen2"}  # LLaVA's names
 LLAVA_KEYS = ("mm_", "use_mm_", "tune_mm_", "freeze_mm_", "unfreeze_mm_", "image_", "tokenizer_", "architectures", "auto_map")
 
@@ -76,23 +78,31 @@ def read(uri: str, tower: dict[str, Any] | None = None, projector: str | None = 
             lm_config, language_model, inside, newline = _transformers_llava(uri, folder, config)
             own = {"path": storage.resolve(uri), "layer": config["vision_feature_layer"]}
             own["name"] = _tower_name(uri, config["vision_config"]["model_type"], config["vision_feature_select_strategy"])
+            own["fit"] = fit(folder)
             if newline is not None:
                 own["grid_pinpoints"] = config["image_grid_pinpoints"]
-                _check_tiles(uri, own["grid_pinpoints"], tower)
         elif "mm_vision_tower" in config:
             lm_config, language_model, inside = _original_llava(uri, folder, config)
             name = "siglip" if "siglip" in config["mm_vision_tower"].lower() else "clip"
             own = {"name": name, "path": config["mm_vision_tower"], "layer": config["mm_vision_select_layer"]}
+            own["fit"] = _aspect(uri, name, config.get("image_aspect_ratio"))
         elif "vision_config" in config or "text_config" in config:
             raise Refused(f"model.pretrained: {uri} is a {config['model_type']!r}, which is not read yet; use a LLaVA")
         else:
             language_model = _from_files(AutoModelForCausalLM, uri, folder) if file is None else _gguf(uri, folder, file)
             lm_config = language_model.config
+        if lm_config.model_type not in READ:
+            raise Refused(f"model.pretrained: expected a language model of {list(READ)}, got {lm_config.model_type!r} in {uri}")
         try:
             check_rope(lm_config)
         except ValueError as error:
             raise Refused(f"model.pretrained: {uri}: {error}") from error
         tokenizer = AutoTokenizer.from_pretrained(folder, config=lm_config, **({} if file is None else {"gguf_file": file}))
+        if own is not None and tower is not None:
+            for key in SEEN_THROUGH & own.keys():
+                if tower.get(key) != own[key]:
+                    got = tower.get(key, "nothing")
+                    raise Refused(f"model.tower.{key}: expected {own[key]}, as {uri} says, got {got}; or leave model.tower out")
         wanted = tower or own
         if wanted is None:
             raise Refused(f"model.tower: {uri} is a language model without one; say which tower is to be used")
@@ -191,11 +201,15 @@ def _from_files(kind: Any, uri: str, folder: str, **more: Any) -> Any:
     return model
 
 
-def _check_tiles(uri: str, pinpoints: list[list[int]], tower: dict[str, Any] | None) -> None:
-    """Raises Refused for a tower of the job file that cuts images into other tiles than the model was trained on."""
-    if tower is not None and tower.get("grid_pinpoints") != pinpoints:
-        got = tower.get("grid_pinpoints", "nothing")
-        raise Refused(f"model.tower.grid_pinpoints: expected {pinpoints}, as {uri} says, got {got}; or leave model.tower out")
+def _aspect(uri: str, name: str, told: str | None) -> str:
+    """How LLaVA's own code makes an image square. Raises Refused where it crops: what it cuts off, we would show."""
+    if told == "pad":
+        return "pad"
+    if told is None or told == "square":
+        if name == "siglip":
+            return "squeeze"  # what is not padded is left to the tower's processor
+        raise Refused(f"model.pretrained: {uri} crops images (image_aspect_ratio {told!r}); only padded ones ('pad') are read")
+    raise Refused(f"model.pretrained: {uri} has image_aspect_ratio {told!r}; only 'pad' is read")
 
 
 def _tower_name(uri: str, kind: str, strategy: str) -> str:

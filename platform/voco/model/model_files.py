@@ -12,38 +12,58 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
 from safetensors import safe_open
 from safetensors.torch import load as load_bytes
 from torch import Tensor
-from transformers.utils import cached_file
 
 from voco import storage
-from voco.errors import Refused
+from voco.errors import Refused, line
 
 
 @contextmanager
 def files_at(path: str) -> Iterator[str]:
-    """A name that transformers can load from: a local directory as it is, a copy of an `s3://` one, or a hub name."""
+    """A local directory: as it is, or of an `s3://` one or a hub name a copy. Raises Refused for what cannot be fetched."""
     if not path.startswith("s3://"):
-        yield path
+        yield path if Path(path).is_dir() or path.startswith(("/", ".")) else _fetched(path)
         return
     with tempfile.TemporaryDirectory() as place:
         yield str(storage.get_directory(path.rstrip("/"), Path(place) / "model"))
 
 
-def facts(name: str, file: str) -> dict[str, Any] | None:
-    """A JSON file of a directory or hub name; None where there is none."""
-    found = Path(name) / file
-    if not Path(name).is_dir() and not name.startswith(("/", ".")):
-        told = cached_file(name, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False)
-        found = found if told is None else Path(told)
+def _fetched(name: str) -> str:
+    """The hub's files of a model, kept in its own cache."""
+    try:
+        return snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.model", "*.safetensors", "pytorch_model*.bin"])
+    except (HFValidationError, OSError) as error:
+        raise Refused(f"{name}: neither a directory nor a name that the hub gives: {line(error)}") from error
+
+
+def facts(folder: str, file: str) -> dict[str, Any] | None:
+    """A JSON file of a directory; None where there is none."""
+    found = Path(folder) / file
     return dict(json.loads(found.read_text())) if found.is_file() else None
 
 
 def colours(name: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     """Mean and standard deviation that pixels are normalised with; None where no processor is saved."""
-    stored = facts(name, "preprocessor_config.json") or (facts(name, "processor_config.json") or {}).get("image_processor")
+    stored = _processor(name)
     return None if stored is None else (tuple(stored["image_mean"]), tuple(stored["image_std"]))
+
+
+def fit(name: str) -> str:
+    """How images become square for a LLaVA that transformers saved: squeezed where its processor resizes to height and width.
+
+    Else padded: LLaVA-1.5 was trained so, although its first processors in transformers crop.
+    """
+    stored = _processor(name) or {}
+    squeezes = "height" in (stored.get("size") or {}) and not stored.get("do_pad") and not stored.get("do_center_crop")
+    return "squeeze" if squeezes else "pad"
+
+
+def _processor(name: str) -> dict[str, Any] | None:
+    return facts(name, "preprocessor_config.json") or (facts(name, "processor_config.json") or {}).get("image_processor")
 
 
 def tensors(folder: str, *prefixes: str) -> dict[str, Tensor]:

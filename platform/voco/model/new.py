@@ -11,6 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from voco.anyres import Anyres
 from voco.blocks import Llama, Method, Model, Text
+from voco.conversation import answer_end
 from voco.model import llava_layouts, vision_tower
 from voco.model.llava_layouts import ROUND_UP, SPECIAL
 from voco.model.voco_llama import VocoLlama
@@ -45,7 +46,7 @@ def layout_for(
     q_former_layers: int = 0,
 ) -> Layout:
     ids = {name: tokenizer.convert_tokens_to_ids(SPECIAL[name]) for name in ("image", "voco")}
-    ids |= {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id}
+    ids |= {"bos": tokenizer.bos_token_id, "eos": answer_end(text.template, tokenizer), "pad": tokenizer.pad_token_id}
     return Layout(
         method=method,
         tokens=tokens,
@@ -100,7 +101,8 @@ def create(
 
 def load(uri: str, device: str = "cpu") -> VocoLlama:
     """The model of a directory that others saved, as it is: method none without <voco>, its own tower, Vicuna's template."""
-    model = create(Model(pretrained=uri), "none", 0, Text(), [], seed=0)
+    with torch.random.fork_rng(devices=[]):  # rows of new tokens are drawn, and the caller's numbers go on as they would
+        model = create(Model(pretrained=uri), "none", 0, Text(), [], seed=0)
     model.compressor = compressor_hash(own_state(model))
     return model.to(device)
 

@@ -58,7 +58,7 @@ def by_tiles(image: Image.Image | bytes, anyres: Anyres) -> tuple[Tensor, Size]:
 
 
 def whole(image: Image.Image | bytes, side: int) -> Tensor:
-    """(S, S, 3) uint8: an image squeezed into a square, as LLaVA-1.6 sees it whole, and a video's frames only so."""
+    """(S, S, 3) uint8: an image squeezed into a square, as SigLIP sees one, and LLaVA-1.6 a whole one and a video's frames."""
     if isinstance(image, bytes):
         image = Image.open(io.BytesIO(image))
     return torch.from_numpy(np.array(image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)))

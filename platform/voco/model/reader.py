@@ -132,7 +132,9 @@ class Reader(nn.Module):
         seen = self._see(ids_of_read(real, row.expand_as(real), kind, row.expand_as(ids), torch.zeros_like(ids)), "voco", width)
         past = kept_states(*(_padded(states, real.to(self.device)) for states in self.place(caches)))
         ids, steps, lengths = ids.to(self.device), steps.to(self.device), lengths.to(self.device)
-        states = self._run(self.language_model.model.embed_tokens(ids), seen, start[:, None] + steps, past)
+        # a row's padding stands at its last position: it must not count as a longer sample
+        position = start[:, None] + torch.minimum(steps, lengths[:, None] - 1)
+        states = self._run(self.language_model.model.embed_tokens(ids), seen, position, past)
         last = states[torch.arange(len(prompts), device=self.device), lengths - 1]
         return last, past, torch.cat((real, text), dim=1).to(self.device), start + lengths
 

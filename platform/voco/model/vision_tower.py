@@ -40,7 +40,7 @@ class VisionTower(nn.Module):
         self.arrange()
         self.mean, self.std = mean, std
         self.size = int(config["image_size"])
-        self.decoder = str(config.get("decoder", "pil"))
+        self.decoder, self.fit = str(config.get("decoder", "pil")), str(config.get("fit", "pad"))
         pinpoints = config.get("grid_pinpoints")
         self.anyres = None if pinpoints is None else Anyres(grid_pinpoints=pinpoints, tile=self.size)
 
@@ -55,8 +55,9 @@ class VisionTower(nn.Module):
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """What is done to an image before the net sees it (LLaVA's `pad` mode)."""
-        facts = {"pad": "square, mean colour", "resize": "bicubic", "size": self.size, "mean": self.mean, "std": self.std}
+        """What is done to an image before the net sees it (LLaVA's `pad` mode, unless `fit` or tiles say otherwise)."""
+        pad = "square, mean colour" if self.fit == "pad" else "none, squeezed"
+        facts = {"pad": pad, "resize": "bicubic", "size": self.size, "mean": self.mean, "std": self.std}
         if self.anyres is not None:
             facts |= {"pad": "anyres, black", "grid_pinpoints": self.anyres.grid_pinpoints}
         return facts if self.decoder == "pil" else {**facts, "decoder": self.decoder}
@@ -69,7 +70,7 @@ class VisionTower(nn.Module):
 
     def preprocess(self, image: Image.Image | bytes) -> Tensor:
         """(S, S, 3) uint8 of an image or its encoded bytes as one view, by the decoder of the config. Safe in several threads."""
-        if self.anyres is not None:
+        if self.anyres is not None or self.fit == "squeeze":
             return whole(image, self.size)
         red, green, blue = (int(255 * value) for value in self.mean)
         return DECODERS[self.decoder](image, self.size, (red, green, blue))
@@ -173,11 +174,13 @@ def _pretrained_net(name: str, folder: str) -> nn.Module:
 
     config = facts(folder, "config.json")
     if config is None:
-        raise Refused(f"tower.path: {folder} holds no config.json, or is a hub name that cannot be reached")
+        raise Refused(f"tower.path: {folder} holds no config.json")
     kind, inside = config.get("model_type"), config.get("vision_config")
     if kind in ("llava", "llava_next") and inside is not None and inside["model_type"] == NETS[name]:
         net = _net(name, inside)
-        net.load_state_dict(tensors(folder, *TOWER_IN_LLAVA))
+        state = tensors(folder, *TOWER_IN_LLAVA)
+        # older files hold the numbers of the positions too
+        net.load_state_dict({key: tensor for key, tensor in state.items() if not key.endswith("position_ids")})
         return net
     if kind not in (name, NETS[name]):
         raise Refused(f"tower.name: {name!r} was asked for, but {folder} holds {kind!r}")

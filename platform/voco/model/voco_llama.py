@@ -182,8 +182,11 @@ class VocoLlama(Reader):
         """One cache for each sample, given as its images' features: (V, C), or (T, V, C) of tiles, with the images' `sizes`.
 
         `tokens` is N of each view of every sample (default: the layout's). Under voco each view is compressed alone, at
-        offset 0; under other methods a sample's views are one sequence.
+        offset 0; under other methods a sample's views are one sequence. Raises ValueError for a sample without images: it has
+        no cache (None in `write`).
         """
+        if not all(len(sample) for sample in samples):
+            raise ValueError("expected at least one image of every sample, got one with none")
         alone = self.layout.method == "voco"
         if self.layout.method != "none":  # each tile is a view, and no size matters any more
             samples = [[view for image in some for view in image.reshape(-1, *image.shape[-2:])] for some in samples]

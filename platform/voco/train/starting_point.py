@@ -10,6 +10,7 @@ from typing import Any
 
 from voco import storage
 from voco.blocks import Compression, Method, Text
+from voco.conversation import answer_end
 from voco.errors import Refused
 from voco.spec import Job
 from voco.tokens import Layout
@@ -37,6 +38,8 @@ def starting_point(job: Job, output: str) -> tuple[str, Layout]:
         text = block.text or inherited
         changes: dict[str, Any] = {"method": method, "tokens": tokens, "template": text.template, "newlines": text.newlines}
         changes["q_former_layers"] = _q_former_layers(compression, layout)
+        if text.template != layout.template:
+            changes["eos_id"] = answer_end(text.template, weights.read_tokenizer(job.inputs.checkpoint))
         return storage.resolve(job.inputs.checkpoint), layout.model_copy(update=changes)
     assert job.model is not None
     initial = storage.join(output, "initial")
