@@ -122,6 +122,6 @@ def check_tower(features: FeatureStore, wanted: str) -> None:
     """Refuse features of another tower or preprocessing than a model's (`preprocessing` of its config)."""
     if features.tower != wanted:
         raise Refused(
-            f"inputs.features: {features.uri} was made by tower {features.tower[:12]}, the model wants {wanted[:12]}: make them with "
-            "its own path, layer, fit, decoder and grid_pinpoints"
+            f"inputs.features: {features.uri} was made by tower {features.tower[:12]}, the model wants {wanted[:12]}: make "
+            "them with its own path, layer, fit, decoder and grid_pinpoints"
         )
