@@ -81,7 +81,7 @@ def test_every_backend_equals_the_dense_reference(name: str, method: str, dtype:
 def test_recomputed_layers_get_the_same_segments() -> None:
     plain, recomputed = tiny.model(), tiny.model()
     recomputed.language_model.train()
-    recomputed.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+    recomputed.language_model.activation_checkpointing_enable({"use_reentrant": False})
     first, second = (
         batches(plain)[0],
         collate([build("o", [tiny.question("other?", "b")], [], tiny.TOKENIZER, plain.layout)], str, (9, 6)),

@@ -140,7 +140,7 @@ def test_a_cache_of_another_maker_is_refused() -> None:
 def test_recomputed_activations_give_the_same_gradients() -> None:
     plain, recomputed = tiny.model(tokens=2), tiny.model(tokens=2)
     recomputed.language_model.train()
-    recomputed.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+    recomputed.language_model.activation_checkpointing_enable({"use_reentrant": False})
     calls: list[int] = []
     recomputed.language_model.model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
     losses = []

@@ -43,7 +43,7 @@ def main(folder: str, cases: list[str]) -> None:
         model.tower = None
         if name == "recomputed":
             model.language_model.train()
-            model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.language_model.activation_checkpointing_enable({"use_reentrant": False})
         block = Training(
             epochs=1, global_batch=BATCH, micro_batch=BATCH // world // int(accumulation), learning_rate=1e-3,
             precision="fp32", zero_stage=int(stage), max_tokens=512,

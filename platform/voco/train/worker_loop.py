@@ -58,7 +58,7 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
         weight.requires_grad_(name.startswith(TRAINED[config["kind"]] + newline))
     if block.checkpoint_activations:
         model.language_model.train()  # transformers recomputes in training mode only; there is no dropout to switch on
-        model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.language_model.activation_checkpointing_enable({"use_reentrant": False})
     deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     engine, _, _, _ = deepspeed.initialize(model=model, model_parameters=trained, config=deepspeed_config(block, world))
