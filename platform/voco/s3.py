@@ -28,6 +28,7 @@ CHECKSUMS = os.environ.get("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
 # No answer, or one that was cut: refused and reset connections, names that do not resolve, timeouts, half a body.
 NO_ANSWER = (
     boto.ConnectionError, boto.HTTPClientError, boto.IncompleteReadError, ResponseParserError, ClientPayloadError, TimeoutError,
+    ConnectionError,
 )  # fmt: skip
 
 # Answers that say "not now", or that the body was damaged on its way; besides every status from 500 on but 501.

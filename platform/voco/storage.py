@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import fsspec
+import pyarrow as pa
 import pyarrow.fs as pafs
 from fsspec.implementations.local import LocalFileSystem
 
@@ -72,7 +73,14 @@ def arrow_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     fs, path = filesystem(uri)
     if isinstance(fs, LocalFileSystem):
         return pafs.LocalFileSystem(), path
-    return pafs.PyFileSystem(pafs.FSSpecHandler(fs)), path
+    return pafs.PyFileSystem(_S3Files(fs)), path
+
+
+class _S3Files(pafs.FSSpecHandler):  # type: ignore[misc]
+    """pyarrow's own asks first whether there is such a file, and takes any error for a no."""
+
+    def open_input_file(self, path: str) -> pa.NativeFile:
+        return pa.PythonFile(self.fs.open(path, mode="rb"), mode="r")
 
 
 def join(uri: str, *parts: str) -> str:

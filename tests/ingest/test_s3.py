@@ -251,14 +251,16 @@ def test_what_is_refused_fails_at_once_and_waiting_has_an_end(s3, monkeypatch) -
     started = time.monotonic()
     for uri in ("s3://refused/none", "s3://nowhere/x"):
         assert not storage.exists(uri)
-        with pytest.raises(FileNotFoundError):
-            storage.read_bytes(uri)
+        for read in (storage.read_bytes, rows.open_parquet):
+            with pytest.raises(FileNotFoundError):
+                read(uri)
     with pytest.raises(Refused, match="output: s3://nowhere/x: cannot be written"):
         storage.check_writable("s3://nowhere/x")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     PatientS3.clear_instance_cache()
-    with pytest.raises(PermissionError):
-        storage.exists("s3://refused/there")
+    for ask in (storage.exists, rows.open_parquet):
+        with pytest.raises(PermissionError):
+            ask("s3://refused/there")
     with pytest.raises(Refused, match="output: s3://refused/x: cannot be written: The request signature"):
         storage.check_writable("s3://refused/x")
     nobody = s3_process.free_port()
@@ -267,7 +269,11 @@ def test_what_is_refused_fails_at_once_and_waiting_has_an_end(s3, monkeypatch) -
     for uri in ("s3://refused/there", "s3://refused"):
         with storage.patience(0), pytest.raises(StorageLost, match=rf"storage http://127.0.0.1:{nobody} did not answer: "):
             storage.exists(uri)
-    for read in (lambda: check_media("s3://refused/images.zip"), lambda: MediaFolder("s3://refused/media").read("a/1.jpg", 9)):
+    for read in (
+        lambda: check_media("s3://refused/images.zip"),
+        lambda: MediaFolder("s3://refused/media").read("a/1.jpg", 9),
+        lambda: rows.open_parquet("s3://refused/part.parquet"),
+    ):
         with storage.patience(0), pytest.raises(StorageLost):  # neither a bad archive nor a missing file
             read()
     with storage.patience(0.5), pytest.raises(StorageLost, match="did not answer for 1 s: EndpointConnectionError"):
