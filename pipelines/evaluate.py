@@ -37,9 +37,12 @@ def run(job: Job, run_id: str) -> Manifest:
                 "with it (an image is one frame) and give that as inputs.frame_cache"
             )
         check_features(job, config)
-    rejected = check_frames(job, config, config["layout"]["tokens"]).rejected if frames is not None else set()
-    if rejected:
-        print(f"{job.name}: {len(rejected)} samples have no frame cache and are left out", flush=True)
+    if frames is not None:
+        store = check_frames(job, config, config["layout"]["tokens"])
+        answering.check_length(config, block, store)
+        if store.rejected:
+            print(f"{job.name}: {len(store.rejected)} samples have no frame cache and are left out", flush=True)
+    answering.check_rows([storage.resolve(item.uri) for item in job.inputs.samples])
     units = answering.write_list(output, [storage.resolve(item.uri) for item in job.inputs.samples], block.unit_samples)
     arguments: dict[str, Any] = {"output": output, "checkpoint": checkpoint, "block": block.model_dump()}
     arguments |= {"features": features, "frame_cache": frames}

@@ -58,7 +58,7 @@ def aligned(place: Path) -> Path:
         "features": str(place / "features"),
         "vocabulary": [str(place / n) for n in ("images", "videos")],
     }
-    block = {**SFT, "text": {"template": "plain"}}
+    block = {**SFT, "text": {"template": "plain"}, "precision": "bf16"}
     pipelines.run(job("align", place / "align", inputs, model={"llama": LLAMA, "tower": world.TOWER}, align=block))
     return place / "align"
 
@@ -109,12 +109,26 @@ def state(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 
 def test_align_moves_the_projector_and_nothing_else(aligned: Path) -> None:
+    """In bf16, to which DeepSpeed rounds the frozen weights too while it trains."""
     before, after = state(aligned / "initial"), state(aligned)
-    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    moved = {name for name in before if before[name].dtype != after[name].dtype or not torch.equal(before[name], after[name])}
     assert moved
     assert {name.split(".")[0] for name in moved} == {"projector"}
+    assert {after[name].dtype for name in moved} == {torch.bfloat16}
+    assert any((before[name] - after[name].float()).abs().max() > 1e-3 for name in moved), "more than rounding"
+    assert weights.read_config(str(aligned))["language_model"]["dtype"] == "float32"
     layout = weights.read_config(str(aligned))["layout"]
     assert (layout["method"], layout["tokens"], layout["template"]) == ("none", 0, "plain")
+
+
+def test_a_run_that_learns_from_nothing_fails_and_says_why(place: Path, aligned: Path) -> None:
+    inputs = {**samples(place, "images-test"), "features": str(place / "features"), "checkpoint": str(aligned)}
+    compression = {"method": "voco", "tokens": 1}
+    with pytest.raises(JobFailed, match=r"no token to learn from: answers are cut .*, or turns end with a question"):
+        pipelines.run(job("image_sft", place / "nothing", inputs, compression=compression, image_sft=SFT))
+    few = {**inputs, "samples": [{"uri": str(place / "images"), "weight": 0.01}]}
+    with pytest.raises(Refused, match=r"inputs\.samples: an epoch of these tables with these weights has no sample"):
+        pipelines.run(job("image_sft", place / "few", few, compression=compression, image_sft=SFT))
 
 
 def test_a_sweep_trains_every_trial_and_scores_it_against_its_own_bounds(swept: Path) -> None:

@@ -227,7 +227,7 @@ class VideoSft(Training):
 class FrameCache(Strict):
     """Frames of every video (an image is one frame), each compressed alone by the checkpoint."""
 
-    fps: float | None = Field(default=None, gt=0)  # frames of one second ...
+    fps: float | None = Field(default=None, ge=0.001)  # frames of one second ...
     frames: int | None = Field(default=None, ge=1)  # ... or the midpoints of so many equal parts
     max_frames: int = Field(default=4096, ge=1)  # of one video; more are dropped evenly
     batch: int = Field(default=64, ge=1)  # frames of one forward pass

@@ -144,6 +144,7 @@ METRICS = pa.schema(
         ("loss", pa.float64()),  # what is minimised
         ("kl", pa.float64()),  # of it under distillation: KL(teacher || student) of a supervised token, without weight and T^2
         ("tokens", pa.int64()),  # supervised
+        ("cut", pa.int64()),  # tokens of text for which max_tokens left no room
         ("sample_ids_sha256", pa.string()),  # of the ids of this step, in order
         ("lr", pa.float64()),
         ("grad_norm", pa.float64()),

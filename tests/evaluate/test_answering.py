@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -214,6 +216,26 @@ def test_what_a_checkpoint_cannot_be_asked_is_refused_before_anything_starts(
     with pytest.raises(Refused, match=line):
         pipelines.run(job(place, tmp_path / "out", checkpoint, **block))
     assert not (tmp_path / "out" / "work").exists()
+
+
+def test_rows_of_training_are_refused_before_anything_starts(place: Path, tmp_path: Path) -> None:
+    world.write_samples(str(tmp_path / "train"), world.sample_rows(IMAGES, text_every=0))
+    asked = job(place, tmp_path / "out", "voco")
+    inputs = asked.inputs.model_validate({**asked.inputs.model_dump(), "samples": [{"uri": str(tmp_path / "train")}]})
+    with pytest.raises(Refused, match="not an evaluation row: it must end on a user turn"):
+        pipelines.run(asked.model_copy(update={"inputs": inputs}))
+    assert not (tmp_path / "out" / "work").exists()
+
+
+@pytest.mark.parametrize(("frames", "most", "fits"), [(5, 4096, True), (6, 4096, False), (6, 5, True)])
+def test_a_video_that_leaves_no_position_is_refused(frames: int, most: int, fits: bool) -> None:
+    """Behind the prefix, 4 new tokens and one of a question there is room for five frames of one token."""
+    layout = tiny.layout("voco", 1).model_copy(update={"vision_slots": 4})
+    config = {"layout": layout.model_dump(), "language_model": {"max_position_embeddings": layout.cached_from + 5 + 4 + 1}}
+    store = SimpleNamespace(groups={"a": [], "b": []}, frames={"a": 1, "b": frames}.__getitem__)
+    block = Evaluate.model_validate({"benchmark": "x", "max_frames": most, "max_new_tokens": 4})
+    with nullcontext() if fits else pytest.raises(Refused, match=r"evaluate\.max_frames: a video has 6 frames"):
+        answering.check_length(config, block, store)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

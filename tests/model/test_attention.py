@@ -62,7 +62,8 @@ def found(model: VocoLlama, batch: Batch | CachedBatch) -> dict[str, torch.Tenso
 @pytest.mark.parametrize(("name", "method", "dtype"), CASES)
 def test_every_backend_equals_the_dense_reference(name: str, method: str, dtype: torch.dtype) -> None:
     device = "cuda" if GPU and name != "segments" else "cpu"
-    model = tiny.model(method, 1 if method in ("avg_pool", "q_former") else 2, dtype).to(device)
+    wide = {"head_dim": 16} if device == "cuda" else {}  # FlexAttention has no narrower kernel
+    model = tiny.model(method, 1 if method in ("avg_pool", "q_former") else 2, dtype, **wide).to(device)
     cases = batches(model)
     for batch in cases if method == "voco" else cases[:1]:
         batch = batch.to(device, dtype)
@@ -76,6 +77,37 @@ def test_every_backend_equals_the_dense_reference(name: str, method: str, dtype:
                 assert F.cosine_similarity(got[key].float().flatten(), expected[key].float().flatten(), dim=0) > 0.9999, key
             else:
                 assert tiny.close(got[key], expected[key]), key
+
+
+def each_alone(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *more: Any) -> torch.Tensor:
+    """What FlashAttention's varlen computes, a segment after the other: causal, aligned at the end."""
+    query_ends, key_ends, longest_query, longest_key, scale = more
+    shared, out = q.shape[1] // k.shape[1], []
+    for index in range(len(query_ends) - 1):
+        mine, theirs = (slice(int(ends[index]), int(ends[index + 1])) for ends in (query_ends, key_ends))
+        queries, keys = (one.stop - one.start for one in (mine, theirs))
+        assert (queries, keys) <= (longest_query, longest_key)
+        seen = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
+        pairs = (one.repeat_interleave(shared, 1) for one in (k[theirs], v[theirs]))
+        heads = (one.transpose(0, 1) for one in (q[mine], *pairs))
+        out.append(F.scaled_dot_product_attention(*heads, attn_mask=seen, scale=scale).transpose(0, 1))
+    return torch.cat(out)
+
+
+@pytest.mark.parametrize("method", ["voco", "none"])
+def test_varlen_cuts_the_same_segments(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its kernel runs on GPUs only; where segments start and end, and the way back, do not."""
+    monkeypatch.setattr("voco.model.attention.varlen_kernel", lambda: each_alone)
+    model = tiny.model(method, 2, torch.bfloat16)
+    cases = batches(model)
+    for batch in cases if method == "voco" else cases[:1]:
+        model.attention = "dense"
+        expected = found(model, batch)
+        model.attention = "varlen"
+        got = found(model, batch)
+        assert got.keys() == expected.keys()
+        for key in got:
+            assert F.cosine_similarity(got[key].float().flatten(), expected[key].float().flatten(), dim=0) > 0.9999, key
 
 
 def test_recomputed_layers_get_the_same_segments() -> None:

@@ -9,6 +9,7 @@ import world
 
 import voco.model
 import voco.model.reader
+from voco import plan, spec
 from voco.blocks import Model, Text
 from voco.model import new, weights
 
@@ -36,6 +37,19 @@ def test_saved_and_loaded_bit_by_bit(created, tmp_path):
     cache = loaded.compress(pixels)
     created.compressor = compressor
     assert loaded.generate(cache, "what color is the left?", 5) == created.generate(cache, "what color is the left?", 5)
+
+
+def test_the_configuration_says_the_number_type_that_was_saved(created, tmp_path):
+    state = {name: weight.to(torch.bfloat16) for name, weight in weights.own_state(created).items()}
+    for name, tensors, each in (("fp32", weights.own_state(created), 4), ("bf16", state, 2)):
+        weights.save(created, tensors, tmp_path / name / "model")
+        assert weights.read_config(str(tmp_path / name))["language_model"]["dtype"] == {4: "float32", 2: "bfloat16"}[each]
+        held, n = created.language_model.config, created.layout.tokens
+        frame = 2 * held.num_hidden_layers * held.num_key_value_heads * held.head_dim * n * each
+        job = {"name": "f", "kind": "frame_cache", "output": "o", "frame_cache": {"fps": 1.0}}
+        inputs = {"samples": [{"uri": "s"}], "checkpoint": str(tmp_path / name)}
+        (line,) = plan.details(spec.build("f.yaml", {**job, "inputs": inputs}), {})
+        assert line.endswith(f"= {frame:,}")
 
 
 def test_the_same_seed_makes_the_same_model(created):

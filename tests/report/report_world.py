@@ -121,7 +121,8 @@ def trained(made: Job, floor: float, drop: float, steps: int = 900) -> None:
     loss[0] += 2
     columns = {
         "step": step, "epoch": step // 300, "loss": loss, "kl": [None] * steps, "tokens": generator.integers(400, 700, steps),
-        "sample_ids_sha256": ["0" * 64] * steps, "lr": 1e-3 * (1 - step / steps), "grad_norm": np.ones(steps),
+        "cut": np.zeros(steps, dtype=int), "sample_ids_sha256": ["0" * 64] * steps,
+        "lr": 1e-3 * (1 - step / steps), "grad_norm": np.ones(steps),
         "seconds": generator.normal(0.11, 0.01, steps),
     }  # fmt: skip
     rows.write_table(f"{made.output}/metrics.parquet", [pa.table(columns, schema=rows.METRICS)], rows.METRICS)

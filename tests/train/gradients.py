@@ -46,7 +46,7 @@ def main(folder: str, cases: list[str]) -> None:
             model.language_model.activation_checkpointing_enable({"use_reentrant": False})
         block = Training(
             epochs=1, global_batch=BATCH, micro_batch=BATCH // world // int(accumulation), learning_rate=1e-3,
-            precision="fp32", zero_stage=int(stage), max_tokens=512,
+            precision="bf16" if name == "bf16" else "fp32", zero_stage=int(stage), max_tokens=512,
         )  # fmt: skip
         samples = TrainingSamples(tables, model.tokenizer, model.layout, block, images_of)
         mine = order.of_rank(0, rank, world)
@@ -80,11 +80,13 @@ def main(folder: str, cases: list[str]) -> None:
         engine, *_ = deepspeed.initialize(
             model=model, model_parameters=list(model.parameters()), config=deepspeed_config(block, world)
         )
-        done = backward(engine, batches, 0, stop=False)
-        grads = {n: deepspeed.utils.safe_get_full_grad(p).clone() for n, p in model.named_parameters()}
-        found[name] = {"loss": done.loss, "kl": done.kl or 0.0, "tokens": done.tokens, "grads": grads}
+        done = backward(engine, batches, 0, stop=False, cut=rank + 1)
+        grads = {n: deepspeed.utils.safe_get_full_grad(p).float().clone() for n, p in model.named_parameters()}
+        found[name] = {"loss": done.loss, "kl": done.kl or 0.0, "tokens": done.tokens, "cut": done.cut, "grads": grads}
     if rank == 0:
         torch.save(found, f"{folder}/world{world}.pt")
+    dist.barrier()
+    dist.destroy_process_group()  # or a thread of gloo may outlive the interpreter, and the process aborts
 
 
 if __name__ == "__main__":

@@ -64,9 +64,15 @@ def launch_ranks(folder, ranks, cases):
 @pytest.mark.slow
 def test_loss_and_gradients_do_not_depend_on_the_cut(folder):
     one = ["plain:1:share:1", "1x8:1:share:2", "accumulate:2:share:2", "alone:1:alone:2"]
-    found = launch_ranks(folder, 1, one) | launch_ranks(folder, 2, ["2x4:1:share:2", "2x4z3:1:share:3", "recomputed:2:share:3"])
+    two = ["2x4:1:share:2", "2x4z3:1:share:3", "recomputed:2:share:3", "bf16:2:share:3"]
+    found = launch_ranks(folder, 1, one) | launch_ranks(folder, 2, two)
     reference = found["plain"]
     assert reference["loss"] > 1.0
+    assert (found["1x8"]["cut"], found["2x4"]["cut"]) == (1, 1 + 2), "what was cut is counted over all ranks"
+    rounded = found.pop("bf16")
+    assert abs(rounded["loss"] - reference["loss"]) < 0.01 * reference["loss"]
+    ours, theirs = (torch.cat([one["grads"][name].flatten() for name in reference["grads"]]) for one in (rounded, reference))
+    assert torch.nn.functional.cosine_similarity(ours, theirs, dim=0) > 0.999
     for name, case in found.items():
         assert abs(case["loss"] - reference["loss"]) <= 1e-6 * reference["loss"], name
         for parameter, grad in reference["grads"].items():

@@ -5,6 +5,7 @@ One compression answers for every N' <= N. Under FastV nothing is made beforehan
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -23,8 +24,9 @@ from voco.model import fastv, weights
 from voco.model.cache import VocoCache
 from voco.model.flops import cache_bytes, compress_flops, fastv_bytes, fastv_flops, read_flops
 from voco.model.reader import prompt_ids
+from voco.model.rope import longest
 from voco.tokens import Layout
-from voco.train.sample_tables import COLUMNS, images_of, sizes_of
+from voco.train.sample_tables import COLUMNS, SampleTables, images_of, sizes_of
 from voco.video.frame_store import FrameStore
 from voco.work import part
 
@@ -62,6 +64,33 @@ def layout_for(config: dict[str, Any], block: Evaluate) -> Layout:
     if block.fastv is not None and fastv.kept(layout.vision_slots, block.fastv.keep) < 1:
         raise ValueError(f"fastv.keep: expected a share that leaves one of {layout.vision_slots} vision tokens")
     return layout.model_copy(update={"method": "voco"}) if block.read_as == "voco" else layout
+
+
+def check_length(config: dict[str, Any], block: Evaluate, store: FrameStore) -> None:
+    """Refuse videos whose frames leave no position for a question: it would only be seen when a worker comes to one."""
+    layout, positions = Layout(**config["layout"]), longest(config["language_model"])
+    taken = max((min(store.frames(sample_id), block.max_frames) for sample_id in store.groups), default=0)
+    most = (positions - layout.cached_from - block.max_new_tokens - 1) // max(counts_of(layout, block))
+    if taken > most:
+        raise Refused(
+            f"evaluate.max_frames: a video has {taken} frames, and {positions} positions hold {max(0, most)} with "
+            f"{block.max_new_tokens} new tokens and no question; set it lower, and frames are dropped evenly"
+        )
+
+
+def check_rows(samples: list[str]) -> None:
+    """Refuse a table whose first row is not one of evaluation."""
+    for uri in samples:
+        for row in itertools.islice(SampleTables([uri], [1.0]).rows(["sample_id", "conversations"]), 1):
+            for conversation in row["conversations"]:
+                _check_row(row["sample_id"], conversation)
+
+
+def _check_row(sample_id: str, conversation: dict[str, Any]) -> None:
+    if conversation["turns"][-1]["role"] != "user" or not conversation["answers"]:
+        raise Refused(
+            f"{sample_id}: not an evaluation row: it must end on a user turn and carry answers (ingest it as split test)"
+        )
 
 
 def counts_of(layout: Layout, block: Evaluate) -> list[int]:
@@ -220,8 +249,7 @@ class AnswerWorker:
             media = self._media(sample)
             for index, conversation in enumerate(sample["conversations"]):
                 turns = conversation["turns"]
-                if turns[-1]["role"] != "user" or not conversation["answers"]:
-                    raise Refused(f"{sample['sample_id']}: not an evaluation row: it must end on a user turn and carry answers")
+                _check_row(sample["sample_id"], conversation)
                 yield {
                     "sample_id": sample["sample_id"],
                     "index": index,

@@ -47,13 +47,17 @@ def save(model: VocoLlama, state: dict[str, Tensor], folder: Path, keep_compress
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     compressor = model.compressor if keep_compressor else compressor_hash(tensors)
     tower = model.tower
+    language_model = {
+        **model.language_model.config.to_dict(),
+        "dtype": _dtype(tensors["language_model.model.embed_tokens.weight"]),
+    }
     config = {
         "format": FORMAT,
         "compressor": compressor,
         "compressor_tokens": model.compressor_tokens if keep_compressor else model.layout.tokens,
         "layout": model.layout.model_dump(),
         "feature_width": model.feature_width,
-        "language_model": model.language_model.config.to_dict(),
+        "language_model": language_model,
         "tower": tower.config if tower is not None else None,
         "net": tower.net_config if tower is not None else None,
         "preprocessing": model.preprocessing,
@@ -64,6 +68,10 @@ def save(model: VocoLlama, state: dict[str, Tensor], folder: Path, keep_compress
         (folder / PREPROCESSOR).write_text(json.dumps(tower.preprocessing, indent=1) + "\n")
     (folder / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
     return compressor
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def read_config(checkpoint: str) -> dict[str, Any]:

@@ -52,23 +52,27 @@ def resume(engine: Any, world: int) -> tuple[int, list[dict[str, Any]]] | None:
                 f"its checkpoint holds the shards of {progress['workers']} workers, the job now has {world}; "
                 f"set resources.workers back to {progress['workers']}"
             )
-        engine.load_checkpoint(folder, tag=TAG)
+        found, _ = engine.load_checkpoint(folder, tag=TAG)
+        if found is None:
+            raise RuntimeError(f"DeepSpeed could not load the checkpoint of step {progress['step']}")
         return int(progress["step"]), rows.read_table(str(Path(folder) / "metrics.parquet")).to_pylist()
 
 
 def export(config: dict[str, Any], model: VocoLlama, zero_stage: int, metrics: list[dict[str, Any]], rank: int) -> None:
-    """Whole weights to `<output>/model`, the metrics beside it; rank 0 writes, every rank gathers."""
-    named = dict(model.named_parameters())
-    state = {}
-    for name in weights.own_state(model):
+    """Whole weights to `<output>/model`, the metrics beside it; rank 0 writes, every rank gathers what was trained.
+
+    The rest is as the model to start from holds it: training may have rounded it to its own number type.
+    """
+    named = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    state: dict[str, Any] = {}
+    for name in (name for name in weights.own_state(model) if name in named):
         with gathered(named[name], zero_stage):
             if rank == 0:
                 state[name] = named[name].detach().cpu().clone()
     if rank == 0:
         with tempfile.TemporaryDirectory() as folder:
             whole = weights.load(config["model"], model.layout, new_q_former=config["seed"])
-            if whole.tower is not None:
-                state |= {f"tower.{name}": tensor for name, tensor in whole.tower.state_dict().items()}
+            state = {**weights.own_state(whole), **state}
             weights.save(whole, state, Path(folder) / "model", keep_compressor=config["kind"] == "video_sft")
             storage.put_directory(Path(folder) / "model", storage.join(config["output"], "model"))
         _write_metrics(storage.join(config["output"], "metrics.parquet"), metrics)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import pyarrow.compute as pc
+
 from voco import manifest, rows, running, storage, tracking
 from voco.blocks import Training
 from voco.errors import JobFailed, Stopped
@@ -104,10 +106,10 @@ def finish(job: Job, run_id: str, started: float, returned: dict[str, Any]) -> M
         job,
         run_id,
         started,
-        counts={"steps": returned["steps"], "text_tokens_cut": returned["cut"]},
+        counts={"steps": returned["steps"], "text_tokens_cut": sum(metrics["cut"].to_pylist())},
         tables={"model": entries},
         statistics={
-            "final_loss": metrics["loss"][-1].as_py(),
+            "final_loss": metrics.filter(pc.greater(metrics["tokens"], 0))["loss"][-1].as_py(),
             "supervised_tokens": sum(metrics["tokens"].to_pylist()),
             "training_seconds": sum(metrics["seconds"].to_pylist()),
         },

@@ -18,6 +18,10 @@ class NonFinite(Exception):
     """Loss or gradient is not a number any more; says at which step and for which samples. Raised on every rank."""
 
 
+class NothingLearned(Exception):
+    """No step so far had a token to learn from. Raised on every rank."""
+
+
 @dataclass(frozen=True)
 class StepResult:
     """What one step did, over all ranks."""
@@ -25,6 +29,7 @@ class StepResult:
     loss: float  # mean over supervised tokens
     kl: float | None  # of the distillation, likewise
     tokens: int  # supervised
+    cut: int  # text tokens for which max_tokens left no room
     grad_norm: float  # before clipping
     sample_ids_sha256: str  # of what was trained on: sha256 over each rank's sha256, in rank order
     stop: bool  # somebody asked this run to stop
@@ -49,21 +54,22 @@ class Backward:
     loss: float
     kl: float | None
     tokens: int
+    cut: int
     stop: bool
 
 
-def backward(engine: Any, batches: Sequence[Batch | CachedBatch], step: int, stop: bool) -> Backward:
-    """Forward and backward of this rank's micro-batches.
+def backward(engine: Any, batches: Sequence[Batch | CachedBatch], step: int, stop: bool, cut: int = 0) -> Backward:
+    """Forward and backward of this rank's micro-batches, of whose text `cut` tokens were left out.
 
     Every rank's gradient of sum/count is wanted, with one count for all. DeepSpeed averages gradients over ranks and
     divides each loss by the accumulation steps, so the local sum is scaled by (ranks x accumulation / count).
-    The count is known before the first backward, by one all-reduce, which also carries the wish to stop.
+    The count is known before the first backward, by one all-reduce, which also carries what was cut and the wish to stop.
     Raises NonFinite when the global loss is not finite, naming the samples of the micro-batches whose own loss is not.
     """
     device = engine.device
-    facts = torch.tensor([sum(len(batch.predict_id) for batch in batches), int(stop)], device=device)
+    facts = torch.tensor([sum(len(batch.predict_id) for batch in batches), cut, int(stop)], device=device)
     dist.all_reduce(facts)
-    count, asked = int(facts[0]), bool(facts[1])
+    count, lost, asked = facts.tolist()
     scale = dist.get_world_size() * len(batches) / max(1, count)
     losses, divergence = torch.zeros(len(batches), device=device), torch.zeros((), device=device)
     distils = False
@@ -83,7 +89,7 @@ def backward(engine: Any, batches: Sequence[Batch | CachedBatch], step: int, sto
         bad = [batch for loss, batch in zip(losses.tolist(), batches, strict=True) if not math.isfinite(loss)]
         guilty = [sample_id for batch in bad for sample_id in batch.sample_ids]
         raise NonFinite(f"loss is {mean} at step {step}; samples: {', '.join(_gather(guilty))}")
-    return Backward(mean, kl if distils else None, count, asked)
+    return Backward(mean, kl if distils else None, count, lost, bool(asked))
 
 
 def _gather(mine: list[str]) -> list[str]:
@@ -102,12 +108,12 @@ def trained_on(batches: Sequence[Batch | CachedBatch], device: Any) -> str:
     return hashlib.sha256(b"".join(one.cpu().numpy().tobytes() for one in everyone)).hexdigest()
 
 
-def train_step(engine: Any, batches: Sequence[Batch | CachedBatch], step: int, stop: bool) -> StepResult:
-    """One optimizer step over the global batch, of which `batches` are this rank's micro-batches."""
+def train_step(engine: Any, batches: Sequence[Batch | CachedBatch], step: int, stop: bool, cut: int) -> StepResult:
+    """One optimizer step over the global batch, of which `batches` are this rank's micro-batches; as `backward`."""
     ids = trained_on(batches, engine.device)
-    done = backward(engine, batches, step, stop)
+    done = backward(engine, batches, step, stop, cut)
     engine.step()
     norm = float(engine.get_global_grad_norm() or 0.0)
     if not math.isfinite(norm):  # the weights are lost with it: end before they reach a checkpoint
         raise NonFinite(f"the gradient's norm is {norm} at step {step}, loss {done.loss}")
-    return StepResult(done.loss, done.kl, done.tokens, norm, ids, done.stop)
+    return StepResult(done.loss, done.kl, done.tokens, done.cut, norm, ids, done.stop)

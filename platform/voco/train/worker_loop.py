@@ -20,11 +20,12 @@ from voco.train import checkpoints
 from voco.train.data import ImageBatches
 from voco.train.order import Rows, epoch_order
 from voco.train.sample_tables import SampleTables
-from voco.train.step import NonFinite, StepResult, learning_rate, train_step
+from voco.train.step import NonFinite, NothingLearned, StepResult, learning_rate, train_step
 from voco.train.video_data import VideoBatches
 from voco.train.zero import deepspeed_config
 from voco.video.frame_store import FrameStore
 
+MOST_WITHOUT = 20  # steps without a supervised token, at the start of a run, before it is ended
 SECONDS_BETWEEN_LINES = 5.0
 BLOCKS = {"align": Training, "image_sft": ImageSft, "video_sft": VideoSft}
 # What each kind trains. A video model's caches come from its frozen compressor, and nothing of it passes the projector.
@@ -77,13 +78,13 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
         try:
             loop.resume()
             stopped = loop.run()
-        except (NonFinite, checkpoints.OtherWorkers) as error:
+        except (NonFinite, NothingLearned, checkpoints.OtherWorkers) as error:
             record.finish(1)
             return {"failed": str(error)}
         if not stopped:
             checkpoints.export(config, model, block.zero_stage, loop.metrics, rank)
         record.finish(130 if stopped else 0)
-    return {"stopped": stopped, "steps": loop.step, "cut": data.samples.cut}
+    return {"stopped": stopped, "steps": loop.step}
 
 
 def _teacher(config: dict[str, Any], block: Training, engine: Any) -> VocoLlama | None:
@@ -129,6 +130,11 @@ class TrainLoop:
                 if time.monotonic() - last_line > SECONDS_BETWEEN_LINES or self.step == self.total:
                     last_line = time.monotonic()
                     self._say(result)
+                if self.step in (MOST_WITHOUT, self.total) and not any(row["tokens"] for row in self.metrics):
+                    raise NothingLearned(
+                        f"{self.step} steps and no token to learn from: answers are cut (max_tokens {self.block.max_tokens} "
+                        "leaves no room behind the views), or turns end with a question, as evaluation rows do"
+                    )
                 if result.stop:
                     self.save()
                     return True
@@ -142,9 +148,10 @@ class TrainLoop:
         rate = learning_rate(self.step, self.total, block.learning_rate, block.warmup_share, block.final_lr_share)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
+        before = self.data.samples.cut
         micro = self.data.passes(mine, len(mine) // block.micro_batch)
         asked = self.rank == 0 and self.config["run"] is not None and running.stop_requested(self.config["run"])
-        result = train_step(self.engine, micro, self.step, asked)
+        result = train_step(self.engine, micro, self.step, asked, self.data.samples.cut - before)
         self.metrics.append(
             {
                 "step": self.step,
@@ -152,6 +159,7 @@ class TrainLoop:
                 "loss": result.loss,
                 "kl": result.kl,
                 "tokens": result.tokens,
+                "cut": result.cut,
                 "sample_ids_sha256": result.sample_ids_sha256,
                 "lr": rate,
                 "grad_norm": result.grad_norm,

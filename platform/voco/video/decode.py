@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,7 @@ class Video:
             self.fps = float(self.reader.get_avg_fps())
         except (decord.DECORDError, RuntimeError) as error:
             raise ValueError(f"not a video that can be opened: {' '.join(str(error).split())[:200]}") from error
-        if self.num_frames == 0 or not self.fps > 0:
+        if self.num_frames == 0 or not 0 < self.fps < math.inf:
             raise ValueError(f"a video of {self.num_frames} frames at {self.fps} fps")
 
     def frames(self, numbers: list[int]) -> Frames:
