@@ -42,8 +42,9 @@ def run(job: Job, run_id: str) -> Manifest:
         answering.check_length(config, block, store)
         if store.rejected:
             print(f"{job.name}: {len(store.rejected)} samples have no frame cache and are left out", flush=True)
-    answering.check_rows([storage.resolve(item.uri) for item in job.inputs.samples])
-    units = answering.write_list(output, [storage.resolve(item.uri) for item in job.inputs.samples], block.unit_samples)
+    samples = [storage.resolve(item.uri) for item in job.inputs.samples]
+    answering.check_rows(samples)
+    units = answering.write_list(output, samples, block.unit_samples)
     arguments: dict[str, Any] = {"output": output, "checkpoint": checkpoint, "block": block.model_dump()}
     arguments |= {"features": features, "frame_cache": frames}
     if units == 0:

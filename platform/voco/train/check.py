@@ -28,7 +28,8 @@ def check(job: Job, layout: Layout, model: str) -> None:
     if block.max_tokens > most:
         got = f"for the model's {positions} positions, got {block.max_tokens}"
         raise Refused(f"{job.kind}.max_tokens: expected at most {most}, {got}")
-    if not SampleTables([storage.resolve(item.uri) for item in job.inputs.samples], _weights(job)).mix.shown():
+    samples = job.inputs.samples
+    if not SampleTables([storage.resolve(item.uri) for item in samples], [item.weight for item in samples]).mix.shown():
         raise Refused("inputs.samples: an epoch of these tables with these weights has no sample")
     head = config["language_model"].get("head_dim") or FLEX_WIDTH
     if block.attention == "flex" and head < FLEX_WIDTH:
@@ -117,10 +118,6 @@ def _check_frames(job: Job, block: VideoSft, layout: Layout, config: dict[str, A
             f"video_sft.max_frames: a sample has {frames} frames of {layout.tokens} tokens, which leaves no room for text in "
             f"max_tokens {block.max_tokens}; set max_frames below {most}, and frames are dropped evenly"
         )
-
-
-def _weights(job: Job) -> list[float]:
-    return [item.weight for item in job.inputs.samples]
 
 
 def _with_media(job: Job) -> list[str]:
