@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 from torch.nn.functional import scaled_dot_product_attention as attention
 
-from voco.model.attention import Flex, see
-from voco.model.segments import segments
-from voco.model.voco_mask import TokenIds, allowed
-from voco.tokens import NONE, PREFIX, TEXT, VISION, VOCO
+from voco.model.attention.backends import FlexPlan, plan_attention
+from voco.model.attention.segments import causal_segments
+from voco.model.attention.voco_mask import TokenIds, allowed
+from voco.sequence.sequence import NONE, PREFIX, TEXT, VISION, VOCO
 
 HEADS, WIDTH, SLOTS = 32, 128, 576
 LIMIT = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # largest error, of outputs near 1
@@ -52,12 +52,12 @@ def contenders(ids: TokenIds, dtype: torch.dtype, flex: Callable[..., Tensor] | 
     q, k, v = (torch.randn(1, length, HEADS, WIDTH, generator=generator).to(dtype).transpose(1, 2) for _ in range(3))
     mask, scale = allowed(ids, "voco")[:, None], WIDTH**-0.5
     made: dict[str, Callable[[], Tensor]] = {
-        "segments": partial(see("segments", ids, "voco", HOST).attend, q, k, v, scale),
+        "segments": partial(plan_attention("segments", ids, "voco", HOST).attend, q, k, v, scale),
         "dense mask": partial(attention, q, k, v, attn_mask=mask, scale=scale),
         "plain causal": partial(attention, q, k, v, is_causal=True, scale=scale),
     }
     if flex is not None:
-        blocks = Flex.of(ids, "voco", HOST, None).blocks
+        blocks = FlexPlan.of(ids, "voco", HOST, None).blocks
         made["flex"] = partial(flex, q, k, v, block_mask=blocks, scale=scale)
     expected = attention(q.double(), k.double(), v.double(), attn_mask=mask, scale=scale)
     for name, run in made.items():
@@ -96,7 +96,7 @@ def main() -> None:
                 for name, value in ms.items():
                     peers.setdefault(name, {})[label] = value
                     ratio[f"{name}, {label}"] = value / ours[label]
-                pairs = sum(len(s.queries) * (2 * len(s.keys) - len(s.queries) + 1) // 2 for s in segments(ids, "voco"))
+                pairs = sum(len(s.queries) * (2 * len(s.keys) - len(s.queries) + 1) // 2 for s in causal_segments(ids, "voco"))
                 ratio[f"bound by pairs, {label}"] = ids.kind.shape[1] ** 2 / pairs
     write(
         "attention",

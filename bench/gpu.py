@@ -23,10 +23,10 @@ import torch
 from side_by_side import OUT
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from voco.model.attention import check_backend, see
+from voco.model.attention.backends import check_backend, plan_attention
+from voco.model.attention.voco_mask import allowed
 from voco.model.batch import collate
-from voco.model.vision_tower import CLIP, VisionTower
-from voco.model.voco_mask import allowed
+from voco.model.vision.tower import CLIP, VisionTower
 
 PEAK = {"H200": 989e12, "H100": 989e12, "A100": 312e12}  # dense bf16 operations a second, by their makers
 LIMIT = 0.9999  # least cosine of outputs and gradients to the reference in fp32
@@ -57,7 +57,7 @@ def kernels(table: dict[str, float], device: torch.device, names: list[str]) -> 
     expected.backward(states[3].float().transpose(1, 2))
     for name in names:
         mine = [one.clone().requires_grad_() for one in states[:3]]
-        got = see(name, ids, "voco", device).attend(*mine, 64**-0.5)
+        got = plan_attention(name, ids, "voco", device).attend(*mine, 64**-0.5)
         got.backward(states[3].transpose(1, 2))
         pairs = [(got, expected), *((a.grad, b.grad) for a, b in zip(mine, given, strict=True))]
         least = min(step.cosine(one.detach(), other.detach()) for one, other in pairs)

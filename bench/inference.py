@@ -26,7 +26,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from voco.model.batch import collate
 from voco.model.voco_llama import VocoLlama
-from voco.tokens import NONE, TEXT, Layout, TokenSample, prefix, text_start
+from voco.sequence.sequence import NONE, TEXT, Layout, TokenSample, prefix_columns, text_start
 
 SLOTS, FEATURES, VOCABULARY, N, NEW = 576, 1024, 32_000, 1, 32
 TEXTS = (34, 114, 512)
@@ -119,7 +119,7 @@ def by_one_pass(work: Work, count: int) -> list[list[int]]:
     for row, prompt in enumerate(work.prompts):
         ids = list(prompt)
         for _ in range(count):
-            columns, start = prefix(net.layout, [N]), text_start(net.layout, [N])
+            columns, start = prefix_columns(net.layout, [N]), text_start(net.layout, [N])
             size = len(columns["ids"])
             columns = {
                 "ids": columns["ids"] + ids,

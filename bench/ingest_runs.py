@@ -1,7 +1,7 @@
 """One contender of `make bench-ingest` in a process of its own: `ingest_runs.py NAME SOURCE OUT`, its figures as one JSON line.
 
 SOURCE holds `mix.json` (LLaVA's list) and `images/`. Every contender reads each file, takes its sha256, checks header and end
-as `voco.ingest.media` does with `validate: header`, and writes Parquet with the bytes uncompressed and the text zstd. `seconds`
+as `voco.ingest.media.image` does with `validate: header`, and writes Parquet with the bytes uncompressed and the text zstd. `seconds`
 begin at this file's first line, imports included; `import ray` and `ray.init` are left out and told apart as `init_s`.
 """
 
@@ -73,9 +73,9 @@ def job(source, out, **block):
 
 def run_job(raw):
     import pipelines
-    from voco import spec
+    from voco.job import spec
 
-    manifest = pipelines.run(spec.build("bench", raw))
+    manifest = pipelines.run(spec.build_job("bench", raw))
     return manifest.counts
 
 
@@ -94,18 +94,19 @@ def ours_full(source, out):
 
 def ours_small(source, out):
     """A small job with its own local Ray, both as `voco run` does them; `ray_alone` is the same without the job."""
-    from voco import running, spec
+    from voco.job import spec
+    from voco.run import ray_init
 
     raw = job(source, out)
-    running.start_ray(2, running.modules(spec.build("bench", raw)))
+    ray_init.start_ray(2, ray_init.job_modules(spec.build_job("bench", raw)))
     run_job(raw)
     return {}
 
 
 def ray_alone(source, out):
-    from voco import running
+    from voco.run import ray_init
 
-    running.start_ray(2)
+    ray_init.start_ray(2)
     return {}
 
 

@@ -172,25 +172,25 @@ def peer(name, data, total):
 
 
 def tower(decoder):
-    from voco.model.vision_tower import CLIP, VisionTower
+    from voco.model.vision.tower import CLIP, VisionTower
 
     config = {"name": "clip", "image_size": SIZE, "layer": -2, "decoder": decoder}
     return VisionTower(config, torch.nn.Conv2d(3, 1, 3), *CLIP)
 
 
 def ours(data, total, threads=1):
-    from voco import features, loader
+    from voco.precompute import features, pixel_loader
 
     uri, quick, parity = str(data / "parquet"), tower("fast"), tower("pil")
 
     def load(start, which):
-        made = loader.PixelLoader(features.unique_images([uri]), which.preprocess, BATCH, threads)
+        made = pixel_loader.PixelLoader(features.unique_images([uri]), which.preprocess, BATCH, threads)
         return (batch.pixels for batch in made.batches(start))
 
     def encoded(start):
         with ThreadPoolExecutor(1) as reader:
             listed = itertools.islice(features.unique_images([uri]), start, None)
-            yield from (one for _, one in loader.encoded(listed, reader))
+            yield from (one for _, one in pixel_loader.read_encoded(listed, reader))
 
     quick.preprocess(in_memory(data)[0])
     normalised = lambda start, which: map(which.normalise, load(start, which))  # noqa: E731
@@ -207,14 +207,14 @@ def beside(data, total, threads=1):
     """Ours and the codec alone over the same images, by turns in one process: the machine's speed drifts by a quarter from one
     process to the next. The median of the pairs' ratios, by wall and by processor time.
     """
-    from voco import features, loader
+    from voco.precompute import features, pixel_loader
 
     images, quick = in_memory(data)[:DECODED], tower("fast")
     quick.preprocess(images[0]), fast(images[0])
     ratios = {"wall": [], "cpu": []}
     with ThreadPoolExecutor(threads) as pool:
         for _ in range(PAIRS):
-            made = loader.PixelLoader(features.unique_images([str(data / "parquet")]), quick.preprocess, BATCH, threads)
+            made = pixel_loader.PixelLoader(features.unique_images([str(data / "parquet")]), quick.preprocess, BATCH, threads)
             mine = rate("fast", itertools.islice((batch.pixels for batch in made.batches()), DECODED // BATCH))
             alone = rate("fast", batches(map(fast, images) if threads == 1 else pool.map(fast, images)))
             ratios["wall"].append(mine["fast_per_s"] / alone["fast_per_s"])

@@ -22,10 +22,10 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from voco.model.attention.voco_mask import TokenIds, allowed
 from voco.model.batch import Batch, collate
 from voco.model.voco_llama import VocoLlama
-from voco.model.voco_mask import TokenIds, allowed
-from voco.tokens import NONE, PAD, TEXT, Layout, TokenSample, prefix, text_start
+from voco.sequence.sequence import NONE, PAD, TEXT, Layout, TokenSample, prefix_columns, text_start
 
 TEXTS = {"uneven": (60, 110, 180, 420), "even": (120, 125, 130, 135)}  # tokens; the second half of each is trained
 SLOTS, FEATURES, VOCABULARY, N = 576, 1024, 32_000, 1
@@ -43,7 +43,7 @@ def model(dtype: torch.dtype) -> VocoLlama:
 
 
 def sample(layout: Layout, name: str, text: int) -> TokenSample:
-    columns = prefix(layout, [N])
+    columns = prefix_columns(layout, [N])
     size, start = len(columns["ids"]), text_start(layout, [N])
     words = np.random.default_rng(text).integers(20, VOCABULARY, text).tolist()
     columns = {

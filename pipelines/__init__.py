@@ -8,9 +8,9 @@ from __future__ import annotations
 import importlib
 import os
 
-from voco import manifest, tracking
-from voco.manifest import Manifest
-from voco.spec import Job
+from voco.job.spec import Job
+from voco.run import manifest, wandb_tracking
+from voco.run.manifest import Manifest
 
 RECORDED = ("evaluate", "sweep", "flow")  # kinds with a W&B run of their own; a flow's run names the outputs of its other stages
 
@@ -18,17 +18,17 @@ RECORDED = ("evaluate", "sweep", "flow")  # kinds with a W&B run of their own; a
 def run(job: Job, replace: bool = False) -> Manifest:
     """Run one job in this driver, or say that it is done. `replace` overwrites an output that holds another run."""
     run_id = manifest.job_run_id(job)
-    finished = manifest.begin(job, run_id, replace)
+    finished = manifest.claim_output(job, run_id, replace)
     if finished is not None:
         print(f"{job.name}: done already ({run_id})", flush=True)
         return finished
     print(f"{job.name}: {job.kind} as {run_id}", flush=True)
-    from pipelines.record import record
+    from voco.report.wandb_outputs import record_output
 
     stage = importlib.import_module(f"pipelines.{job.kind}")
     done: Manifest = stage.run(job, run_id)
-    tracked = tracking.tracked(job, run_id)
-    if tracked is not None and (job.kind in RECORDED or tracking.GROUP not in os.environ):
-        with tracking.start(tracked) as run_of_it, run_of_it.guard(600):
-            record(run_of_it, job, done)
+    tracked = wandb_tracking.tracked_job(job, run_id)
+    if tracked is not None and (job.kind in RECORDED or wandb_tracking.GROUP not in os.environ):
+        with wandb_tracking.start_tracking(tracked) as run_of_it, run_of_it.guard(600):
+            record_output(run_of_it, job, done)
     return done

@@ -8,8 +8,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from voco import spec, storage
 from voco.errors import Refused, exit_code
+from voco.job import spec
+from voco.store import storage
 
 COMMANDS = {
     "plan": ("JOB", "check a job file; print stages, inputs, resources and sizes; run nothing"),
@@ -70,45 +71,45 @@ def _do(asked: argparse.Namespace) -> int:
     if asked.command == "ask":
         return ask(asked)
     if asked.command == "plan":
-        from voco import plan
+        from voco.commands import plan
 
-        job = spec.load(asked.operand)
-        print("\n".join(plan.lines(asked.operand, job)))
-        return plan.verdict(asked.operand, job)
+        job = spec.load_job(asked.operand)
+        print("\n".join(plan.plan_lines(asked.operand, job)))
+        return plan.plan_exit_code(asked.operand, job)
     if asked.command == "run":
         return run(asked.operand, asked.replace)
     if asked.command == "render":
-        from voco import kuberay
+        from voco.commands import render
 
-        print(kuberay.render(asked.operand, asked.image or kuberay.IMAGE))
+        print(render.render_rayjob(asked.operand, asked.image or render.IMAGE))
         return 0
     if asked.command == "show":
-        from voco import show
+        from voco.commands import show
 
-        print(show.show(storage.resolve(asked.operand)))
+        print(show.show_output(storage.resolve(asked.operand)))
         return 0
     if asked.command == "report":
         from voco.report import html
 
         output = storage.resolve(asked.operand)
         title = Path(output).name
-        print(html.write(outputs=[output], to=storage.join(output, "report.html"), title=title))
+        print(html.write_report(outputs=[output], to=storage.join(output, "report.html"), title=title))
         return 0
-    from voco import jobs
+    from voco.commands import submit
 
-    where = jobs.target(asked.address)
+    where = submit.find_cluster(asked.address)
     if asked.command == "submit":
-        return jobs.submit(asked.operand, spec.load(asked.operand), where, asked.replace)
-    return int(getattr(jobs, asked.command)(jobs.connect(where), asked.operand))
+        return submit.submit(asked.operand, spec.load_job(asked.operand), where, asked.replace)
+    return int(getattr(submit, asked.command)(submit.connect(where), asked.operand))
 
 
 def ask(asked: argparse.Namespace) -> int:
     """Print an answer while it is written."""
-    from voco.ask import Asked, ask
+    from voco.commands.ask import AskOptions, ask
     from voco.model.sampling import Sampling
 
     try:
-        how = Asked(
+        how = AskOptions(
             cache=None if asked.no_cache else asked.cache,
             tokens=asked.tokens,
             frames=asked.frames,
@@ -126,15 +127,16 @@ def ask(asked: argparse.Namespace) -> int:
 
 def run(file: str, replace: bool = False) -> int:
     """The driver: claim the run on this cluster, then do the job."""
-    from voco import kuberay, manifest, running, tracking
+    from voco.commands import render
+    from voco.run import claim, manifest, ray_init, wandb_tracking
 
-    running.listen()  # a signal that comes while Ray starts counts too
-    job = spec.load(file)
+    claim.listen_for_stop()  # a signal that comes while Ray starts counts too
+    job = spec.load_job(file)
     run_id = manifest.job_run_id(job)
-    running.start_ray(kuberay.most_cpus(job), running.modules(job))
+    ray_init.start_ray(render.most_cpus(job), ray_init.job_modules(job))
     import pipelines
 
-    running.claim(run_id)
-    with tracking.group(run_id if job.kind in ("flow", "sweep") else None):
+    claim.claim_run(run_id)
+    with wandb_tracking.wandb_group(run_id if job.kind in ("flow", "sweep") else None):
         pipelines.run(job, replace)
     return 0

@@ -8,13 +8,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from voco import manifest, rows, storage, work
 from voco.errors import Refused
 from voco.evaluate import answering, scores
-from voco.manifest import Manifest
+from voco.job.spec import Job
 from voco.model import weights
-from voco.spec import Job
-from voco.train.check import check_features, check_frames
+from voco.run import manifest
+from voco.run.manifest import Manifest
+from voco.store import parquet, schemas, storage
+from voco.train.preflight import check_features, check_frames
 
 
 def run(job: Job, run_id: str) -> Manifest:
@@ -25,7 +26,7 @@ def run(job: Job, run_id: str) -> Manifest:
     output, checkpoint = storage.resolve(job.output), storage.resolve(job.inputs.checkpoint or "")
     config = weights.read_config(checkpoint)
     try:
-        counts = answering.counts_of(answering.layout_for(config, block), block)
+        counts = answering.answer_token_counts(answering.reading_layout(config, block), block)
     except ValueError as error:
         raise Refused(f"evaluate.{error}") from error
     features = storage.resolve(job.inputs.features) if job.inputs.features is not None else None
@@ -44,14 +45,14 @@ def run(job: Job, run_id: str) -> Manifest:
             print(f"{job.name}: {len(store.rejected)} samples have no frame cache and are left out", flush=True)
     samples = [storage.resolve(item.uri) for item in job.inputs.samples]
     answering.check_rows(samples)
-    units = answering.write_list(output, samples, block.unit_samples)
+    count = answering.list_evaluation_rows(output, samples, block.unit_samples)
     arguments: dict[str, Any] = {"output": output, "checkpoint": checkpoint, "block": block.model_dump()}
     arguments |= {"features": features, "frame_cache": frames}
-    if units == 0:
+    if count == 0:
         raise Refused("inputs.samples: no rows to answer")
-    upper, lower = bounds_of(job)
-    done = work.run(output, units, answering.AnswerWorker, arguments, job.resources, in_process=False, label=job.name)
-    answers = answers_of(job.output)
+    upper, lower = read_bounds(job)
+    done = units.run_units(output, count, answering.AnswerWorker, arguments, job.resources, in_process=False, label=job.name)
+    answers = read_answers(job.output)
     images = sum(record["counts"]["images"] for record in done)
     found: list[dict[str, Any]] = []
     total: dict[str, dict[str, float]] = {}
@@ -73,13 +74,13 @@ def run(job: Job, run_id: str) -> Manifest:
             latency_s=sums["answer_seconds"] / max(1, questions),
             seconds=sums["compress_seconds"] + sums["answer_seconds"],
         )
-    table = pa.Table.from_pylist(found, schema=rows.SCORES)
-    entry = rows.write_table(work.part(output, "scores", 0), [table], rows.SCORES)
+    table = pa.Table.from_pylist(found, schema=schemas.SCORES)
+    entry = parquet.write_table(units.part_uri(output, "scores", 0), [table], schemas.SCORES)
     how = "run for each question" if block.fastv is not None else "compressed once each"
     for row in (one for one in found if one["category"] == scores.ALL):
         asked = f"N={row['n']}: " if len(counts) > 1 else ""
         print(f"{job.name}: {asked}{row['score']:.1%} of {row['questions']} questions, {images} images {how}", flush=True)
-    return manifest.finish(
+    return manifest.write_manifest(
         job,
         run_id,
         started,
@@ -89,11 +90,11 @@ def run(job: Job, run_id: str) -> Manifest:
     )
 
 
-def bounds_of(job: Job) -> tuple[pa.Table | None, pa.Table | None]:
+def read_bounds(job: Job) -> tuple[pa.Table | None, pa.Table | None]:
     """The answers of both bounds, or neither. Raises Refused for bounds at several N, or on different questions."""
     if job.inputs.upper is None or job.inputs.lower is None:
         return None, None
-    bounds = {"upper": answers_of(job.inputs.upper), "lower": answers_of(job.inputs.lower)}
+    bounds = {"upper": read_answers(job.inputs.upper), "lower": read_answers(job.inputs.lower)}
     for name, table in bounds.items():
         if len(held := pc.unique(table["n"]).to_pylist()) != 1:
             raise Refused(f"inputs.{name}: expected answers at one N, got {len(held)}: {', '.join(map(str, sorted(held)))}")
@@ -101,7 +102,7 @@ def bounds_of(job: Job) -> tuple[pa.Table | None, pa.Table | None]:
     return bounds["upper"], bounds["lower"]
 
 
-def answers_of(uri: str) -> pa.Table:
+def read_answers(uri: str) -> pa.Table:
     """The answers of a finished or just written evaluation, in the order of their units."""
     folder = storage.join(storage.resolve(uri), "answers")
-    return pa.concat_tables([rows.read_table(storage.join(folder, name)) for name in storage.names(folder)])
+    return pa.concat_tables([parquet.read_table(storage.join(folder, name)) for name in storage.list_names(folder)])

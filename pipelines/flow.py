@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 
 import pipelines
-from voco import manifest, running, storage
 from voco.errors import Stopped
-from voco.manifest import Manifest
-from voco.spec import Job, stage_with_inputs
+from voco.job.spec import Job, resolve_stage
+from voco.run import claim, manifest
+from voco.run.manifest import Manifest
+from voco.store import storage
 
 
 def run(job: Job, run_id: str) -> Manifest:
@@ -18,18 +19,18 @@ def run(job: Job, run_id: str) -> Manifest:
     """
     started = time.time()
     assert job.flow is not None
-    replace = manifest.replacing(storage.resolve(job.output))
+    replace = manifest.is_replacing(storage.resolve(job.output))
     stages = job.flow.stages
     outputs: dict[str, str] = {}
     seconds: dict[str, float] = {}
     for number, stage in enumerate(stages, 1):
-        if running.stopping():
+        if claim.is_stopping():
             raise Stopped(f"{job.name}: stopped before {stage.name}; sent again, it continues there")
         print(f"[{number}/{len(stages)}] {stage.name}: {stage.kind}", flush=True)
         began = time.monotonic()
-        done = pipelines.run(stage_with_inputs(stage, outputs), replace)
+        done = pipelines.run(resolve_stage(stage, outputs), replace)
         outputs[stage.name] = stage.output
         seconds[stage.name] = done.seconds
         print(f"[{number}/{len(stages)}] {stage.name}: {time.monotonic() - began:.1f} s", flush=True)
     print(f"{job.name}: {len(stages)} stages in {time.time() - started:.1f} s", flush=True)
-    return manifest.finish(job, run_id, started, statistics={"stage_seconds": seconds})
+    return manifest.write_manifest(job, run_id, started, statistics={"stage_seconds": seconds})

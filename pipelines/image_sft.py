@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 
-from voco import storage
-from voco.manifest import Manifest
-from voco.spec import Job
+from voco.job.spec import Job
+from voco.run.manifest import Manifest
+from voco.store import storage
 from voco.train import launch
 
 
@@ -14,4 +14,4 @@ def run(job: Job, run_id: str) -> Manifest:
     """Supervised fine-tuning under the job's compression method, on Ray Train workers with DeepSpeed."""
     started = time.time()
     returned = launch.fit(job, run_id, storage.resolve(job.output))
-    return launch.finish(job, run_id, started, returned)
+    return launch.finish_training(job, run_id, started, returned)

@@ -6,14 +6,15 @@ import time
 
 import pyarrow as pa
 
-from voco import manifest, rows, storage
 from voco.evaluate.scores import ALL
-from voco.manifest import Manifest
+from voco.job.spec import Job
 from voco.report import html, table
 from voco.report.comparison import SUMMARY, compare
-from voco.report.differences import in_words
-from voco.report.outputs import gather
-from voco.spec import Job
+from voco.report.differences import difference_text
+from voco.report.outputs import gather_outputs
+from voco.run import manifest
+from voco.run.manifest import Manifest
+from voco.store import parquet, storage
 
 
 def run(job: Job, run_id: str) -> Manifest:
@@ -22,20 +23,22 @@ def run(job: Job, run_id: str) -> Manifest:
     block = job.report
     assert block is not None
     output = storage.resolve(job.output)
-    world = gather(job.inputs.outputs)
+    world = gather_outputs(job.inputs.outputs)
     comparisons = compare(world)
     compared = [row for comparison in comparisons for row in comparison.rows]
     summary = compared + [row for comparison in comparisons for row in comparison.by_category]
     place = storage.join(output, "report.html")
-    storage.write_bytes(place, html.page(world, block.title).encode())
-    entry = rows.write_table(storage.join(output, "summary", "part-00000.parquet"), [_table(summary)], SUMMARY)
+    storage.write_bytes(place, html.render_page(world, block.title).encode())
+    entry = parquet.write_table(storage.join(output, "summary", "part-00000.parquet"), [_table(summary)], SUMMARY)
     storage.write_json(storage.join(output, "summary.json"), summary)
     print(table.text_tables(compared), flush=True)
     for difference in (one for comparison in comparisons for one in comparison.differences if one.category == ALL):
-        print(in_words(difference, whole=True), flush=True)
+        print(difference_text(difference, whole=True), flush=True)
     print(f"{job.name}: {place}", flush=True)
     counts = {"read": len(world.outputs), "missing": len(world.missing), "written": 1}
-    return manifest.finish(job, run_id, started, counts=counts, tables={"summary": [entry]}, statistics={"report": "report.html"})
+    return manifest.write_manifest(
+        job, run_id, started, counts=counts, tables={"summary": [entry]}, statistics={"report": "report.html"}
+    )
 
 
 def _table(summary: list[dict[str, object]]) -> pa.Table:

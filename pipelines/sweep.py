@@ -8,11 +8,13 @@ import time
 import pyarrow as pa
 
 import pipelines
-from voco import manifest, rows, running, storage, sweep, tracking, work
 from voco.errors import Stopped
-from voco.manifest import Manifest
-from voco.spec import Job
-from voco.trials import trials as trials_of
+from voco.job.spec import Job
+from voco.job.trials import sweep_trials as trials_of
+from voco.run import claim, manifest, units, wandb_tracking
+from voco.run.manifest import Manifest
+from voco.store import parquet, schemas, storage
+from voco.train import tune
 
 
 def run(job: Job, run_id: str) -> Manifest:
@@ -20,24 +22,24 @@ def run(job: Job, run_id: str) -> Manifest:
     started = time.time()
     trials = trials_of(job)
     print(f"{job.name}: {len(trials)} trials: {', '.join(trial.name for trial in trials)}", flush=True)
-    replace = manifest.replacing(storage.resolve(job.output))
-    sweep.train_all(job, run_id, trials, functools.partial(train, replace=replace))
+    replace = manifest.is_replacing(storage.resolve(job.output))
+    tune.run_trials(job, run_id, trials, functools.partial(train, replace=replace))
     found: list[dict[str, object]] = []
     for trial in sorted(trials, key=lambda trial: not trial.is_bound):  # bounds are what the others are measured by
-        trained = manifest.read(storage.resolve(trial.train.output))
+        trained = manifest.read_manifest(storage.resolve(trial.train.output))
         assert trained is not None
         for evaluation in trial.evaluations:
-            if running.stopping():
+            if claim.is_stopping():
                 raise Stopped(f"{job.name}: stopped before {evaluation.name}; sent again, it continues there")
-            with tracking.group(run_id):
+            with wandb_tracking.wandb_group(run_id):
                 pipelines.run(evaluation, replace)
-            scores = rows.read_table(work.part(storage.resolve(evaluation.output), "scores", 0)).to_pylist()
+            scores = parquet.read_table(units.part_uri(storage.resolve(evaluation.output), "scores", 0)).to_pylist()
             facts = {"trial": trial.name, "output": storage.resolve(evaluation.output)}
             facts |= {"final_loss": trained.statistics["final_loss"], "train_seconds": trained.seconds}
             found += [{**facts, **row} for row in scores]
-    table = pa.Table.from_pylist(found, schema=rows.TRIALS)
-    entry = rows.write_table(work.part(storage.resolve(job.output), "trials", 0), [table], rows.TRIALS)
-    return manifest.finish(job, run_id, started, counts={"trials": len(trials)}, tables={"trials": [entry]})
+    table = pa.Table.from_pylist(found, schema=schemas.TRIALS)
+    entry = parquet.write_table(units.part_uri(storage.resolve(job.output), "trials", 0), [table], schemas.TRIALS)
+    return manifest.write_manifest(job, run_id, started, counts={"trials": len(trials)}, tables={"trials": [entry]})
 
 
 def train(job: Job, replace: bool) -> float:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 
-from voco import storage
-from voco.manifest import Manifest
+from voco.job.spec import Job
 from voco.model import weights
-from voco.spec import Job
+from voco.run.manifest import Manifest
+from voco.store import storage
 from voco.train import launch
 
 
@@ -17,4 +17,4 @@ def run(job: Job, run_id: str) -> Manifest:
     output = storage.resolve(job.output)
     returned = launch.fit(job, run_id, output)
     weights.keep_compressor(storage.resolve(job.inputs.checkpoint or ""), output)
-    return launch.finish(job, run_id, started, returned)
+    return launch.finish_training(job, run_id, started, returned)

@@ -36,7 +36,7 @@ def ray_local() -> Iterator[str]:
 @pytest.fixture(scope="module")  # not the session: hardly any directory cache, or a put into new folders takes ever longer
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3_process.Server]:
     """`rclone serve s3` on loopback, with credentials and AWS_ENDPOINT_URL in the environment."""
-    from voco.s3 import PatientS3
+    from voco.store.s3 import PatientS3
 
     server = s3_process.Server(tmp_path_factory.mktemp("s3"), tmp_path_factory.mktemp("rclone") / "log")
     with pytest.MonkeyPatch.context() as patch:

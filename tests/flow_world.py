@@ -22,7 +22,7 @@ SFT: dict[str, Any] = {
 
 def write(place: Path) -> Path:
     """Data from real images and the flow's job file; returns the file."""
-    scenes.write(place / "data", train_scenes=120, test_scenes=40, seed=0)
+    scenes.write_scenes(place / "data", train_scenes=120, test_scenes=40, seed=0)
     llama = {"layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "mlp_width": 48, "vocabulary": 320}
     base = {
         "model": {"llama": llama, "tower": TOWER},

@@ -21,9 +21,9 @@ ANSWERS = ["sft/runs/none-1/answers", "sft/runs/none-1/lower", "sft/runs/voco-2/
 
 
 def write_data(place: Path) -> None:
-    scenes.write(place, train_scenes=60, test_scenes=12, seed=0)
-    captions.write(place, 40, seed=0)
-    clips.write(place, train_clips=24, test_clips=8, webvid_clips=8, seed=0)
+    scenes.write_scenes(place, train_scenes=60, test_scenes=12, seed=0)
+    captions.write_captions(place, 40, seed=0)
+    clips.write_clips(place, train_clips=24, test_clips=8, webvid_clips=8, seed=0)
 
 
 def flow(data: str, output: str, resources: dict[str, Any]) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from transformers import LlavaNextConfig
 from transformers.image_processing_utils import get_patch_output_size, select_best_resolution
 from transformers.models.llava_next import modeling_llava_next as theirs
 
-from voco.anyres import NEWLINE, Anyres, best_resolution, inside
-from voco.tokens import VISION, VOCO, build
+from voco.sequence.anyres import NEWLINE, Anyres, best_resolution, fit_inside
+from voco.sequence.sequence import VISION, VOCO, build_sample
 
 LLAVA = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
 SIZES = [(h, w) for h in (1, 7, 100, 335, 336, 337, 480, 673, 1500) for w in (1, 30, 333, 336, 500, 640, 672, 1009, 4000)]
@@ -22,7 +22,7 @@ def test_resolution_and_packing_are_transformers_own(size):
     anyres = Anyres(grid_pinpoints=LLAVA, tile=336)
     assert best_resolution(size, LLAVA) == tuple(select_best_resolution(size, [list(one) for one in LLAVA]))
     target = anyres.resolution(size)
-    assert inside(size, target) == get_patch_output_size(np.zeros((3, *size)), target, "channels_first")
+    assert fit_inside(size, target) == get_patch_output_size(np.zeros((3, *size)), target, "channels_first")
     assert anyres.tiles(size) == theirs.image_size_to_num_patches(list(size), [list(one) for one in LLAVA], 336)
     slots = 576
     tiles = anyres.tiles(size)
@@ -41,7 +41,7 @@ def test_a_tile_is_a_view_and_under_none_an_image_is_one():
     sizes = [(8, 8), (1, 8)]
     for method, views, voco in (("voco", 5 + 3, 2 * 8), ("avg_pool", 5 + 3, 0), ("none", 2, 2 * 2)):
         layout = tiny.layout(method, 2, anyres=anyres)
-        sample = build("s", [tiny.question("a", "b")], ["x", "y"], tiny.TOKENIZER, layout, sizes=sizes)
+        sample = build_sample("s", [tiny.question("a", "b")], ["x", "y"], tiny.TOKENIZER, layout, sizes=sizes)
         assert (len(set(sample.view.tolist())) - 1, (sample.kinds == VOCO).sum(), sample.tiles) == (views, voco, 8)
         assert len(sample) - layout.prefix_tokens(sizes) == (sample.view == -1).sum()
         slots = (sample.kinds == VISION).sum()
@@ -51,6 +51,6 @@ def test_a_tile_is_a_view_and_under_none_an_image_is_one():
             assert sample.position.tolist() == list(range(len(sample)))
         else:
             assert slots == 8 * (9 if method == "voco" else 2)
-    frames = build("s", [tiny.question("a", "b")], ["x", "y"], tiny.TOKENIZER, tiny.layout("voco", 2, anyres=anyres))
-    plain = build("s", [tiny.question("a", "b")], ["x", "y"], tiny.TOKENIZER, tiny.layout("voco", 2))
+    frames = build_sample("s", [tiny.question("a", "b")], ["x", "y"], tiny.TOKENIZER, tiny.layout("voco", 2, anyres=anyres))
+    plain = build_sample("s", [tiny.question("a", "b")], ["x", "y"], tiny.TOKENIZER, tiny.layout("voco", 2))
     assert frames.ids.tolist() == plain.ids.tolist()

@@ -15,13 +15,13 @@ import world
 from PIL import Image
 
 from pipelines import cli
-from voco.ask import Asked, Maker, ask
-from voco.blocks import Model, Text
+from voco.commands.ask import AskOptions, CacheMaker, ask
 from voco.errors import Refused
-from voco.model import load, new, voco_llama, weights
-from voco.model.reader import shared_ids
+from voco.job.config import Model, Text
+from voco.model import build, load, voco_llama, weights
+from voco.model.generation import shared_prompt_ids
 from voco.video.decode import Video
-from voco.video.sample_frames import evenly
+from voco.video.sample_frames import evenly_spaced
 
 LLAMA = {"layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "mlp_width": 48, "vocabulary": 320}
 QUESTION = "what color is the left?"
@@ -30,19 +30,19 @@ QUESTION = "what color is the left?"
 def save(folder: Path, method: str = "voco", tokens: int = 3, template: str = "vicuna_v1", **tower: object) -> Path:
     block = Model.model_validate({"llama": LLAMA, "tower": {"name": "efficientnet_lite0", "image_size": 64, **tower}})
     text = Text(template=template)  # type: ignore[arg-type]
-    made = new.create(block, method, tokens, text, [QUESTION, " red", " green"], seed=1)  # type: ignore[arg-type]
-    weights.save(made, weights.own_state(made), folder / "model")
+    made = build.create_model(block, method, tokens, text, [QUESTION, " red", " green"], seed=1)  # type: ignore[arg-type]
+    weights.save_checkpoint(made, weights.own_state(made), folder / "model")
     return folder
 
 
 def save_video(start: Path, folder: Path, seed: int, dtype: torch.dtype = torch.float32) -> Path:
     """A checkpoint that reads the caches of `start` with a language model of its own."""
-    made = weights.load(str(start), dtype=dtype)
+    made = weights.load_checkpoint(str(start), dtype=dtype)
     torch.manual_seed(seed)
     with torch.no_grad():
         for weight in made.language_model.parameters():
             weight.add_(torch.randn_like(weight) * 0.2)
-    weights.save(made, weights.own_state(made), folder / "model", keep_compressor=True)
+    weights.save_checkpoint(made, weights.own_state(made), folder / "model", keep_compressor=True)
     weights.keep_compressor(str(start), str(folder))
     return folder
 
@@ -61,7 +61,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def told(place: Path, media: list[str], checkpoint: Path | None = None, **how: object) -> tuple[str, str]:
     """The answer, and the lines about both passes."""
     where = str(checkpoint or place / "checkpoint")
-    pieces = list(ask(where, [str(place / one) for one in media], QUESTION, Asked(**how)))  # type: ignore[arg-type]
+    pieces = list(ask(where, [str(place / one) for one in media], QUESTION, AskOptions(**how)))  # type: ignore[arg-type]
     lines = [piece for piece in pieces if piece.startswith(("\n\npass 1", "\npass 2"))]
     return "".join(piece for piece in pieces if piece not in lines), "".join(lines)
 
@@ -103,7 +103,7 @@ def test_fewer_tokens_are_answered_from_the_same_pass(place: Path, tmp_path: Pat
 
 def test_a_model_that_sees_views_whole_gets_one_cache_of_all(place: Path, tmp_path: Path) -> None:
     save(tmp_path / "none", "none", 1)
-    how = Asked(cache=str(tmp_path / "kept"), max_new_tokens=4, keep_system=True)
+    how = AskOptions(cache=str(tmp_path / "kept"), max_new_tokens=4, keep_system=True)
     media = [str(place / "0.png"), str(place / "1.png")]
     said = "".join(ask(str(tmp_path / "none"), media, QUESTION, how))
     assert "2 views" in said
@@ -121,7 +121,7 @@ def test_any_number_of_frames_in_passes_of_a_few(place: Path, monkeypatch: pytes
         return original(self, samples, *more, **named)
 
     monkeypatch.setattr(voco_llama.VocoLlama, "compress_features", spy)
-    monkeypatch.setattr("voco.ask.FRAMES_AT_ONCE", 2)
+    monkeypatch.setattr("voco.commands.ask.FRAMES_AT_ONCE", 2)
     few, lines = told(place, ["clip.mp4"], cache=None, max_new_tokens=8, frames=5)
     assert sizes == [2, 2, 1]
     assert "5 views" in lines
@@ -136,7 +136,7 @@ def test_models_of_one_compressor_share_its_caches_and_no_text(
     """What a video checkpoint has read is its own alone; caches are in the number type of whoever reads them."""
     how = {"cache": str(tmp_path / "kept"), "max_new_tokens": 8, "keep_system": keep_system, "frames": 5}
     maker = load(str(place / "checkpoint"))
-    frames = Video((place / "clip.mp4").read_bytes()).frames(evenly(12, 5))
+    frames = Video((place / "clip.mp4").read_bytes()).frames(evenly_spaced(12, 5))
     made = maker.compress(torch.stack([maker.tower.preprocess(Image.fromarray(frame)) for frame in frames]))
     answers = []
     for seed in (1, 2):
@@ -167,10 +167,12 @@ def _wide() -> bytes:
 
 def test_a_question_that_melts_into_the_kept_text_is_read_without_it(place: Path) -> None:
     model = load(str(place / "checkpoint"))
-    shared = shared_ids(model.tokenizer, model.layout)
-    assert Maker(str(place / "checkpoint"), model, Asked(cache=None, keep_system=True), [*shared, 5]).text_ids == tuple(shared)
+    shared = shared_prompt_ids(model.tokenizer, model.layout)
+    assert CacheMaker(str(place / "checkpoint"), model, AskOptions(cache=None, keep_system=True), [*shared, 5]).text_ids == tuple(
+        shared
+    )
     for prompt in ([*shared[:-1], shared[-1] + 1, 5], shared):
-        assert Maker(str(place / "checkpoint"), model, Asked(cache=None, keep_system=True), prompt).text_ids == ()
+        assert CacheMaker(str(place / "checkpoint"), model, AskOptions(cache=None, keep_system=True), prompt).text_ids == ()
 
 
 def test_an_answer_is_worth_more_than_its_cache(place: Path, tmp_path: Path) -> None:
@@ -231,7 +233,7 @@ def test_a_damaged_video_is_refused(place: Path, tmp_path: Path) -> None:
     file = tmp_path / "cut.mp4"
     file.write_bytes((place / "clip.mp4").read_bytes()[:300])
     with pytest.raises(Refused, match=r"cut\.mp4"):
-        list(ask(str(place / "checkpoint"), [str(file)], QUESTION, Asked(cache=None)))
+        list(ask(str(place / "checkpoint"), [str(file)], QUESTION, AskOptions(cache=None)))
     assert torch.is_grad_enabled()
 
 

@@ -14,7 +14,7 @@ import yaml
 from ingest import source
 
 from pipelines import cli
-from voco.spec import Job
+from voco.job.spec import Job
 
 
 def job_file(folder: Path, job: Job) -> Path:

@@ -16,8 +16,10 @@ import psutil
 import pytest
 import wandb_world
 
-from voco import manifest, rows, show
+from voco.commands import show
 from voco.demo import cluster
+from voco.run import manifest
+from voco.store import parquet
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 STAGES = ["scenes", "scenes-test", "features", "base", "voco1", "answers-upper", "answers-lower", "answers-voco1", "report"]
@@ -42,7 +44,7 @@ def send(place: Path) -> subprocess.Popen[str]:
 
 def process_of(place: Path, *words: str) -> psutil.Process:
     """A process of this test's own cluster, by how its command line starts (after the interpreter, for Python)."""
-    held = cluster.read(place / ".demo")
+    held = cluster.read_cluster(place / ".demo")
     assert held is not None
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
@@ -73,7 +75,7 @@ def test_the_flow_survives_kills_and_ends_whole(place):
     out, _ = first.communicate(timeout=240)
     assert first.returncode == 1, out
     assert "Traceback" not in out.splitlines()[-1]
-    assert manifest.read(str(place / "out/base")) is None
+    assert manifest.read_manifest(str(place / "out/base")) is None
 
     second = send(place)
     worker = process_of(place, "ray::RayTrainWorker")
@@ -85,7 +87,7 @@ def test_the_flow_survives_kills_and_ends_whole(place):
     assert "features: done already" in out
     assert "continues at step" in out
     for name in STAGES:
-        assert manifest.read(str(place / "out" / name)) is not None, name
+        assert manifest.read_manifest(str(place / "out" / name)) is not None, name
 
     third = send(place)
     out, _ = third.communicate(timeout=120)
@@ -99,12 +101,12 @@ def test_the_flow_survives_kills_and_ends_whole(place):
 
 def check_wandb(place: Path) -> None:
     """What W&B recorded of a flow that was killed twice: each step once, predictions with images, every output by name."""
-    run_ids = {name: manifest.read(str(place / "out" / name)).run_id for name in STAGES}
-    flow = manifest.read(str(place / "out"))
+    run_ids = {name: manifest.read_manifest(str(place / "out" / name)).run_id for name in STAGES}
+    flow = manifest.read_manifest(str(place / "out"))
     tries = wandb_world.attempts(str(place / "out/base"), run_ids["base"])
     assert len(tries) >= 2  # the killed one, and the one that went on
     steps = [line["step"] for records in tries for line in wandb_world.steps(records)]
-    metrics = rows.read_table(str(place / "out/base/metrics.parquet"))
+    metrics = parquet.read_table(str(place / "out/base/metrics.parquet"))
     assert sorted(steps) == metrics["step"].to_pylist()
     logged = {line["step"]: line["loss"] for records in tries for line in wandb_world.steps(records)}
     assert [logged[step] for step in range(len(logged))] == pytest.approx(metrics["loss"].to_pylist(), abs=1e-5)
@@ -118,11 +120,15 @@ def check_wandb(place: Path) -> None:
     outputs = {item.name: json.loads(item.metadata) for item in wandb_world.of(whole, "artifact")}
     assert set(outputs) == {*STAGES, "tiny"}
     parents = {parent["uri"]: parent["manifest_sha256"] for parent in outputs["voco1"]["parents"]}
-    assert parents[str(place / "out/base")] == manifest.sha256(str(place / "out/base")) == outputs["base"]["manifest_sha256"]
+    assert (
+        parents[str(place / "out/base")]
+        == manifest.manifest_sha256(str(place / "out/base"))
+        == outputs["base"]["manifest_sha256"]
+    )
 
 
 def check_tables(place: Path) -> None:
-    answers = rows.read_table(str(place / "out/answers-voco1/answers/part-00000.parquet"))
+    answers = parquet.read_table(str(place / "out/answers-voco1/answers/part-00000.parquet"))
     assert answers.num_rows == 40 * 8
     hits = answers["cache_hit"].to_pylist()
     assert hits.count(False) == 40  # each image compressed once, its other questions hit
@@ -135,14 +141,14 @@ def check_tables(place: Path) -> None:
     (lower,) = [row for row in read_scores(place, "answers-lower") if row["category"] == "all"]
     assert lower["method"] == "lower_bound"
     assert score["lower_bound"] == lower["score"]
-    metrics = rows.read_table(str(place / "out/base/metrics.parquet"))
+    metrics = parquet.read_table(str(place / "out/base/metrics.parquet"))
     assert metrics["step"].to_pylist() == list(range(metrics.num_rows))  # none twice, none lost
     page = (place / "out/report/report.html").read_text()
     assert f"{100 * score['score']:.1f}" in page  # the score that the table holds
-    shown = show.show(str(place / "out/voco1"))
+    shown = show.show_output(str(place / "out/voco1"))
     assert re.search(r"vision +x4 +positions 1\.\.4", shown)  # BOS is at 0
     assert "</s>]" in shown  # trained text is marked up to its end
 
 
 def read_scores(place: Path, name: str):
-    return rows.read_table(str(place / "out" / name / "scores/part-00000.parquet")).to_pylist()
+    return parquet.read_table(str(place / "out" / name / "scores/part-00000.parquet")).to_pylist()

@@ -8,9 +8,9 @@ from typing import get_args
 import pytest
 
 from pipelines import cli
-from voco import spec
-from voco.spec import Job
-from voco.trials import trials
+from voco.job import spec
+from voco.job.spec import Job
+from voco.job.trials import sweep_trials
 
 ROOT = Path(__file__).parents[1]
 JOBS = sorted(ROOT.glob("jobs/**/*.yaml"))
@@ -26,7 +26,7 @@ def local_inputs(job: Job) -> list[str]:
 def test_plan_takes_it(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """In an empty directory a job with local inputs (the demo) is refused for the first of them, and for nothing else."""
     monkeypatch.chdir(tmp_path)
-    job = spec.load(str(file))
+    job = spec.load_job(str(file))
     for uri in local_inputs(job):
         if not Path(uri).exists():
             assert cli.main(["plan", str(file)]) == 2
@@ -40,7 +40,7 @@ def test_plan_takes_it(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def paper(name: str) -> Job:
-    return spec.load(str(ROOT / "jobs/paper" / f"{name}.yaml"))
+    return spec.load_job(str(ROOT / "jobs/paper" / f"{name}.yaml"))
 
 
 def test_the_papers_settings() -> None:
@@ -70,7 +70,7 @@ def test_steps_are_those_of_the_paper(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_the_sweep_is_tables_1_and_2() -> None:
-    names = [trial.name for trial in trials(paper("sweep"))]
+    names = [trial.name for trial in sweep_trials(paper("sweep"))]
     assert names == ["none-1", "avg-pool-1", "q-former-1-6", *(f"voco-{2**power}" for power in range(8))]
 
 
@@ -86,21 +86,21 @@ def test_the_flow_does_what_the_single_files_do() -> None:
         "video-sft": "paper/video-sft",
     }  # fmt: skip
     for stage, file in pairs.items():
-        alone = spec.load(str(ROOT / f"jobs/{file}.yaml"))
+        alone = spec.load_job(str(ROOT / f"jobs/{file}.yaml"))
         assert stages[stage].block == alone.block, stage
         assert (stages[stage].compression, stages[stage].model) == (alone.compression, alone.model), stage
     sweep, trained = stages["sweep"].sweep, paper("sweep").sweep
     assert sweep is not None
     assert trained is not None
     assert sweep.train.image_sft == trained.train.image_sft == paper("image-sft").image_sft
-    used = {trial.name for trial in trials(stages["sweep"])}
+    used = {trial.name for trial in sweep_trials(stages["sweep"])}
     assert stages["frame-cache"].inputs.checkpoint == "@sweep/runs/voco-2/train"
     assert "voco-2" in used
 
 
 def test_what_is_to_be_filled_in_is_marked() -> None:
     for file in [*(ROOT / "jobs/paper").glob("*.yaml"), *(ROOT / "jobs/ingest").glob("*.yaml")]:
-        job = spec.load(str(file))
+        job = spec.load_job(str(file))
         assert job.output.startswith("s3://YOUR-BUCKET/"), file
         assert local_inputs(job) == [], file
         assert cli.main(["run", str(file)]) == 2, file

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from ingest import source
 
-from voco import jobs
+from voco.commands import submit
 from voco.demo import cluster
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -69,7 +69,7 @@ def test_two_sends_at_once_are_one_run_and_a_third_says_done(place: Path) -> Non
         assert code == 0, (out, err)
         assert "[2/2] two: ingest" in out, both
     assert sum("; following it" in out for _, out, _ in both) == 1
-    client = jobs.connect(target(place))
+    client = submit.connect(target(place))
     assert len(client.list_jobs()) == 1
     started = time.monotonic()
     code, out, _ = ended(voco(place, "submit", "line.yaml"))
@@ -133,7 +133,7 @@ def test_a_wrong_token_and_an_unknown_run_are_refused(place: Path) -> None:
 
 def test_start_reuses_and_stop_leaves_nothing(place: Path) -> None:
     folder = place / ".demo"
-    held = cluster.read(folder)
+    held = cluster.read_cluster(folder)
     assert held is not None
     assert cluster.start(folder) == held
     assert (folder / "token").stat().st_mode & 0o777 == 0o600
@@ -141,14 +141,14 @@ def test_start_reuses_and_stop_leaves_nothing(place: Path) -> None:
     assert len(before) > 5
     assert cluster.stop(folder) >= len(before)
     assert not [process for process in before if psutil.pid_exists(process.pid) and process.is_running()]
-    assert cluster.read(folder) is None
+    assert cluster.read_cluster(folder) is None
     assert cluster.stop(folder) == 0
 
 
-def target(place: Path) -> jobs.Target:
-    held = cluster.read(place / ".demo")
+def target(place: Path) -> submit.ClusterTarget:
+    held = cluster.read_cluster(place / ".demo")
     assert held is not None
-    return jobs.Target(held.dashboard, held.token_path, (held.temp_dir,))
+    return submit.ClusterTarget(held.dashboard, held.token_path, (held.temp_dir,))
 
 
 def wait_for(condition: object, seconds: float = 200) -> None:

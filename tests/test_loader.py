@@ -11,13 +11,14 @@ import pytest
 import torch
 import world
 
-from voco import features, loader, rows, storage
-from voco.loader import PixelLoader
-from voco.model.pixels import by_pillow
+from voco.model.vision.pixels import llava_pixels
+from voco.precompute import features, pixel_loader
+from voco.precompute.pixel_loader import PixelLoader
+from voco.store import parquet, schemas, storage
 
 
 def pixels(data: bytes) -> torch.Tensor:
-    return by_pillow(data, 16, (0, 0, 0))
+    return llava_pixels(data, 16, (0, 0, 0))
 
 
 @pytest.fixture(scope="module")
@@ -27,14 +28,14 @@ def listed(tmp_path_factory) -> list[dict]:
     made = world.sample_rows(29)
     [row for row in made if row["media"]][7]["media"][0]["bytes"] = b"no image"
     for part, some in enumerate((made[:17], made[17:])):
-        groups = (pa.Table.from_pylist(some[start : start + 4], schema=rows.SAMPLES) for start in range(0, len(some), 4))
-        rows.write_table(storage.join(output, "samples", f"part-{part:05d}.parquet"), groups, rows.SAMPLES)
+        groups = (pa.Table.from_pylist(some[start : start + 4], schema=schemas.SAMPLES) for start in range(0, len(some), 4))
+        parquet.write_table(storage.join(output, "samples", f"part-{part:05d}.parquet"), groups, schemas.SAMPLES)
     found = list(features.unique_images([output]))
     assert len(found) == 23
     return found
 
 
-def read(listed, threads: int, start: int = 0, batch: int = 5) -> list[loader.Batch]:
+def read(listed, threads: int, start: int = 0, batch: int = 5) -> list[pixel_loader.PixelBatch]:
     return list(PixelLoader(listed, pixels, batch, threads).batches(start))
 
 
@@ -56,8 +57,10 @@ def test_order_and_pixels_do_not_depend_on_threads(listed):
 def test_it_begins_anywhere_and_reads_nothing_before(listed, monkeypatch):
     whole = read(listed, 2)
     opened: list[tuple[str, int]] = []
-    real = loader._read_group
-    monkeypatch.setattr(loader, "_read_group", lambda some: opened.append((some[0]["part"], some[0]["group"])) or real(some))
+    real = pixel_loader._read_group
+    monkeypatch.setattr(
+        pixel_loader, "_read_group", lambda some: opened.append((some[0]["part"], some[0]["group"])) or real(some)
+    )
     rest = read(listed, 2, start=15)
     assert [(batch.first, batch.names) for batch in rest] == [(batch.first, batch.names) for batch in whole[3:]]
     assert opened == list(dict.fromkeys((one["part"], one["group"]) for one in listed[15:]))  # each once, in order

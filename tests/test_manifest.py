@@ -9,9 +9,11 @@ import pytest
 from ingest import source  # tests/ingest/source.py
 
 import pipelines
-from voco import manifest, spec, storage
 from voco.errors import Refused
-from voco.spec import Job
+from voco.job import spec
+from voco.job.spec import Job
+from voco.run import manifest
+from voco.store import storage
 
 
 def flow(folder: Path, output: Path, second: str = "b") -> Job:
@@ -20,7 +22,7 @@ def flow(folder: Path, output: Path, second: str = "b") -> Job:
         return {"name": name, "kind": "ingest", "inputs": inputs, "ingest": {"format": "llava_json", "dataset": dataset}}
 
     stages = [stage("one", "a"), stage("two", second)]
-    return spec.build("f.yaml", {"name": "line", "kind": "flow", "output": str(output), "flow": {"stages": stages}})
+    return spec.build_job("f.yaml", {"name": "line", "kind": "flow", "output": str(output), "flow": {"stages": stages}})
 
 
 @pytest.fixture
@@ -55,7 +57,7 @@ def test_a_replacing_flow_that_was_killed_goes_on_replacing(folder: Path, tmp_pa
     output = tmp_path / "out"
     pipelines.run(flow(folder, output))
     new = flow(folder, output, second="c")
-    assert manifest.begin(new, manifest.job_run_id(new), replace=True) is None  # and here the driver dies
+    assert manifest.claim_output(new, manifest.job_run_id(new), replace=True) is None  # and here the driver dies
     assert pipelines.run(new).run_id == manifest.job_run_id(new)
 
 
@@ -79,7 +81,7 @@ def test_a_job_killed_while_it_clears_another_runs_files_clears_them_when_sent_a
         with pytest.raises(KeyboardInterrupt):
             pipelines.run(new, replace=True)
     assert (output / "units").is_dir()
-    assert manifest.holder(str(output)) == manifest.job_run_id(new)
+    assert manifest.output_run_id(str(output)) == manifest.job_run_id(new)
     pipelines.run(new)
     table = pq.read_table(output / "samples", columns=["dataset"])
     assert set(table["dataset"].to_pylist()) == {"other"}
@@ -99,7 +101,7 @@ def test_what_killed_writes_left_is_gone_when_the_job_ends(folder: Path, tmp_pat
             with pytest.raises(KeyboardInterrupt):
                 storage.write_bytes(f"{output}/{name}", b"half")
     assert len(list(output.rglob("*.partial"))) == 3
-    assert storage.names(f"{output}/units") == ["00000.json"]
+    assert storage.list_names(f"{output}/units") == ["00000.json"]
     (output / "manifest.json").unlink()
     assert pipelines.run(job).tables == done.tables
     assert not list(output.rglob("*.partial"))

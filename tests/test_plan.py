@@ -14,9 +14,10 @@ from test_spec import TRAIN, changed
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import pipelines
-from voco import plan, spec
+from voco.commands import plan
 from voco.errors import Refused
-from voco.s3 import PatientS3
+from voco.job import spec
+from voco.store.s3 import PatientS3
 
 
 @pytest.fixture
@@ -27,18 +28,18 @@ def folder(tmp_path: Path) -> Path:
 
 def test_states_of_inputs_and_outputs(folder: Path, tmp_path: Path) -> None:
     job = source.job(folder, tmp_path / "out")
-    told = "\n".join(plan.lines("job.yaml", job))
+    told = "\n".join(plan.plan_lines("job.yaml", job))
     assert f"output {tmp_path}/out: new" in told
     assert "mix.json: present: " in told
     assert "free disk there" in told
     run = pipelines.run(job).run_id
-    assert f"finished as {run}" in "\n".join(plan.lines("job.yaml", job))
+    assert f"finished as {run}" in "\n".join(plan.plan_lines("job.yaml", job))
     (tmp_path / "out" / "manifest.json").unlink()
-    assert f"unfinished, continues {run}" in "\n".join(plan.lines("job.yaml", job))
+    assert f"unfinished, continues {run}" in "\n".join(plan.plan_lines("job.yaml", job))
     with pytest.raises(Refused, match="holds run"):
-        plan.verdict("job.yaml", source.job(folder, tmp_path / "out", split="test"))
+        plan.plan_exit_code("job.yaml", source.job(folder, tmp_path / "out", split="test"))
     with pytest.raises(Refused, match=r"job.yaml: inputs\.annotations: .* does not exist"):
-        plan.lines("job.yaml", source.job(tmp_path / "none", tmp_path / "out2"))
+        plan.plan_lines("job.yaml", source.job(tmp_path / "none", tmp_path / "out2"))
 
 
 def test_not_checked_inputs_are_sized_by_expect(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,9 +49,9 @@ def test_not_checked_inputs_are_sized_by_expect(monkeypatch: pytest.MonkeyPatch)
     for name, value in {"ENDPOINT_URL": "http://127.0.0.1:9", "ACCESS_KEY_ID": "k", "SECRET_ACCESS_KEY": "s"}.items():
         monkeypatch.setenv(f"AWS_{name}", value)
     PatientS3.clear_instance_cache()  # another test's server may be in it
-    job = spec.build("job.yaml", raw)
-    told = "\n".join(plan.lines("job.yaml", job))
-    assert plan.verdict("job.yaml", job) == 0
+    job = spec.build_job("job.yaml", raw)
+    told = "\n".join(plan.plan_lines("job.yaml", job))
+    assert plan.plan_exit_code("job.yaml", job) == 0
     assert "output s3://nowhere/out: not checked" in told
     assert "s3://YOUR-BUCKET/a: not checked, expect: 1,001 rows, 5.0 GiB" in told
     assert "s3://nowhere/f: not checked, expect" in told
@@ -58,21 +59,21 @@ def test_not_checked_inputs_are_sized_by_expect(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_parameters_are_those_of_transformers() -> None:
-    llama = spec.build("x", TRAIN).model.llama  # type: ignore[union-attr]
+    llama = spec.build_job("x", TRAIN).model.llama  # type: ignore[union-attr]
     config = LlamaConfig(
         vocab_size=llama.vocabulary, hidden_size=llama.width, intermediate_size=llama.mlp_width, num_hidden_layers=llama.layers,
         num_attention_heads=llama.heads, num_key_value_heads=llama.kv_heads, tie_word_embeddings=False,
     )  # fmt: skip
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
-    assert plan.parameters(llama) == sum(tensor.numel() for tensor in model.parameters())
+    assert plan.count_parameters(llama) == sum(tensor.numel() for tensor in model.parameters())
 
 
 def test_zero_memory_adds_up() -> None:
     def told(stage: int, precision: str) -> str:
         raw = changed(changed(TRAIN, "image_sft.zero_stage", stage), "image_sft.precision", precision)
-        job = spec.build("x", raw)
-        return plan.memory(job, job.model.llama)[1]  # type: ignore[union-attr, arg-type]
+        job = spec.build_job("x", raw)
+        return plan.training_memory(job, job.model.llama)[1]  # type: ignore[union-attr, arg-type]
 
     assert "x (2 + 2 + 12/2) bytes" in told(1, "bf16")
     assert "x (2 + 2/2 + 12/2) bytes" in told(2, "bf16")
@@ -82,8 +83,8 @@ def test_zero_memory_adds_up() -> None:
 @pytest.mark.parametrize(("precision", "gpus", "told"), [("bf16", 0, True), ("fp32", 0, False), ("bf16", 1, False)])
 def test_bf16_without_a_gpu_is_told(precision: str, gpus: int, told: bool) -> None:
     raw = changed(changed(TRAIN, "image_sft.precision", precision), "resources", {"workers": 2, "gpus_per_worker": gpus})
-    sizes = {"inputs.samples[0].uri": plan.Size(10, None, "manifest")}
-    lines = plan.training(spec.build("x", raw), sizes)
+    sizes = {"inputs.samples[0].uri": plan.InputSize(10, None, "manifest")}
+    lines = plan.training_plan(spec.build_job("x", raw), sizes)
     assert any("multiply bf16 many times slower" in line for line in lines) == told
 
 

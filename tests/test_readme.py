@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from pipelines import cli
-from voco import spec
+from voco.job import spec
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -39,7 +39,7 @@ def test_commands_exist():
 
 def test_the_job_in_the_readme_is_a_job():
     (text,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
-    job = spec.build("README.md", yaml.safe_load(text))
+    job = spec.build_job("README.md", yaml.safe_load(text))
     assert job.kind == "image_sft"
 
 
@@ -47,7 +47,7 @@ def test_every_job_file_loads():
     files = sorted((ROOT / "jobs").rglob("*.yaml"))
     assert files
     for file in files:
-        spec.load(str(file))
+        spec.load_job(str(file))
 
 
 def test_the_path_from_job_to_step_is_short():

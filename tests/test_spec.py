@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from voco import spec
 from voco.errors import Refused
+from voco.job import spec
 
 TRAIN: dict[str, Any] = {
     "name": "train",
@@ -92,7 +92,7 @@ def without(job: dict[str, Any], key: str) -> dict[str, Any]:
 )  # fmt: skip
 def test_a_mistake_is_one_line_with_its_place(raw: dict[str, Any], said: str) -> None:
     with pytest.raises(Refused) as refused:
-        spec.build("job.yaml", raw)
+        spec.build_job("job.yaml", raw)
     assert str(refused.value).startswith("job.yaml: ")
     assert said in str(refused.value)
     assert "\n" not in str(refused.value)
@@ -100,16 +100,16 @@ def test_a_mistake_is_one_line_with_its_place(raw: dict[str, Any], said: str) ->
 
 def test_files_that_are_no_job(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="no such file"):
-        spec.load(str(tmp_path / "none.yaml"))
+        spec.load_job(str(tmp_path / "none.yaml"))
     with pytest.raises(Refused, match="not YAML"):
-        spec.load("x.yaml", "a: [")
+        spec.load_job("x.yaml", "a: [")
     with pytest.raises(Refused, match="expected a mapping"):
-        spec.load("x.yaml", "- a")
+        spec.load_job("x.yaml", "- a")
 
 
 def test_run_id_follows_content_and_inputs_only() -> None:
     def run_id(raw: dict[str, Any], states: dict[str, str]) -> str:
-        return spec.run_id(spec.load("x.yaml", yaml.safe_dump(raw)), states)
+        return spec.compute_run_id(spec.load_job("x.yaml", yaml.safe_dump(raw)), states)
 
     base = run_id(TRAIN, {"a": "1"})
     assert base.startswith("train-")
@@ -132,14 +132,14 @@ def test_run_id_follows_content_and_inputs_only() -> None:
 def test_a_stage_takes_its_defaults_from_the_flow() -> None:
     train = without(without(changed(TRAIN, "inputs.samples", [{"uri": "@take"}]), "resources"), "output")
     stages = [without(INGEST, "output"), train]
-    flow = spec.build(
+    flow = spec.build_job(
         "f.yaml", {"name": "f", "kind": "flow", "output": "o", "seed": 7, "resources": {"workers": 2}, "flow": {"stages": stages}}
     )
     assert flow.flow is not None
     assert [stage.output for stage in flow.flow.stages] == ["o/take", "o/train"]
     assert {stage.seed for stage in flow.flow.stages} == {7}
     assert flow.flow.stages[1].resources.workers == 2
-    real = spec.stage_with_inputs(flow.flow.stages[1], {"take": "o/take"})
+    real = spec.resolve_stage(flow.flow.stages[1], {"take": "o/take"})
     assert real.inputs.samples[0].uri == "o/take"
 
 
@@ -160,7 +160,7 @@ def test_ways_to_read_a_checkpoint_that_cannot_be(block: dict[str, Any], said: s
     inputs = {"samples": [{"uri": "a"}], "features": "f", "checkpoint": "c"}
     job = {"name": "ask", "kind": "evaluate", "output": "o", "inputs": inputs, "evaluate": {"benchmark": "gqa", **block}}
     with pytest.raises(Refused) as told:
-        spec.build("j.yaml", job)
+        spec.build_job("j.yaml", job)
     assert said in str(told.value)
     assert "\n" not in str(told.value)
 
@@ -169,4 +169,4 @@ def test_fastv_reads_no_frame_cache() -> None:
     inputs = {"samples": [{"uri": "a"}], "frame_cache": "f", "checkpoint": "c"}
     block = {"benchmark": "gqa", "read_as": "fastv", "fastv": {"layer": 2, "keep": 0.5}}
     with pytest.raises(Refused, match=r"evaluate\.fastv: reads images whole: expected `inputs\.features`"):
-        spec.build("j.yaml", {"name": "ask", "kind": "evaluate", "output": "o", "inputs": inputs, "evaluate": block})
+        spec.build_job("j.yaml", {"name": "ask", "kind": "evaluate", "output": "o", "inputs": inputs, "evaluate": block})

@@ -17,10 +17,11 @@ import world
 from safetensors.torch import load_file
 
 import pipelines
-from voco import manifest, rows, storage
 from voco.errors import JobFailed, Refused
+from voco.job.spec import Job
 from voco.model import weights
-from voco.spec import Job
+from voco.run import manifest
+from voco.store import parquet, storage
 
 pytestmark = pytest.mark.slow
 SFT = {"epochs": 1, "global_batch": 8, "micro_batch": 4, "learning_rate": 0.003, "precision": "fp32", "zero_stage": 2}
@@ -132,7 +133,7 @@ def test_a_run_that_learns_from_nothing_fails_and_says_why(place: Path, aligned:
 
 
 def test_a_sweep_trains_every_trial_and_scores_it_against_its_own_bounds(swept: Path) -> None:
-    table = rows.read_table(str(swept / "trials" / "part-00000.parquet")).to_pylist()
+    table = parquet.read_table(str(swept / "trials" / "part-00000.parquet")).to_pylist()
     whole = {(row["trial"], row["method"]): row for row in table if row["category"] == "all"}
     assert set(whole) == {("none-1", "none"), ("none-1", "lower_bound"), ("voco-2", "voco"), *POOLED}
     upper, lower = whole["none-1", "none"]["score"], whole["none-1", "lower_bound"]["score"]
@@ -140,7 +141,7 @@ def test_a_sweep_trains_every_trial_and_scores_it_against_its_own_bounds(swept: 
         assert (whole[key]["upper_bound"], whole[key]["lower_bound"]) == (upper, lower)
         assert whole[key]["questions"] == 20
         assert whole[key]["train_seconds"] > 0
-    parents = {parent["uri"] for parent in manifest.read(str(swept)).parents}  # type: ignore[union-attr]
+    parents = {parent["uri"] for parent in manifest.read_manifest(str(swept)).parents}  # type: ignore[union-attr]
     assert str(swept / "runs" / "voco-2" / "train") in parents
     starts = {name: state(swept / "runs" / name / "train") for name in ("none-1", "voco-2")}
     assert any(not torch.equal(starts["none-1"][name], starts["voco-2"][name]) for name in starts["none-1"])
@@ -150,13 +151,13 @@ def test_a_trained_q_former_goes_on_with_its_own_shape_only(place: Path, aligned
     """The trial's was made new beside the aligned checkpoint, from the seed, and every part of it learned."""
     trained = str(swept / "runs/q-former-2/train")
     assert weights.read_config(trained)["layout"]["q_former_layers"] == 2
-    layout = weights.load(trained).layout
-    before = weights.own_state(weights.load(str(aligned), layout, new_q_former=0))
-    after = weights.own_state(weights.load(trained))
+    layout = weights.load_checkpoint(trained).layout
+    before = weights.own_state(weights.load_checkpoint(str(aligned), layout, new_q_former=0))
+    after = weights.own_state(weights.load_checkpoint(trained))
     reader = [name for name in after if name.startswith("q_former.")]
     # a key's bias moves all scores of a query alike: nothing learns there, and one query's self-attention has no choice
     assert all(not torch.equal(before[name], after[name]) for name in reader if not name.endswith("key.bias"))
-    losses = rows.read_table(f"{trained}/metrics.parquet")["loss"].to_pylist()
+    losses = parquet.read_table(f"{trained}/metrics.parquet")["loss"].to_pylist()
     assert losses[-1] < losses[0]
     inputs = {**samples(place, "images"), "features": str(place / "features"), "checkpoint": trained}
     other = {"method": "q_former", "tokens": 3}
@@ -173,7 +174,7 @@ def test_a_model_learns_from_the_uncompressed_one(place: Path, swept: Path, teac
         inputs["teacher"] = str(swept / teacher)
     output = place / f"taught-{'other' if teacher else 'self'}"
     found = pipelines.run(job("image_sft", output, inputs, compression={"method": "voco", "tokens": 2}, image_sft=block))
-    table = rows.read_table(str(output / "metrics.parquet"))
+    table = parquet.read_table(str(output / "metrics.parquet"))
     kl, loss = table["kl"].to_pylist(), table["loss"].to_pylist()
     assert all(5.0 * 4.0 * one < whole for one, whole in zip(kl, loss, strict=True))
     if teacher:
@@ -217,12 +218,12 @@ def test_a_trial_that_cannot_be_is_told_by_its_name(place: Path, aligned: Path) 
 
 
 def test_frame_caches_hold_every_video_and_image_once(place: Path, cached: Path) -> None:
-    index = rows.read_table(str(cached / "index.parquet")).to_pylist()
+    index = parquet.read_table(str(cached / "index.parquet")).to_pylist()
     by_sample = {line["sample_id"]: line["frames"] for line in index}
     listed = [row for name in ("videos", "videos-test", "images") for row in rows_of(place / name)]
     expected = {row["sample_id"]: video_world.SECONDS if row["modality"] == "video" else 1 for row in listed if row["media"]}
     assert by_sample == expected
-    done = manifest.read(str(cached))
+    done = manifest.read_manifest(str(cached))
     assert done is not None
     assert done.counts["written"] == sum(expected.values())
     assert done.statistics["bytes_per_frame"] == 2 * 2 * 2 * 8 * 2 * 4  # K and V, layers, kv heads, head width, N, fp32
@@ -241,7 +242,7 @@ def test_a_video_model_keeps_its_frozen_compressor(video_model: Path, swept: Pat
     ours, theirs = state(video_model), state(swept / "runs/voco-2/train")
     moved = {name.split(".")[0] for name in ours if not torch.equal(ours[name], theirs[name])}
     assert moved == {"language_model"}
-    losses = rows.read_table(str(video_model / "metrics.parquet"))["loss"].to_pylist()
+    losses = parquet.read_table(str(video_model / "metrics.parquet"))["loss"].to_pylist()
     assert losses[-1] < losses[0]
 
 
@@ -260,7 +261,7 @@ def test_answers_about_videos_in_order_shuffled_and_from_one_frame(place: Path, 
         output = place / f"answers-{video_model.name}-{frames}"
         block = {"benchmark": "shades", "frames": frames, "resamples": 100}
         pipelines.run(job("evaluate", output, inputs, evaluate=block))
-        found[frames] = rows.read_table(str(output / "answers" / "part-00000.parquet")).to_pylist()
+        found[frames] = parquet.read_table(str(output / "answers" / "part-00000.parquet")).to_pylist()
     assert {frames: answers[0]["method"] for frames, answers in found.items()} == {
         "all": "voco", "shuffled": "shuffled_frames", "one": "one_frame",
     }  # fmt: skip

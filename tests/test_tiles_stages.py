@@ -13,12 +13,13 @@ import world
 from PIL import Image
 
 import pipelines
-from voco import rows, storage
-from voco.blocks import Tower
 from voco.errors import Refused
-from voco.features import FeatureStore
-from voco.model import vision_tower, weights
-from voco.spec import Job
+from voco.job.config import Tower
+from voco.job.spec import Job
+from voco.model import weights
+from voco.model.vision.tower import load_tower
+from voco.precompute.feature_store import FeatureStore
+from voco.store import parquet, storage
 
 pytestmark = pytest.mark.slow
 TOWER = {**world.TOWER, "grid_pinpoints": [[32, 64], [64, 32], [64, 64]]}
@@ -61,7 +62,7 @@ def test_features_hold_every_tile(place: Path) -> None:
     assert store.shape[0] == 4
     (row,) = (row for row in of_many_sizes(world.sample_rows(2)) if row["media"])
     assert store(row["media"][0]["sha256"]).shape == (3, *store.shape)
-    tower = vision_tower.pretrained(Tower.model_validate(TOWER).model_dump(exclude_none=True))
+    tower = load_tower(Tower.model_validate(TOWER).model_dump(exclude_none=True))
     assert store.tower == tower.identity
     fresh = tower(tower.tiles(row["media"][0]["bytes"])[0])
     assert torch.equal(fresh, store(row["media"][0]["sha256"]))
@@ -70,7 +71,7 @@ def test_features_hold_every_tile(place: Path) -> None:
 @pytest.mark.parametrize(("method", "stage"), [("voco", 2), ("none", 3), ("q_former", 2)])
 def test_trained_and_asked(place: Path, method: str, stage: int) -> None:
     pipelines.run(sft(place, method, zero_stage=stage))
-    model, start = weights.load(str(place / method)), weights.load(str(place / method / "initial"))
+    model, start = weights.load_checkpoint(str(place / method)), weights.load_checkpoint(str(place / method / "initial"))
     assert model.layout.anyres is not None
     assert not torch.equal(model.projector[0].weight, start.projector[0].weight)
     assert torch.equal(model.image_newline, start.image_newline) == (method != "none")
@@ -83,7 +84,7 @@ def test_trained_and_asked(place: Path, method: str, stage: int) -> None:
         "evaluate": {"benchmark": "tiles"},
     }  # fmt: skip
     assert pipelines.run(Job.model_validate(job)).counts["written"] == 16
-    scores = rows.read_table(storage.join(output, "scores", "part-00000.parquet")).to_pylist()
+    scores = parquet.read_table(storage.join(output, "scores", "part-00000.parquet")).to_pylist()
     (score,) = (row for row in scores if row["category"] == "all")
     token = 2 * 2 * 2 * 8 * 4  # keys and values, layers, heads, width, fp32
     tiles = (5 + 3 + 3 + 5) / 4

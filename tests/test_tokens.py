@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import tiny
 
-from voco.conversation import TEMPLATES, render
 from voco.model.show_tokens import show_sample
-from voco.tokens import PREFIX, TEXT, VISION, VOCO, build, text_start
+from voco.sequence.chat_template import TEMPLATES, render_prompt
+from voco.sequence.sequence import PREFIX, TEXT, VISION, VOCO, build_sample, text_start
 
 
 def trained_text(sample):
@@ -17,7 +17,7 @@ def trained_text(sample):
 def test_golden_sequence_of_two_views_and_two_conversations():
     layout = tiny.layout("voco", 2, vision_slots=3)
     talks = [tiny.question("a", "b"), tiny.question("c", "d")]
-    sample = build("s", talks, ["x", "y"], tiny.TOKENIZER, layout)
+    sample = build_sample("s", talks, ["x", "y"], tiny.TOKENIZER, layout)
     view = [PREFIX, VISION, VISION, VISION, PREFIX, VOCO, VOCO]
     text = len("a\nb") + 1
     assert sample.kinds.tolist() == view + view + [TEXT] * 2 * text
@@ -33,14 +33,14 @@ def test_golden_sequence_of_two_views_and_two_conversations():
 
 def test_plain_positions_run_on_for_other_methods():
     layout = tiny.layout("none", 2, vision_slots=3)
-    sample = build("s", [tiny.question("a", "b")], ["x", "y"], tiny.TOKENIZER, layout)
+    sample = build_sample("s", [tiny.question("a", "b")], ["x", "y"], tiny.TOKENIZER, layout)
     assert sample.position.tolist() == list(range(len(sample)))
-    pooled = build("s", [tiny.question("a", "b")], ["x"], tiny.TOKENIZER, tiny.layout("avg_pool", 1, vision_slots=3))
+    pooled = build_sample("s", [tiny.question("a", "b")], ["x"], tiny.TOKENIZER, tiny.layout("avg_pool", 1, vision_slots=3))
     assert pooled.kinds.tolist()[:3] == [PREFIX, VISION, PREFIX]
 
 
 def test_text_only_starts_with_bos_at_zero():
-    sample = build("s", [tiny.question("a", "b"), tiny.question("c", "d")], [], tiny.TOKENIZER, tiny.layout())
+    sample = build_sample("s", [tiny.question("a", "b"), tiny.question("c", "d")], [], tiny.TOKENIZER, tiny.layout())
     assert sample.kinds.tolist() == [TEXT] * len(sample)
     assert sample.ids[0] == tiny.layout().bos_id
     assert sample.position.tolist() == 2 * list(range(len(sample) // 2))
@@ -58,7 +58,7 @@ def test_text_only_starts_with_bos_at_zero():
 def test_rendered_prompt(template, has_views, expected):
     turns = tiny.question("what\nis it?", "one\ntwo")
     marked = ""
-    for part in render(turns, template, "keep", has_views):
+    for part in render_prompt(turns, template, "keep", has_views):
         text = "</s>" if part.text == "eos" and part.control else part.text
         marked += f"[{text}]" if part.trained else text
     assert marked.replace("][", "").startswith(expected)
@@ -66,19 +66,19 @@ def test_rendered_prompt(template, has_views, expected):
 
 def test_vicuna_ends_as_llava_does():
     turns = [*tiny.question("hi", "there"), *tiny.question("again", "yes")]
-    text = "".join("</s>" if part.control else part.text for part in render(turns, "vicuna_v1", "strip", False))
+    text = "".join("</s>" if part.control else part.text for part in render_prompt(turns, "vicuna_v1", "strip", False))
     assert text.endswith("questions. USER: hi ASSISTANT: there</s>USER: again ASSISTANT: yes</s>")
 
 
 def test_strip_takes_newlines_out_of_samples_with_views_only():
     for has_views, expected in ((True, "oneortwo"), (False, "one\nor\ntwo")):
-        text = "".join(part.text for part in render(tiny.question("one\nor\ntwo"), "question_answer", "strip", has_views))
+        text = "".join(part.text for part in render_prompt(tiny.question("one\nor\ntwo"), "question_answer", "strip", has_views))
         assert expected in text
 
 
 def test_first_trained_token_without_a_question_follows_the_prefix():
     layout = tiny.layout("voco", 1, template="plain")
-    sample = build("s", [tiny.question("x", "ab"), tiny.question("x", "cd")], ["v"], tiny.TOKENIZER, layout)
+    sample = build_sample("s", [tiny.question("x", "ab"), tiny.question("x", "cd")], ["v"], tiny.TOKENIZER, layout)
     last_prefix = layout.prefix_length
     assert sample.predict_at.tolist().count(last_prefix) == 2  # each conversation's first token, from the same <voco>
     assert trained_text(sample) == "ab\ncd\n"
@@ -86,18 +86,18 @@ def test_first_trained_token_without_a_question_follows_the_prefix():
 
 def test_long_text_is_cut_at_its_end_and_counted():
     layout = tiny.layout("voco", 1)
-    whole = build("s", [tiny.question("q", "a" * 50)], ["v"], tiny.TOKENIZER, layout)
-    cut = build("s", [tiny.question("q", "a" * 50)], ["v"], tiny.TOKENIZER, layout, max_tokens=40)
+    whole = build_sample("s", [tiny.question("q", "a" * 50)], ["v"], tiny.TOKENIZER, layout)
+    cut = build_sample("s", [tiny.question("q", "a" * 50)], ["v"], tiny.TOKENIZER, layout, max_tokens=40)
     assert len(cut) == 40
     assert cut.cut == len(whole) - 40
     assert cut.kinds.tolist()[: layout.prefix_length + 1] == whole.kinds.tolist()[: layout.prefix_length + 1]
     with pytest.raises(ValueError, match="leaves no room"):
-        build("s", [], ["v"], tiny.TOKENIZER, layout, max_tokens=5)
+        build_sample("s", [], ["v"], tiny.TOKENIZER, layout, max_tokens=5)
 
 
 def test_text_that_spells_voco_stays_text():
     layout = tiny.layout()
-    sample = build("s", [tiny.question("say <voco> <image> </s>", "<voco>")], ["v"], tiny.TOKENIZER, layout)
+    sample = build_sample("s", [tiny.question("say <voco> <image> </s>", "<voco>")], ["v"], tiny.TOKENIZER, layout)
     text = sample.ids[sample.kinds == TEXT].tolist()
     assert layout.voco_id not in text
     assert layout.image_id not in text
@@ -107,13 +107,13 @@ def test_text_that_spells_voco_stays_text():
 
 def test_every_template_ends_ready_for_an_answer():
     for name in TEMPLATES:
-        parts = render(tiny.question("q"), name, "keep", True)
+        parts = render_prompt(tiny.question("q"), name, "keep", True)
         assert not any(part.trained for part in parts)
 
 
 def test_show_marks_trained_text_and_the_mask():
     layout = tiny.layout("voco", 1, vision_slots=3)
-    shown = show_sample(build("s", [tiny.question("a", "b")], ["v"], tiny.TOKENIZER, layout), tiny.TOKENIZER, layout)
+    shown = show_sample(build_sample("s", [tiny.question("a", "b")], ["v"], tiny.TOKENIZER, layout), tiny.TOKENIZER, layout)
     assert "a\\n[b</s>]" in shown
     grid = [line.split()[1] for line in shown.splitlines() if line.strip().startswith(("prefix", "vision", "voco", "text"))][5:]
     # BOS, vision, separator, voco, text: the text reads voco and itself, nothing else

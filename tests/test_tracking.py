@@ -28,8 +28,10 @@ from wandb_world import (  # tests/wandb_world.py
     steps,
 )
 
-from voco import manifest, spec, storage, tracking, wandb_records
-from voco.spec import Job
+from voco.job import spec
+from voco.job.spec import Job
+from voco.run import manifest, wandb_records, wandb_tracking
+from voco.store import storage
 
 WHOLE = """
 import psutil
@@ -44,7 +46,7 @@ run.log_predictions([
 ])
 run.log_steps(rows(3, 8))  # from 5 on
 run.log_summary({"score": 0.75, "retention": {"low": 0.5}, "upper": None})
-done = __import__("voco.manifest").manifest.Manifest.model_validate_json(open("out/manifest.json").read())
+done = __import__("voco.run.manifest", fromlist=["x"]).Manifest.model_validate_json(open("out/manifest.json").read())
 run.log_output(done, job.output)
 everyone = [psutil.Process(), *psutil.Process().children(recursive=True)]
 assert any(each.name() == "wandb-core" for each in everyone)
@@ -59,11 +61,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Job]:
     """A run that logs everything, with secrets in its environment. Gives the folder that is its home, and the job."""
     home = tmp_path_factory.mktemp("whole")
     raw = raw_job(home, str(home / "out"))
-    job = spec.build("job.yaml", raw)
+    job = spec.build_job("job.yaml", raw)
     (home / "red.png").write_bytes(png((250, 5, 5)))
     (home / "blue.png").write_bytes(png((5, 5, 250)))
-    manifest.begin(job, RUN)
-    manifest.finish(job, RUN, time.time())
+    manifest.claim_output(job, RUN)
+    manifest.write_manifest(job, RUN, time.time())
     done = attempt(raw, WHOLE, home, **SECRETS)
     assert (done.stdout, done.stderr) == ("", ""), "W&B is quiet"
     return home, job
@@ -79,7 +81,8 @@ def test_a_run_says_what_it_is_and_what_it_came_from(whole: tuple[Path, Job]) ->
     assert config["image_sft"]["learning_rate"] == 0.001
     assert config["compression"] == {"method": "voco", "tokens": 1}
     parents = [
-        {"uri": str(home / name), "manifest_sha256": manifest.sha256(str(home / name))} for name in ("samples", "features")
+        {"uri": str(home / name), "manifest_sha256": manifest.manifest_sha256(str(home / name))}
+        for name in ("samples", "features")
     ]
     assert sorted(config["parents"], key=str) == sorted(parents, key=str)
     assert [line.exit_code for line in of(records, "exit")] == [0]
@@ -107,7 +110,7 @@ def test_predictions_are_a_table_with_small_pictures(whole: tuple[Path, Job]) ->
     paths = {item.path: Path(item.local_path) for item in artifact.manifest.contents}
     assert all(path.is_relative_to(home / "out" / "wandb") for path in paths.values()), "nothing in the home directory"
     table = json.loads(paths["predictions.table.json"].read_text())
-    assert tuple(table["columns"]) == tracking.PREDICTIONS
+    assert tuple(table["columns"]) == wandb_tracking.PREDICTIONS
     assert [line[1:] for line in table["data"]] == [
         ["which colour?", "red | scarlet", "red", 1.0, "colour"],
         ["which colour?", "blue", "red", None, "colour"],
@@ -129,10 +132,10 @@ def test_the_output_is_an_artifact_with_its_lineage_and_no_weights(whole: tuple[
     (records,) = attempts(job.output)
     (artifact,) = [item for item in of(records, "artifact") if item.type != "run_table"]
     assert (artifact.name, artifact.type) == ("voco1-sft", "image_sft")
-    made = manifest.read(job.output)
+    made = manifest.read_manifest(job.output)
     assert made is not None
     assert len(made.parents) == 2
-    hashed = manifest.sha256(job.output)
+    hashed = manifest.manifest_sha256(job.output)
     facts = {"uri": job.output, "run_id": RUN, "manifest_sha256": hashed, "parents": made.parents}
     assert json.loads(artifact.metadata) == facts
     ((path, local),) = [(item.path, Path(item.local_path)) for item in artifact.manifest.contents]
@@ -200,21 +203,21 @@ def test_a_file_cut_or_damaged_anywhere_gives_the_records_before(tmp_path: Path)
     attempt(raw, "run.log_steps(rows(0, 300)); run.log_summary({'long': 'x' * 70000}); run.finish(0)", tmp_path)
     (file,) = (tmp_path / "out" / "wandb").glob(f"offline-run-*/run-{RUN}.wandb")
     data = file.read_bytes()
-    every = list(wandb_records.records(data))
+    every = list(wandb_records.read_records(data))
     assert len(data) > 4 * wandb_records.BLOCK, "records cross blocks, and one is longer than a block"
     assert every[-1][1] == len(data)
     assert {"long"} < set().union(*(items(update.update) for update in of([record for record, _ in every], "summary")))
     draw = random.Random(5)
     ends = [end for _, end in every]
     for cut in [0, 1, 7, 8, *ends[::40], *(draw.randrange(len(data)) for _ in range(60))]:
-        got = list(wandb_records.records(data[:cut]))
+        got = list(wandb_records.read_records(data[:cut]))
         assert [end for _, end in got] == [end for end in ends if end <= cut]
         assert got == every[: len(got)]
     for place in (draw.randrange(wandb_records.HEADER, len(data)) for _ in range(30)):
         hurt = data[:place] + bytes([data[place] ^ 0x40]) + data[place + 1 :]
-        assert len(list(wandb_records.records(hurt))) <= sum(end <= place for end in ends) or data[place] == 0
+        assert len(list(wandb_records.read_records(hurt))) <= sum(end <= place for end in ends) or data[place] == 0
     with pytest.raises(ValueError, match="record file"):
-        list(wandb_records.records(b"PAR1" * 10))
+        list(wandb_records.read_records(b"PAR1" * 10))
 
 
 def test_a_cut_attempt_is_sealed_and_the_next_fills_in_what_it_lacks(tmp_path: Path) -> None:
@@ -229,7 +232,7 @@ def test_a_cut_attempt_is_sealed_and_the_next_fills_in_what_it_lacks(tmp_path: P
     still_open.close()
     both = attempts(raw["output"])
     assert sorted(line["step"] for each in both for line in steps(each)) == list(range(60))
-    assert list(wandb_records.records(file.read_bytes()))[-1][1] == file.stat().st_size
+    assert list(wandb_records.read_records(file.read_bytes()))[-1][1] == file.stat().st_size
 
 
 def test_s3_outputs_get_the_files_and_no_step_twice(s3_server: Path, tmp_path: Path) -> None:
@@ -264,11 +267,11 @@ def test_rank_zero_killed_inside_a_ray_worker(ray_local: str, tmp_path: Path, mo
     import ray
 
     monkeypatch.delenv("WANDB_MODE")
-    job = tracking.tracked(spec.build("job.yaml", raw_job(tmp_path, str(tmp_path / "out"))), RUN)
+    job = wandb_tracking.tracked_job(spec.build_job("job.yaml", raw_job(tmp_path, str(tmp_path / "out"))), RUN)
 
     class Worker:
-        def __init__(self, job: tracking.TrackedJob) -> None:
-            self.run = tracking.start(job)
+        def __init__(self, job: wandb_tracking.TrackedJob) -> None:
+            self.run = wandb_tracking.start_tracking(job)
 
         def train(self, first: int, end: int) -> int:
             keys = ("epoch", "loss", "tokens", "lr", "grad_norm", "seconds")

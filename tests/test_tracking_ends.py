@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from wandb_world import RUN, SECRETS, attempt, attempts, command, environment, of, raw_job, steps  # tests/wandb_world.py
 
-from voco import spec, tracking
+from voco.job import spec
+from voco.run import wandb_tracking
 
 
 @pytest.mark.parametrize(("raised", "code"), [("KeyboardInterrupt", 130), ("Stopped('x')", 130), ("ValueError", 1)])
@@ -50,7 +51,7 @@ def test_a_dead_or_hanging_wandb_core_ends_the_tracking_and_not_the_job(tmp_path
     run.log_steps(rows(0, 3))
     (core,) = [each for each in psutil.Process().children() if each.name() == "wandb-core"]
     core.send_signal(signal.{stopped})
-    tracking.CALL_S = 2.0
+    wandb_tracking.CALL_S = 2.0
     run.finish(0)
     print("job done")
     """
@@ -97,7 +98,9 @@ def test_online_that_cannot_be_asks_nothing_on_a_terminal_and_records_offline(tm
 
 def test_steps_go_forward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    run = tracking.start(tracking.tracked(spec.build("job.yaml", raw_job(tmp_path, str(tmp_path / "out"))), RUN))
+    run = wandb_tracking.start_tracking(
+        wandb_tracking.tracked_job(spec.build_job("job.yaml", raw_job(tmp_path, str(tmp_path / "out"))), RUN)
+    )
     run.log_steps([{"step": 4, "loss": math.nan, "grad_norm": None}])
     with pytest.raises(ValueError, match="in order and above 4"):
         run.log_steps([{"step": 3, "loss": 1.0}])

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from voco import spec
 from voco.errors import Refused
-from voco.trials import name_of, product, put, trials
+from voco.job import spec
+from voco.job.trials import axis_product, sweep_trials, trial_name, with_values
 
 TRAIN = {
     "name": "train", "kind": "image_sft", "compression": {"method": "voco", "tokens": 1},
@@ -24,23 +24,25 @@ ASK = {
 
 def sweep(axes: dict[str, list[Any]], **changes: Any) -> spec.Job:
     whole = {"axes": axes, "train": copy.deepcopy(TRAIN), "evaluate": copy.deepcopy(ASK), **changes}
-    return spec.build("s.yaml", {"name": "sweep", "kind": "sweep", "output": "out", "seed": 7, "sweep": whole})
+    return spec.build_job("s.yaml", {"name": "sweep", "kind": "sweep", "output": "out", "seed": 7, "sweep": whole})
 
 
 def test_the_last_axis_is_the_fastest_and_a_block_may_be_an_axis() -> None:
-    assert product({"a": [1, 2], "b.c": ["x", "y"]}) == [
+    assert axis_product({"a": [1, 2], "b.c": ["x", "y"]}) == [
         {"a": 1, "b.c": "x"}, {"a": 1, "b.c": "y"}, {"a": 2, "b.c": "x"}, {"a": 2, "b.c": "y"},
     ]  # fmt: skip
-    assert name_of({"compression": {"method": "avg_pool", "tokens": 4}, "image_sft.learning_rate": 0.001}) == "avg-pool-4-0-001"
+    assert (
+        trial_name({"compression": {"method": "avg_pool", "tokens": 4}, "image_sft.learning_rate": 0.001}) == "avg-pool-4-0-001"
+    )
 
 
 def test_values_are_put_in_their_places_and_nowhere_else() -> None:
     before = copy.deepcopy(TRAIN)
-    changed = put(TRAIN, {"compression.tokens": 4, "image_sft.learning_rate": 0.01})
+    changed = with_values(TRAIN, {"compression.tokens": 4, "image_sft.learning_rate": 0.01})
     assert (changed["compression"]["tokens"], changed["image_sft"]["learning_rate"]) == (4, 0.01)
     assert before == TRAIN
     with pytest.raises(KeyError, match=r"name\.first: name is no block"):
-        put(TRAIN, {"name.first": 1})
+        with_values(TRAIN, {"name.first": 1})
 
 
 def test_each_trial_is_a_job_of_its_own_measured_by_the_bound_that_shares_its_other_values() -> None:
@@ -48,7 +50,7 @@ def test_each_trial_is_a_job_of_its_own_measured_by_the_bound_that_shares_its_ot
         "compression": [{"method": "none", "tokens": 1}, {"method": "voco", "tokens": 2}],
         "image_sft.learning_rate": [0.001, 0.002],
     }
-    found = {trial.name: trial for trial in trials(sweep(axes))}
+    found = {trial.name: trial for trial in sweep_trials(sweep(axes))}
     assert list(found) == ["none-1-0-001", "none-1-0-002", "voco-2-0-001", "voco-2-0-002"]
     one = found["voco-2-0-002"]
     assert one.train.output == "out/runs/voco-2-0-002/train"
@@ -62,7 +64,7 @@ def test_each_trial_is_a_job_of_its_own_measured_by_the_bound_that_shares_its_ot
 
 
 def test_without_a_trial_of_method_none_there_are_no_bounds() -> None:
-    (trial,) = trials(sweep({"compression.tokens": [4]}))
+    (trial,) = sweep_trials(sweep({"compression.tokens": [4]}))
     assert trial.train.compression is not None
     assert trial.train.compression.tokens == 4
     assert trial.evaluations[0].inputs.upper is None
@@ -105,10 +107,10 @@ def test_a_flow_reaches_into_a_sweep_by_path() -> None:
         "inputs": {"samples": [{"uri": "videos"}], "checkpoint": "@sft/runs/2/train"},
     }  # fmt: skip
     raw = {"name": "flow", "kind": "flow", "output": "out", "flow": {"stages": [base, inner, frames]}}
-    job = spec.build("f.yaml", raw)
+    job = spec.build_job("f.yaml", raw)
     assert job.flow is not None
     outputs = {stage.name: stage.output for stage in job.flow.stages}
-    real = [spec.stage_with_inputs(stage, outputs) for stage in job.flow.stages]
+    real = [spec.resolve_stage(stage, outputs) for stage in job.flow.stages]
     assert real[1].sweep is not None
     assert real[1].sweep.train.inputs.checkpoint == "out/base"
     assert real[1].sweep.evaluate.inputs.checkpoint == "@train"
@@ -116,7 +118,7 @@ def test_a_flow_reaches_into_a_sweep_by_path() -> None:
     wrong = copy.deepcopy(raw)
     wrong["flow"]["stages"][2]["inputs"]["checkpoint"] = "@stf/runs/2/train"  # type: ignore[index, call-overload]
     with pytest.raises(Refused, match=r"stages\[2\]\.inputs\.checkpoint: expected an earlier stage.*did you mean @sft\?"):
-        spec.build("f.yaml", wrong)
+        spec.build_job("f.yaml", wrong)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +132,7 @@ def test_a_flow_reaches_into_a_sweep_by_path() -> None:
 def test_combinations_that_cannot_be(changes: dict[str, Any], line: str) -> None:
     raw = {**copy.deepcopy(TRAIN), "output": "out", **changes}
     with pytest.raises(Refused) as error:
-        spec.build("j.yaml", {key: value for key, value in raw.items() if value is not None})
+        spec.build_job("j.yaml", {key: value for key, value in raw.items() if value is not None})
     assert line in str(error.value)
 
 
@@ -139,7 +141,7 @@ def test_every_n_is_asked_of_voco_trials_alone_and_at_most_theirs() -> None:
         "compression": [{"method": "none", "tokens": 1}, {"method": "voco", "tokens": 4}, {"method": "avg_pool", "tokens": 4}]
     }
     asked = {**ASK, "evaluate": {"benchmark": "gqa", "tokens": [1, 4]}}
-    found = {trial.name: [one.block.tokens for one in trial.evaluations] for trial in trials(sweep(both, evaluate=asked))}
+    found = {trial.name: [one.block.tokens for one in trial.evaluations] for trial in sweep_trials(sweep(both, evaluate=asked))}
     assert found == {"none-1": [None, None], "voco-4": [[1, 4]], "avg-pool-4": [None]}
     with pytest.raises(Refused, match=r"tokens: expected at most each trial's N, got \[1, 4\]: trial 2 has 2"):
         sweep({"compression.tokens": [2, 4]}, evaluate=asked)

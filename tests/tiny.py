@@ -9,7 +9,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from voco.model.voco_llama import VocoLlama
-from voco.tokens import Layout
+from voco.sequence.sequence import Layout
 
 VISION_SLOTS, FEATURES = 9, 6
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from PIL import Image
 
-from voco import storage, wandb_records
+from voco.run import wandb_records
+from voco.store import storage
 
 ROOT = Path(__file__).parents[1]
 SECRETS = {"AWS_SECRET_ACCESS_KEY": "aws-secret-0123456789", "WANDB_API_KEY": "0123456789abcdef" * 2 + "feedbeef"}
@@ -21,13 +22,14 @@ RUN = "voco1-sft-0a1b2c3d"
 
 START = """
 import json, os, signal, sys, time
-from voco import spec, tracking
-os.environ[tracking.GROUP] = "flow-11223344"
-job = spec.build("job.yaml", json.loads(sys.argv[1]))
+from voco.job.spec import build_job
+from voco.run import wandb_tracking
+os.environ[wandb_tracking.GROUP] = "flow-11223344"
+job = build_job("job.yaml", json.loads(sys.argv[1]))
 def rows(first, end):
     return [{"step": s, "epoch": 0, "loss": 1 / (1 + s), "tokens": 7 * s, "sample_ids_sha256": "ff", "lr": 1e-3,
              "grad_norm": 0.5, "seconds": 0.25} for s in range(first, end)]
-run = tracking.start(tracking.tracked(job, "voco1-sft-0a1b2c3d"))
+run = wandb_tracking.start_tracking(wandb_tracking.tracked_job(job, "voco1-sft-0a1b2c3d"))
 """
 
 
@@ -71,10 +73,10 @@ def attempt(raw: dict[str, Any], script: str, home: Path, ends: int = 0, **more:
 def attempts(output: str, run: str = RUN) -> list[list[Any]]:
     """The records of each attempt, in order of time; one that was killed before it opened its file has none."""
     place = storage.join(output, "wandb")
-    files = [storage.join(place, name, f"run-{run}.wandb") for name in storage.names(place) if "offline-run" in name]
+    files = [storage.join(place, name, f"run-{run}.wandb") for name in storage.list_names(place) if "offline-run" in name]
     files = [uri for uri in files if storage.exists(uri)]
     assert files
-    return [[record for record, _ in wandb_records.records(storage.read_bytes(uri))] for uri in files]
+    return [[record for record, _ in wandb_records.read_records(storage.read_bytes(uri))] for uri in files]
 
 
 def of(records: list[Any], kind: str) -> list[Any]:

@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from voco import manifest, rows, storage
-from voco.spec import Job
+from voco.job.spec import Job
+from voco.run import manifest
+from voco.store import parquet, schemas, storage
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 180, 40), "blue": (40, 60, 210), "yellow": (220, 210, 40)}
 
@@ -60,9 +61,9 @@ def sample_rows(count: int, evaluation: bool = False, first: int = 0, text_every
 
 def write_samples(output: str, made: list[dict[str, Any]], rows_per_group: int = 8) -> str:
     """A finished `samples/` output at `output`."""
-    table = pa.Table.from_pylist(made, schema=rows.SAMPLES)
+    table = pa.Table.from_pylist(made, schema=schemas.SAMPLES)
     groups = [table.slice(start, rows_per_group) for start in range(0, len(made), rows_per_group)]
-    entry = rows.write_table(storage.join(output, "samples", "part-00000.parquet"), groups, rows.SAMPLES)
+    entry = parquet.write_table(storage.join(output, "samples", "part-00000.parquet"), groups, schemas.SAMPLES)
     record = manifest.Manifest(kind="ingest", name="world", run_id="world-0", spec_sha256="", tables={"samples": [entry]})
     storage.write_json(storage.join(output, "manifest.json"), record.model_dump())
     return output

@@ -18,7 +18,7 @@ class Stopped(Exception):
     """The job ended early and cleanly because it was asked to; sent again, it continues. Exit code 130."""
 
 
-def line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """An exception in one line of at most 200 characters."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 

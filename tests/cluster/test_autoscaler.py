@@ -26,8 +26,9 @@ from ingest import source
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
 from cluster import spot_notice
-from voco import kuberay, work
+from voco.commands import render
 from voco.demo.cluster import free_ports, members
+from voco.run import units
 
 ROOT = Path(__file__).parents[2]
 STORE = 80 << 20  # bytes, of each node's object store
@@ -41,7 +42,7 @@ EMPTY: dict[str, Any] = {
 
 def config(address: str) -> dict[str, Any]:
     """A cluster as in `cluster/`, in small: a head without CPUs, CPU nodes of one CPU, and GPU nodes that have CPUs too."""
-    pool = kuberay.POOL
+    pool = render.POOL
     return {
         **EMPTY,
         "cluster_name": "voco-test",
@@ -80,7 +81,7 @@ class Head:
     def nodes(self) -> list[list[dict[str, Any]]]:
         """The live workers at every look so far."""
         looks = [json.loads(line) for line in self.seen.read_text().splitlines(keepends=True) if line.endswith("\n")]
-        return [[node for node in look if node.get(kuberay.POOL)] for look in looks]
+        return [[node for node in look if node.get(render.POOL)] for look in looks]
 
     def wait_for(self, workers: int, seconds: float) -> None:
         deadline = time.monotonic() + seconds
@@ -170,7 +171,7 @@ def test_ingest_scales_a_cluster_up_from_no_workers_and_back(head: Head, tmp_pat
     assert len(source.table(tmp_path / "out", "samples")) == 60
     head.wait_for(0, 90)
     every = [node for look in head.nodes() for node in look]
-    assert {node[kuberay.POOL] for node in every} == {"cpu"}  # no GPU node, though it has CPUs
+    assert {node[render.POOL] for node in every} == {"cpu"}  # no GPU node, though it has CPUs
 
 
 HOLD = """
@@ -186,14 +187,14 @@ time.sleep(600)
 @pytest.mark.slow
 def test_the_label_keeps_work_off_gpu_nodes_and_a_spot_notice_drains_a_node(head: Head) -> None:
     """Three tasks for two CPU nodes: without the selector the third would start the GPU node."""
-    ((label, value),) = work.CPU_WORK.items()
+    ((label, value),) = units.CPU_WORK.items()
     head.wait_for(0, 60)
     environment = head.environment | {"RAY_ADDRESS": head.address}
     subprocess.Popen([sys.executable, "-c", HOLD % (label, value)], env=environment)
     head.wait_for(WORKERS, 60)
     time.sleep(5)  # of the autoscaler's rounds, one a second
     last = head.nodes()[-1]
-    assert [node[kuberay.POOL] for node in last] == ["cpu"] * WORKERS
+    assert [node[render.POOL] for node in last] == ["cpu"] * WORKERS
     assert not any(node["draining"] for node in last)
     code = "import sys, spot_notice; spot_notice.drain(sys.argv[1], sys.argv[2], 60)"
     environment["PYTHONPATH"] = str(Path(spot_notice.__file__).parent)

@@ -10,7 +10,9 @@ import pytest
 import yaml
 
 from cluster import ray_private
-from voco import kuberay, spec, work
+from voco.commands import render
+from voco.job import spec
+from voco.run import units
 
 ROOT = Path(__file__).parents[2]
 JOBS = sorted(str(file.relative_to(ROOT)) for file in (ROOT / "jobs").rglob("*.yaml"))
@@ -23,12 +25,12 @@ def autoscaling(file: str) -> dict[str, Any]:
     return ray_private.launcher(ROOT / "cluster" / file)
 
 
-def bundle(one: kuberay.Demand) -> dict[str, float]:
+def bundle(one: render.WorkerDemand) -> dict[str, float]:
     held = {"CPU": one.cpus} | ({"GPU": one.gpus} if one.gpus else {})
     return held | ({f"accelerator_type:{one.accelerator}": 0.001} if one.accelerator else {})  # as Ray itself asks
 
 
-def started(config: dict[str, Any], stage: list[kuberay.Demand], selector: dict[str, str] | None = None) -> Counter[str]:
+def started(config: dict[str, Any], stage: list[render.WorkerDemand], selector: dict[str, str] | None = None) -> Counter[str]:
     """GPU workers as one gang, the harder case; others one by one. Nothing may be left without a place."""
     gangs = [[bundle(one)] * one.count for one in stage if one.gpus]
     singles = [bundle(one) for one in stage if not one.gpus for _ in range(one.count)]
@@ -46,7 +48,7 @@ def gpu_nodes(config: dict[str, Any], launched: Counter[str]) -> int:
 @pytest.mark.parametrize("where", CLUSTERS)
 def test_every_stage_fits_and_cpu_work_starts_no_gpu_node(where: str, file: str) -> None:
     config = autoscaling(where)
-    for stage in kuberay.demands(spec.load(str(ROOT / file))):
+    for stage in render.worker_demands(spec.load_job(str(ROOT / file))):
         launched = started(config, stage)
         wants = any(one.gpus for one in stage)
         assert (gpu_nodes(config, launched) > 0) == wants, stage
@@ -55,11 +57,11 @@ def test_every_stage_fits_and_cpu_work_starts_no_gpu_node(where: str, file: str)
 
 @pytest.mark.parametrize("file", [file for file in JOBS if "/paper/" in file])
 def test_every_job_fits_its_own_rayjob_with_no_pod_to_spare(file: str) -> None:
-    job = spec.load(str(ROOT / file))
-    cluster = kuberay.rayjob(job)["spec"]["rayClusterSpec"]
+    job = spec.load_job(str(ROOT / file))
+    cluster = render.rayjob_manifest(job)["spec"]["rayClusterSpec"]
     config = ray_private.ray_cluster(cluster)
     used: Counter[str] = Counter()
-    for stage in kuberay.demands(job):
+    for stage in render.worker_demands(job):
         used |= started(config, stage)
     limits = Counter({group["groupName"]: group["maxReplicas"] for group in cluster["workerGroupSpecs"]})
     assert limits - used <= Counter({"cpu": 1})  # one CPU pod is always allowed
@@ -76,6 +78,6 @@ def test_the_label_keeps_cpu_work_off_gpu_nodes_when_there_is_too_much(where: st
     config = autoscaling(where)
     singles = [{"CPU": 1.0}] * 600
     assert gpu_nodes(config, ray_private.started(config, [], singles, {})[0]) > 0  # without it, Ray spills over
-    launched, _ = ray_private.started(config, [], singles, work.CPU_WORK)
+    launched, _ = ray_private.started(config, [], singles, units.CPU_WORK)
     assert gpu_nodes(config, launched) == 0
     assert sum(launched.values()) > 0

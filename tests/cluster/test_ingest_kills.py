@@ -20,11 +20,11 @@ from ingest.source import good, job, part_hashes, row, write
 from s3_process import Server
 
 import pipelines
-from voco import manifest
 from voco.demo import cluster
 from voco.demo.cluster import Cluster
-from voco.manifest import Manifest
-from voco.spec import Job
+from voco.job.spec import Job
+from voco.run import manifest
+from voco.run.manifest import Manifest
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 ROOT = Path(__file__).parents[2]
@@ -97,7 +97,7 @@ class World:
 
     def ends_like_the_unbroken_run(self, name: str, sent: subprocess.Popen[bytes]) -> None:
         assert sent.wait(240) == 0, self.said(name)[-6000:]
-        done = manifest.read(f"s3://out/{name}")
+        done = manifest.read_manifest(f"s3://out/{name}")
         assert isinstance(done, Manifest)
         assert part_hashes(self.output(name)) == self.hashes
         assert (done.tables, done.counts, done.statistics) == (self.whole.tables, self.whole.counts, self.whole.statistics)

@@ -17,8 +17,9 @@ import jsonschema
 import pytest
 import yaml
 
-from voco import kuberay, spec
+from voco.commands import render
 from voco.errors import Refused
+from voco.job import spec
 
 ROOT = Path(__file__).parents[2]
 CRDS = Path(os.environ.get("VOCO_KUBERAY_CRDS", ROOT.parent / "shared" / "kuberay"))
@@ -29,7 +30,7 @@ LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")  # DNS-1035
 
 def manifest(file: str) -> dict[str, Any]:
     """The Ray object of a manifest, or of a job file rendered as one."""
-    text = kuberay.render(str(ROOT / file)) if file.startswith("jobs/") else (ROOT / file).read_text()
+    text = render.render_rayjob(str(ROOT / file)) if file.startswith("jobs/") else (ROOT / file).read_text()
     (found,) = [item for item in yaml.safe_load_all(text) if item["apiVersion"] == "ray.io/v1"]
     return dict(found)
 
@@ -137,7 +138,7 @@ def test_an_operator_problem_is_seen() -> None:
 def test_what_every_cluster_has(file: str) -> None:
     found = manifest(file)
     cluster = found["spec"].get("rayClusterSpec", found["spec"])
-    assert cluster["rayVersion"] == kuberay.RAY_VERSION
+    assert cluster["rayVersion"] == render.RAY_VERSION
     assert cluster["authOptions"] == {"mode": "token"}
     assert cluster["enableInTreeAutoscaling"] is True
     assert cluster["autoscalerOptions"]["version"] == "v2"
@@ -148,7 +149,7 @@ def test_what_every_cluster_has(file: str) -> None:
         (volume,) = [item for item in pod["volumes"] if item["name"] == mount["name"]]
         assert volume["emptyDir"]["medium"] == "Memory"
         spot = any(item["key"] == "cloud.google.com/gke-spot" for item in pod.get("tolerations", []))
-        assert spot == (held["labels"][kuberay.POOL] == "cpu")
+        assert spot == (held["labels"][render.POOL] == "cpu")
         if group == "head":
             continue
         assert held["minReplicas"] == 0
@@ -158,7 +159,7 @@ def test_what_every_cluster_has(file: str) -> None:
 
 def test_the_job_file_travels_as_it_is(tmp_path: Path) -> None:
     file = ROOT / "jobs/paper/flow.yaml"
-    config, job = yaml.safe_load_all(kuberay.render(str(file), image="registry/voco:1"))
+    config, job = yaml.safe_load_all(render.render_rayjob(str(file), image="registry/voco:1"))
     assert config["data"] == {"job.yaml": file.read_text()}
     head = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
     (mount,) = [item for item in head["containers"][0]["volumeMounts"] if item["name"] == "job"]
@@ -167,13 +168,13 @@ def test_the_job_file_travels_as_it_is(tmp_path: Path) -> None:
     assert job["spec"]["entrypoint"] == f"python -m pipelines run {mount['mountPath']}/job.yaml"
     assert head["containers"][0]["image"] == "registry/voco:1"
     (tmp_path / "job.yaml").write_text(config["data"]["job.yaml"])
-    assert spec.load(str(tmp_path / "job.yaml")) == spec.load(str(file))
+    assert spec.load_job(str(tmp_path / "job.yaml")) == spec.load_job(str(file))
 
 
 def test_the_example_is_a_rendered_job(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     told = "cluster/kuberay-rayjob.yaml: write it again, with `voco render jobs/paper/image-sft.yaml --kuberay`"
-    assert (ROOT / MANIFESTS[1]).read_text() == kuberay.render("jobs/paper/image-sft.yaml"), told
+    assert (ROOT / MANIFESTS[1]).read_text() == render.render_rayjob("jobs/paper/image-sft.yaml"), told
 
 
 def job(raw: dict[str, Any] | None = None, **resources: Any) -> spec.Job:
@@ -181,12 +182,12 @@ def job(raw: dict[str, Any] | None = None, **resources: Any) -> spec.Job:
         "name": "ingest", "kind": "ingest", "output": "s3://b/o", "inputs": {"annotations": "s3://b/a"},
         "ingest": {"format": "llava_json", "dataset": "x"}, "resources": resources,
     }  # fmt: skip
-    return spec.build("job.yaml", {**held, **(raw or {})})
+    return spec.build_job("job.yaml", {**held, **(raw or {})})
 
 
 def test_pods_are_sized_from_the_job() -> None:
     def sized(**resources: Any) -> list[tuple[str, int, int, int]]:
-        return [(pool.name, pool.pods, pool.cpus, pool.gpus) for pool in kuberay.pools(job(**resources))]
+        return [(pool.name, pool.pods, pool.cpus, pool.gpus) for pool in render.worker_groups(job(**resources))]
 
     assert sized(workers=40, cpus_per_worker=1) == [("cpu", 3, 16, 0)]
     assert sized(workers=3, cpus_per_worker=20) == [("cpu", 3, 20, 0)]
@@ -200,20 +201,20 @@ def test_pods_are_sized_from_the_job() -> None:
 
 def test_refusals() -> None:
     with pytest.raises(Refused, match="gpus_per_worker: expected at most 8"):
-        kuberay.rayjob(job(workers=1, gpus_per_worker=9))
+        render.rayjob_manifest(job(workers=1, gpus_per_worker=9))
     with pytest.raises(Refused, match="accelerator: expected gpus_per_worker above 0"):
-        kuberay.rayjob(job(accelerator="A100"))
+        render.rayjob_manifest(job(accelerator="A100"))
     with pytest.raises(Refused, match=r"output: expected s3://, .* got out"):
-        kuberay.rayjob(job({"output": "out"}))
+        render.rayjob_manifest(job({"output": "out"}))
     stage = {"name": "i", "kind": "ingest", "output": "b", "inputs": {"annotations": "s3://b/a"}}
     stage["ingest"] = {"format": "llava_json", "dataset": "x"}
-    flow = spec.build("f.yaml", {"name": "f", "kind": "flow", "output": "/a", "flow": {"stages": [stage]}})
+    flow = spec.build_job("f.yaml", {"name": "f", "kind": "flow", "output": "/a", "flow": {"stages": [stage]}})
     with pytest.raises(Refused, match=r"flow\.stages\[0\]\.output: expected s3://"):
-        kuberay.rayjob(flow)
+        render.rayjob_manifest(flow)
 
 
 @pytest.mark.parametrize("word", ["a", "9lives-", "-" * 40, "x" * 40])
 def test_names_are_kubernetes_names(word: str) -> None:
-    made = kuberay.name(job({"name": word}))
+    made = render.k8s_name(job({"name": word}))
     assert LABEL.fullmatch(made)
     assert len(made) <= 47

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from cluster import ray_private
-from voco import kuberay
+from voco.commands import render
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
@@ -62,7 +62,7 @@ def test_the_head_does_no_work_and_only_cpu_nodes_are_spot(file: str) -> None:
     for name, held in types.items():
         assert held["labels"]["ray.io/market-type"] == ("spot" if spot(held) else "on-demand")
         assert held["min_workers"] == 0, name
-    assert {name: held["labels"][kuberay.POOL] for name, held in types.items()} == {
+    assert {name: held["labels"][render.POOL] for name, held in types.items()} == {
         "head": "head", "cpu_ingest": "cpu", "gpu_train": "gpu"
     }  # fmt: skip
     assert "spot_notice.py " + file.split(".")[0] in config["worker_start_ray_commands"][-1]
@@ -74,7 +74,7 @@ def test_nothing_ends_a_ray_that_is_not_ours_on_a_workstation() -> None:
 
 
 def test_one_version_of_ray_everywhere() -> None:
-    assert pin() == kuberay.RAY_VERSION
+    assert pin() == render.RAY_VERSION
     assert f"ray=={pin()}\n" in (ROOT / "constraints.txt").read_text()
     for file in sorted(CLUSTER.iterdir()):
         if file.is_file():
@@ -92,7 +92,7 @@ def test_the_image_holds_what_it_needs() -> None:
     assert lines[-2] == "USER 1000"
     (version,) = [f'voco"\nversion = "{project()["project"]["version"]}"']
     assert version in (ROOT / "pyproject.toml").read_text()
-    assert kuberay.IMAGE.endswith(":" + project()["project"]["version"])
+    assert render.IMAGE.endswith(":" + project()["project"]["version"])
     # `pip install .` takes the packages that pyproject.toml names, and no others
     packages = {
         ".".join(["voco", *folder.relative_to(ROOT / "platform/voco").parts])

@@ -22,9 +22,10 @@ import two_nodes
 import yaml
 from safetensors.torch import load
 
-from voco import manifest, rows, storage
 from voco.demo import cluster
 from voco.demo.cluster import Cluster
+from voco.run import manifest
+from voco.store import parquet, storage
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 CPUS = 3  # of each node: a worker of two CPUs fits once, so two workers are on two nodes
@@ -65,7 +66,7 @@ def unbroken(head: tuple[Cluster, Path]) -> str:
 def test_every_stage_ends_on_s3_and_both_nodes_worked(head: tuple[Cluster, Path], unbroken: str) -> None:
     names = [stage["name"] for stage in mission_world.flow("", "", RESOURCES)["flow"]["stages"]]
     for name in names:
-        assert manifest.read(f"{unbroken}/{name}") is not None, name
+        assert manifest.read_manifest(f"{unbroken}/{name}") is not None, name
     everyone = set(two_nodes.nodes(head[0]))
     assert len(everyone) == 2
     assert two_nodes.nodes_of_actors(head[0], "RayTrainWorker") >= everyone
@@ -77,7 +78,7 @@ def test_every_stage_ends_on_s3_and_both_nodes_worked(head: tuple[Cluster, Path]
 
 def tables(root: str, stage: str, table: str) -> list[pa.Table]:
     folder = f"{root}/{stage}/{table}"
-    return [rows.read_table(f"{folder}/{name}") for name in storage.names(folder)]
+    return [parquet.read_table(f"{folder}/{name}") for name in storage.list_names(folder)]
 
 
 def test_killed_at_three_random_points_it_ends_with_the_same_tables(head: tuple[Cluster, Path], unbroken: str) -> None:
@@ -113,8 +114,8 @@ def test_killed_at_three_random_points_it_ends_with_the_same_tables(head: tuple[
             assert all(one.equals(other) for one, other in zip(ours, theirs, strict=True)), stage
     for stage in ("align", "sft/runs/voco-2/train", "video"):
         assert weights_differ(f"{killed}/{stage}", f"{unbroken}/{stage}") < 1e-5, stage
-        steps = rows.read_table(f"{killed}/{stage}/metrics.parquet")
-        other = rows.read_table(f"{unbroken}/{stage}/metrics.parquet")
+        steps = parquet.read_table(f"{killed}/{stage}/metrics.parquet")
+        other = parquet.read_table(f"{unbroken}/{stage}/metrics.parquet")
         for column in ("step", "epoch", "tokens", "sample_ids_sha256"):
             assert steps[column].equals(other[column]), (stage, column)
     for stage in mission_world.ANSWERS:

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from cluster import spot_notice
-from voco import work
+from voco.run import units
 
 
 class _Metadata(BaseHTTPRequestHandler):
@@ -76,7 +76,7 @@ def test_cpu_work_runs_where_no_node_has_a_label(ray_local: str) -> None:
     import ray
     import ray.data
 
-    task = ray.remote(num_cpus=1, label_selector=work.CPU_WORK)(lambda value: abs(value))
+    task = ray.remote(num_cpus=1, label_selector=units.CPU_WORK)(lambda value: abs(value))
     assert ray.get(task.remote(-3), timeout=60) == 3
 
     class Same:
@@ -84,5 +84,5 @@ def test_cpu_work_runs_where_no_node_has_a_label(ray_local: str) -> None:
             return batch
 
     pool = ray.data.ActorPoolStrategy(size=1)
-    made = ray.data.range(3).map_batches(Same, compute=pool, num_cpus=1, label_selector=work.CPU_WORK)
+    made = ray.data.range(3).map_batches(Same, compute=pool, num_cpus=1, label_selector=units.CPU_WORK)
     assert made.count() == 3

@@ -25,7 +25,7 @@ NAMED = re.compile(rf"({'|'.join(COLORS)}) ({'|'.join(SHAPES)})")
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("captions") / "data"
-    captions.write(target, COUNT, seed=5)
+    captions.write_captions(target, COUNT, seed=5)
     return target
 
 
@@ -36,7 +36,7 @@ def rows_of(out: Path) -> list[dict[str, Any]]:
 
 def train_tiles() -> tuple[list[tuple[str, str]], np.ndarray]:
     """Label and pixels (N, 64, 64, 3) of every labelled train image."""
-    labels = easy_vqa_shapes.labels(easy_vqa_shapes.questions("train"))
+    labels = easy_vqa_shapes.labels(easy_vqa_shapes.shape_questions("train"))
     folder = easy_vqa_shapes.folder("train") / "images"
     pixels = [np.asarray(Image.open(folder / f"{image}.png").convert("RGB")) for image in labels]
     return list(labels.values()), np.stack(pixels).astype(np.int16)
@@ -89,21 +89,21 @@ def test_captions_are_true_of_the_pixels(out: Path) -> None:
 
 
 def test_depends_on_arguments_only_and_is_written_once(out: Path, tmp_path: Path) -> None:
-    captions.write(tmp_path, COUNT, seed=5)
+    captions.write_captions(tmp_path, COUNT, seed=5)
     for name in ("chat.json", "images.zip"):
         assert (tmp_path / "cc3m" / name).read_bytes() == (out / "cc3m" / name).read_bytes()
     archive = tmp_path / "cc3m/images.zip"
     before = archive.stat().st_mtime_ns
-    captions.write(tmp_path, COUNT, seed=5)
+    captions.write_captions(tmp_path, COUNT, seed=5)
     assert archive.stat().st_mtime_ns == before
     (tmp_path / "cc3m/written.json").unlink()  # as when a writer was killed
     archive.write_bytes(b"half")
-    captions.write(tmp_path, COUNT, seed=5)
+    captions.write_captions(tmp_path, COUNT, seed=5)
     assert archive.read_bytes() == (out / "cc3m/images.zip").read_bytes()
-    captions.write(tmp_path, COUNT, seed=6)
+    captions.write_captions(tmp_path, COUNT, seed=6)
     assert archive.read_bytes() != (out / "cc3m/images.zip").read_bytes()
 
 
 def test_more_than_there_are_images_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at most"):
-        captions.write(tmp_path, 100_000)
+        captions.write_captions(tmp_path, 100_000)

@@ -31,7 +31,7 @@ States = list[list[str | None]]  # per second, per cell: the name of the package
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("clips") / "data"
-    clips.write(target, TRAIN, TEST, WEBVID, seed=5)
+    clips.write_clips(target, TRAIN, TEST, WEBVID, seed=5)
     return target
 
 
@@ -41,7 +41,7 @@ def known_tiles() -> tuple[list[str], dict[str, Label], np.ndarray, np.ndarray]:
     labels, pixels = {}, []
     for split in ("train", "test"):
         folder = easy_vqa_shapes.folder(split) / "images"
-        for image, label in easy_vqa_shapes.labels(easy_vqa_shapes.questions(split)).items():
+        for image, label in easy_vqa_shapes.labels(easy_vqa_shapes.shape_questions(split)).items():
             labels[f"{split}/{image}"] = label
             pixels.append(np.asarray(Image.open(folder / f"{image}.png").convert("RGB")))
     stacked = np.stack(pixels).astype(np.int16)
@@ -193,7 +193,7 @@ def test_states_without_order_say_nothing() -> None:
 def test_counted_states_are_those_of_the_clip() -> None:
     """`counted` agrees with a second count, from the frames' own description of where the mover is."""
     rng = random.Random(3)
-    for clip in motion_questions.draw(200, rng):
+    for clip in motion_questions.draw_clips(200, rng):
         where = [None] * clip.timeline.enters + [clip.path[0]] * (clip.timeline.moves - clip.timeline.enters)
         where += [clip.path[1]] * (clip.timeline.leaves - clip.timeline.moves)
         where += [None] * (8 - len(where))
@@ -205,11 +205,11 @@ def test_counted_states_are_those_of_the_clip() -> None:
 
 def test_answers_are_balanced_and_independent() -> None:
     rng = random.Random(0)
-    made = list(motion_questions.draw(300, rng))
+    made = list(motion_questions.draw_clips(300, rng))
     answers: dict[str, Counter[str]] = {category: Counter() for category in CATEGORIES}
     named_first = 0
     for clip in made:
-        for category, question, answer in motion_questions.questions(clip, rng):
+        for category, question, answer in motion_questions.clip_questions(clip, rng):
             answers[category][answer] += 1
             named_first += category == "first" and f"first, the {answer} or" in question
     majority = {category: max(given.values()) / len(made) for category, given in answers.items()}
@@ -223,7 +223,7 @@ def test_answers_are_balanced_and_independent() -> None:
     assert len(together) == 24
     assert max(together.values()) <= 2 * 300 / 24
     # How long the blinker is there says nothing of how often it comes: up to chance, each number of each length.
-    lengths = Counter((sum(clip.timeline.shown), clip.times()) for clip in motion_questions.draw(288 * 10, rng))
+    lengths = Counter((sum(clip.timeline.shown), clip.times()) for clip in motion_questions.draw_clips(288 * 10, rng))
     for length in {length for length, _ in lengths}:
         shares = [lengths[length, times] for times in (1, 2, 3)]
         assert max(shares) < 1.2 * min(shares)
@@ -234,7 +234,7 @@ def test_movement_lies_between_whole_seconds_and_is_smooth() -> None:
     clip = motion_questions.Clip(("red", "circle"), ("blue", "triangle"), "down", (1, 3), 0, timeline, True)
     white, grey = np.full((64, 64, 3), 255, np.uint8), np.full((64, 64, 3), 200, np.uint8)
     tops = {}
-    for index, picture in enumerate(clips.frames(clips.Drawing(clip, white, grey, 100))):
+    for index, picture in enumerate(clips.frames(clips.DrawnClip(clip, white, grey, 100))):
         rows = np.flatnonzero((picture[:, 64:] == 255).all(axis=(1, 2)))
         assert ((picture == 200).sum() > 0) == (2 <= index < 6)
         if len(rows):
@@ -248,22 +248,22 @@ def test_depends_on_arguments_only_and_is_written_once(out: Path, tmp_path: Path
     def contents(folder: Path) -> dict[str, bytes]:
         return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
-    clips.write(tmp_path, TRAIN, TEST, WEBVID, seed=5)
+    clips.write_clips(tmp_path, TRAIN, TEST, WEBVID, seed=5)
     assert contents(tmp_path) == contents(out)
     video = next(tmp_path.rglob("*.mp4"))
     before = video.stat().st_mtime_ns
-    clips.write(tmp_path, TRAIN, TEST, WEBVID, seed=5)
+    clips.write_clips(tmp_path, TRAIN, TEST, WEBVID, seed=5)
     assert video.stat().st_mtime_ns == before
     (tmp_path / "clips_written.json").unlink()  # as when a writer was killed
     video.write_bytes(b"half")
-    clips.write(tmp_path, TRAIN, TEST, WEBVID, seed=5)
+    clips.write_clips(tmp_path, TRAIN, TEST, WEBVID, seed=5)
     assert contents(tmp_path) == contents(out)
-    clips.write(tmp_path, 2, 1, 1, seed=6)
+    clips.write_clips(tmp_path, 2, 1, 1, seed=6)
     assert len(list(tmp_path.rglob("*.mp4"))) == 4
 
 
 def test_some_train_answers_end_in_the_real_files_marker(tmp_path: Path) -> None:
-    clips.write(tmp_path, 60, 30, 0, seed=0)
+    clips.write_clips(tmp_path, 60, 30, 0, seed=0)
     marked = {split: [row["a"] for rows in rows_by_clip(tmp_path, split).values() for row in rows] for split in ("train", "test")}
     assert 0 < sum(answer.endswith("\nQA_GT_caption_based_noisy") for answer in marked["train"]) < 30
     assert not any("\n" in answer for answer in marked["test"])

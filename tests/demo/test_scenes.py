@@ -25,7 +25,7 @@ TRAIN, TEST = 400, 120
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("scenes") / "data"
-    scenes.write(target, train_scenes=TRAIN, test_scenes=TEST, seed=5)
+    scenes.write_scenes(target, train_scenes=TRAIN, test_scenes=TEST, seed=5)
     return target
 
 
@@ -38,7 +38,7 @@ def rows_of(out: Path, name: str) -> list[dict[str, Any]]:
 def known_cells(split: str) -> dict[bytes, tuple[str, str]]:
     """Every package image's pixels and its label."""
     folder = easy_vqa_shapes.folder(split) / "images"
-    labels = easy_vqa_shapes.labels(easy_vqa_shapes.questions(split))
+    labels = easy_vqa_shapes.labels(easy_vqa_shapes.shape_questions(split))
     return {Image.open(folder / f"{key}.png").convert("RGB").tobytes(): label for key, label in labels.items()}
 
 
@@ -94,7 +94,7 @@ def test_answers_are_true_of_the_pixels(out: Path, split: str) -> None:
 
 
 def test_labels_agree_with_every_question_of_the_package() -> None:
-    asked = easy_vqa_shapes.questions("test")
+    asked = easy_vqa_shapes.shape_questions("test")
     labels = easy_vqa_shapes.labels(asked)
     assert len(labels) > 800
     checked = 0
@@ -124,7 +124,7 @@ def test_tables_agree_with_the_words() -> None:
         assert scene_questions.number(scene) == row
         queries_here = queries | {query for some in scene_questions._candidates(scene).values() for query in some}
         for query in queries_here:
-            index = int(scene_questions.table(query)[row])
+            index = int(scene_questions.answer_table(query)[row])
             expected = None if index == scene_questions.UNASKABLE else query.answers()[index]
             assert answer_of(query.text(), scene) == expected, (query.text(), scene)
 
@@ -137,7 +137,7 @@ def test_no_question_is_given_away_by_the_other_seven(out: Path) -> None:
     every = {query.text(): query for world in worlds for query in itertools.chain(*scene_questions._candidates(world).values())}
     for asked in list(by_scene(rows_of(out, "scenes_test")).values())[:60]:
         queries = [every[question] for _, question, _ in asked]
-        tables = np.stack([scene_questions.table(query) for query in queries])
+        tables = np.stack([scene_questions.answer_table(query) for query in queries])
         answers = np.array([[query.answers().index(answer)] for query, (_, _, answer) in zip(queries, asked, strict=True)])
         agrees = tables == answers
         for index in range(len(asked)):
@@ -151,7 +151,7 @@ def test_the_rule_refuses_what_follows() -> None:
 
     def takes(*queries: scene_questions.Query) -> list[bool]:
         taken = scene_questions.Independent()
-        return [taken.take(query, int(scene_questions.table(query)[row])) for query in queries]
+        return [taken.take(query, int(scene_questions.answer_table(query)[row])) for query in queries]
 
     query = scene_questions.Query
     there = query("presence", "yes/no", color="blue", shape="triangle")
@@ -212,10 +212,10 @@ def test_writes_the_same_again_skips_and_replaces(out: Path, tmp_path: Path) -> 
         return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
     first, second = tmp_path / "a", tmp_path / "b"
-    scenes.write(first, train_scenes=12, test_scenes=5, seed=1)
-    scenes.write(second, train_scenes=30, test_scenes=5, seed=2)
+    scenes.write_scenes(first, train_scenes=12, test_scenes=5, seed=1)
+    scenes.write_scenes(second, train_scenes=30, test_scenes=5, seed=2)
     (second / "images" / "scenes" / "train" / "000003.png").write_bytes(b"changed")
-    scenes.write(second, train_scenes=30, test_scenes=5, seed=2)
+    scenes.write_scenes(second, train_scenes=30, test_scenes=5, seed=2)
     assert (second / "images" / "scenes" / "train" / "000003.png").read_bytes() == b"changed"  # finished: nothing is written
-    scenes.write(second, train_scenes=12, test_scenes=5, seed=1)
+    scenes.write_scenes(second, train_scenes=12, test_scenes=5, seed=1)
     assert state(first) == state(second)

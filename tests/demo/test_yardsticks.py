@@ -8,7 +8,7 @@ from voco.demo import scenes, yardsticks
 
 
 def test_simple_readers_score_what_they_can_know(tmp_path):
-    scenes.write(tmp_path, train_scenes=4, test_scenes=60, seed=0)
+    scenes.write_scenes(tmp_path, train_scenes=4, test_scenes=60, seed=0)
     rows = json.loads((tmp_path / "scenes_test.json").read_text())
     blind = yardsticks.no_places(rows, tmp_path / "images")
     assert blind["count"] == blind["presence"] == 1.0

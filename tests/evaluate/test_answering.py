@@ -15,18 +15,19 @@ import torch
 import world
 
 import pipelines
-from voco import features, manifest, rows, storage, work
-from voco.anyres import Anyres
-from voco.blocks import Model, Resources, Text
 from voco.errors import Refused
 from voco.evaluate import answering
 from voco.evaluate.scores import ALL
-from voco.evaluation import Evaluate
-from voco.model import fastv, new, weights
+from voco.job.config import Evaluate, Model, Resources, Text
+from voco.job.spec import Job
+from voco.methods import fastv
+from voco.model import build, weights
 from voco.model.flops import compress_flops, read_flops
 from voco.model.voco_llama import VocoLlama
-from voco.spec import Job
-from voco.video import frame_cache
+from voco.precompute import feature_store, features, frame_cache
+from voco.run import manifest, units
+from voco.sequence.anyres import Anyres
+from voco.store import parquet, schemas, storage
 
 LLAMA = {"layers": 3, "width": 32, "heads": 4, "kv_heads": 2, "mlp_width": 48, "vocabulary": 300}
 SLOTS, IMAGES = 4, 6  # vision tokens of an image of 32 pixels; every image has two questions
@@ -37,12 +38,12 @@ def save(place: Path, method: str, tokens: int) -> str:
     """A checkpoint that is sensitive: its weights are scaled so that N, positions and dropped tokens change answers."""
     texts = [turn["text"] for row in world.sample_rows(8) for talk in row["conversations"] for turn in talk["turns"]]
     block = Model.model_validate({"llama": LLAMA, "tower": world.TOWER})
-    model = new.create(block, method, tokens, Text(template="question_answer"), texts, seed=2)  # type: ignore[arg-type]
+    model = build.create_model(block, method, tokens, Text(template="question_answer"), texts, seed=2)  # type: ignore[arg-type]
     with torch.no_grad():
         for name, weight in model.language_model.named_parameters():
             if weight.dim() > 1:
                 weight.mul_(12.0 if "q_proj" in name or "k_proj" in name else 4.0)
-    weights.save(model, weights.own_state(model), place / "model")
+    weights.save_checkpoint(model, weights.own_state(model), place / "model")
     finished(place, "image_sft")
     return str(place)
 
@@ -56,29 +57,29 @@ def finished(place: Path, kind: str) -> None:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("answering")
     world.write_samples(str(place / "samples"), world.sample_rows(IMAGES, evaluation=True, text_every=0), rows_per_group=2)
-    units = features.write_list(str(place / "features"), [str(place / "samples")], 100)
+    count = features.list_images(str(place / "features"), [str(place / "samples")], 100)
     tower = Model.model_validate({"llama": LLAMA, "tower": world.TOWER}).tower
     assert tower is not None
     arguments = {"output": str(place / "features"), "tower": tower.model_dump(exclude_none=True), "batch": 8, "threads": 1}
-    local(str(place / "features"), units, features.FeatureWorker, arguments)
+    local(str(place / "features"), count, features.FeatureWorker, arguments)
     finished(place / "features", "features")
     save(place / "voco", "voco", 4)
     save(place / "none", "none", 1)
     return place
 
 
-def local(output: str, units: int, worker: Any, arguments: dict[str, Any]) -> list[dict[str, Any]]:
-    return work.run(output, units, worker, arguments, Resources(), in_process=True, label="test")
+def local(output: str, count: int, worker: Any, arguments: dict[str, Any]) -> list[dict[str, Any]]:
+    return units.run_units(output, count, worker, arguments, Resources(), in_process=True, label="test")
 
 
 def evaluate(place: Path, output: Path, checkpoint: str, frames: str | None = None, **block: Any) -> list[dict[str, Any]]:
     """Answers of two units, in this process."""
-    units = answering.write_list(str(output), [str(place / "samples")], 4)
+    count = answering.list_evaluation_rows(str(output), [str(place / "samples")], 4)
     made = {"benchmark": "halves", "max_new_tokens": 4, "batch": 5, **block}
     sources = {"features": None if frames else str(place / "features"), "frame_cache": frames}
     local(
         str(output),
-        units,
+        count,
         answering.AnswerWorker,
         {"output": str(output), "checkpoint": str(place / checkpoint), **sources, "block": made},
     )
@@ -86,7 +87,7 @@ def evaluate(place: Path, output: Path, checkpoint: str, frames: str | None = No
 
 
 def table(output: Path) -> pa.Table:
-    return pa.concat_tables([rows.read_table(work.part(str(output), "answers", unit)) for unit in range(2)])
+    return pa.concat_tables([parquet.read_table(units.part_uri(str(output), "answers", unit)) for unit in range(2)])
 
 
 def said(answers: list[dict[str, Any]], n: int) -> list[tuple[str, int, str]]:
@@ -118,7 +119,10 @@ def test_every_n_is_answered_from_one_compression_as_from_its_own(
 
 def test_a_unit_that_is_made_again_has_the_same_bytes(place: Path, tmp_path: Path) -> None:
     evaluate(place, tmp_path / "out", "voco", tokens=COUNTS)
-    part, record = Path(work.part(str(tmp_path / "out"), "answers", 1)), Path(work.record_uri(str(tmp_path / "out"), 1))
+    part, record = (
+        Path(units.part_uri(str(tmp_path / "out"), "answers", 1)),
+        Path(units.unit_record_uri(str(tmp_path / "out"), 1)),
+    )
     before = part.read_bytes()
     part.unlink()
     record.unlink()
@@ -128,11 +132,11 @@ def test_a_unit_that_is_made_again_has_the_same_bytes(place: Path, tmp_path: Pat
 
 def test_frame_caches_are_read_once_for_every_n(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = str(tmp_path / "frames")
-    units = frame_cache.write_list(output, [str(place / "samples")], unit_samples=100)
+    count = frame_cache.list_media_samples(output, [str(place / "samples")], unit_samples=100)
     arguments = {"output": output, "checkpoint": str(place / "voco"), "block": {"fps": 1.0}}
-    done = local(output, units, lambda **more: frame_cache.FrameWorker(*more.values()), arguments)
+    done = local(output, count, lambda **more: frame_cache.FrameWorker(*more.values()), arguments)
     index = [line for record in done for line in record["index"]]
-    rows.write_table(f"{output}/index.parquet", [pa.Table.from_pylist(index, schema=rows.FRAME_INDEX)], rows.FRAME_INDEX)
+    parquet.write_table(f"{output}/index.parquet", [pa.Table.from_pylist(index, schema=schemas.FRAME_INDEX)], schemas.FRAME_INDEX)
     asked: list[str] = []
     original = answering.FrameStore.read
     monkeypatch.setattr(answering.FrameStore, "read", lambda self, *args: asked.append(args[0]) or original(self, *args))
@@ -148,12 +152,12 @@ def test_fastv_answers_with_n_the_tokens_that_stay(place: Path, tmp_path: Path) 
     half = evaluate(place, tmp_path / "half", "none", read_as="fastv", fastv={"layer": 1, "keep": 0.5})
     assert said(whole, SLOTS) == said(own, 1)
     assert {(row["method"], row["n"], row["cache_hit"]) for row in half} == {("fastv", 2, False)}
-    model = weights.load(str(place / "none"))
-    store = features.FeatureStore(str(place / "features"))
+    model = weights.load_checkpoint(str(place / "none"))
+    store = feature_store.FeatureStore(str(place / "features"))
     for row, sample in zip(half[::2], world.sample_rows(IMAGES, evaluation=True, text_every=0), strict=True):
         prompt = answering.prompt_ids(sample["conversations"][0]["turns"], model.tokenizer, model.layout, True)
         views = [store(medium["sha256"]) for medium in sample["media"]]
-        (ids,) = fastv.answer(model, [views], [prompt], 1, 2, 4)
+        (ids,) = fastv.fastv_answers(model, [views], [prompt], 1, 2, 4)
         assert row["prediction"] == model.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
 
@@ -169,7 +173,7 @@ def job(place: Path, output: Path, checkpoint: str, **block: Any) -> Job:
 
 
 def scored(output: Path) -> dict[int, dict[str, Any]]:
-    held = rows.read_table(work.part(str(output), "scores", 0)).to_pylist()
+    held = parquet.read_table(units.part_uri(str(output), "scores", 0)).to_pylist()
     return {row["n"]: row for row in held if row["category"] == ALL}
 
 
@@ -177,7 +181,7 @@ def test_scores_have_a_row_for_each_n_with_its_own_bytes_and_operations(place: P
     pipelines.run(job(place, tmp_path / "voco", "voco", tokens=COUNTS))
     pipelines.run(job(place, tmp_path / "none", "none"))
     pipelines.run(job(place, tmp_path / "fastv", "none", read_as="fastv", fastv={"layer": 1, "keep": 0.5}))
-    config = weights.load(str(place / "voco")).language_model.config
+    config = weights.load_checkpoint(str(place / "voco")).language_model.config
     each = 2 * 3 * 2 * 8 * 4  # keys and values, layers, heads, width, fp32
     found = scored(tmp_path / "voco")
     assert sorted(found) == sorted(COUNTS)
@@ -254,7 +258,7 @@ def test_what_a_layout_cannot_be_asked(changes: dict[str, Any], block: dict[str,
     layout = tiny.layout("none").model_copy(update=changes)
     config = {"layout": layout.model_dump(), "language_model": {"num_hidden_layers": 3}}
     with pytest.raises(ValueError, match=line):
-        answering.layout_for(config, Evaluate.model_validate({"benchmark": "x", **block}))
+        answering.reading_layout(config, Evaluate.model_validate({"benchmark": "x", **block}))
 
 
 @pytest.mark.parametrize(("upper", "line"), [("all", "inputs.upper: expected answers at one N, got 3: 1, 2, 4"), ("few", "same")])
@@ -264,7 +268,7 @@ def test_bounds_that_cannot_be_used_are_refused_before_anything_is_answered(
     evaluate(place, tmp_path / "all", "voco", tokens=COUNTS)
     evaluate(place, tmp_path / "lower", "none", read_as="voco")
     shutil.copytree(tmp_path / "lower", tmp_path / "few")
-    Path(work.part(str(tmp_path / "few"), "answers", 1)).unlink()
+    Path(units.part_uri(str(tmp_path / "few"), "answers", 1)).unlink()
     for name in ("all", "few", "lower"):
         finished(tmp_path / name, "evaluate")
     asked = job(place, tmp_path / "out", "voco")

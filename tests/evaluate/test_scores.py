@@ -4,9 +4,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from voco import rows
 from voco.errors import Refused
-from voco.evaluate.scores import exact_match, score_rows
+from voco.evaluate.metrics.gqa import exact_match
+from voco.evaluate.scores import score_rows
+from voco.store import schemas
 
 
 @pytest.mark.parametrize(
@@ -47,7 +48,7 @@ def _answers(method, correct, n=1, checkpoint="c"):
         "new_tokens": [1] * count,
         "cache_hit": [False] * count,
     }
-    return pa.table(row, schema=rows.ANSWERS)
+    return pa.table(row, schema=schemas.ANSWERS)
 
 
 @pytest.fixture
@@ -59,8 +60,8 @@ def three():
 def test_rows_fit_the_table_and_hold_the_means_of_each_category(three):
     method, upper, lower = three
     found = score_rows(method, upper, lower, 200, 3, cache_bytes=96, full_cache_bytes=6144, latency_s=0.01, seconds=2.5)
-    table = pa.Table.from_pylist(found, schema=rows.SCORES)
-    assert table.column_names == rows.SCORES.names
+    table = pa.Table.from_pylist(found, schema=schemas.SCORES)
+    assert table.column_names == schemas.SCORES.names
     assert [row["category"] for row in found] == ["all", "colour", "shape"]
     correct = {name: table["correct"].to_numpy() for name, table in (("m", method), ("u", upper), ("l", lower))}
     for row, chosen in zip(found, (slice(None), slice(0, None, 2), slice(1, None, 2)), strict=True):

@@ -10,8 +10,8 @@ from typing import Any
 
 import webdataset
 
-from voco import spec
-from voco.spec import Job
+from voco.job import spec
+from voco.job.spec import Job
 
 
 def sample(key: str, data: bytes | None, caption: str | None = "a boat", extension: str = "jpg", **notes: Any) -> dict[str, Any]:
@@ -56,4 +56,4 @@ def job(annotations: Path | str, output: Path | str, workers: int = 1, **block: 
         "resources": {"workers": workers},
         "ingest": {"format": "webdataset", "dataset": "cc3m", "max_reject_share": 1.0, **block},
     }
-    return spec.build("test.yaml", raw)
+    return spec.build_job("test.yaml", raw)

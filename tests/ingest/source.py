@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from voco import spec
-from voco.spec import Job
+from voco.job import spec
+from voco.job.spec import Job
 
 
 def image(seed: int, kind: str = "JPEG", size: tuple[int, int] = (48, 32)) -> bytes:
@@ -61,7 +61,7 @@ def job(folder: Path | str, output: Path | str, workers: int = 1, **block: Any) 
         "resources": {"workers": workers},
         "ingest": {"format": "llava_json", "dataset": "mix", **block},
     }
-    return spec.build("test.yaml", raw)
+    return spec.build_job("test.yaml", raw)
 
 
 def table(output: Path, name: str) -> list[dict[str, Any]]:

@@ -13,8 +13,8 @@ from ingest.source import image, job, row, table
 
 import pipelines
 from voco.errors import Refused
-from voco.ingest.archive import AnyImageName, MediaFolder, ZipArchive, check_media, is_archive, open_media
-from voco.ingest.items import BadRow
+from voco.ingest.media.archive import AnyImageName, MediaFolder, ZipArchive, check_media, is_archive, open_media
+from voco.ingest.source_row import BadRow
 
 METHODS = [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED]
 
@@ -121,7 +121,7 @@ def test_a_header_that_lies_about_the_size_fills_no_memory(tmp_path) -> None:
     put(data, CENTRAL, 24, 1000, 4)
     (tmp_path / "x.zip").write_bytes(data)
     script = (
-        "import resource, sys; from voco.ingest.archive import ZipArchive; from voco.ingest.items import BadRow\n"
+        "import resource, sys; from voco.ingest.media.archive import ZipArchive; from voco.ingest.source_row import BadRow\n"
         "archive = ZipArchive(sys.argv[1]); before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "try: archive.read('a.jpg', 1 << 20)\n"
         "except BadRow as bad: print(bad.reason, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10)\n"
@@ -212,7 +212,7 @@ def test_an_archive_in_a_folder_that_cannot_be_used_costs_what_only_it_may_have(
     (root / "link").symlink_to(tmp_path)
     assert media.read("vg/VG_100K/2.jpg", 100) == b"first"
     for path, why in {
-        "vg/VG_100K/9.jpg": r"a.zip, which cannot be read \(Damaged: no end of a central directory\), nor in vg/images.zip",
+        "vg/VG_100K/9.jpg": r"a.zip, which cannot be read \(DamagedArchive: no end of a central directory\), nor in vg/images.zip",
         "coco/1.jpg": r"nor in b.zip, which cannot be read \(b.zip: a link leads out of the media folder\)",
     }.items():
         with pytest.raises(BadRow, match=f"missing_media.*{path}: .*{why}"):

@@ -23,7 +23,8 @@ from ingest.source import image, row, table
 from ingest.web_server import serving
 
 import pipelines
-from voco import rows, spec
+from voco.job import spec
+from voco.store import schemas
 
 MEDIA_BYTES, TEXT_BYTES = 100_000, 2000
 
@@ -267,7 +268,7 @@ def write(kind: str, folder: Path, held: list[Any], web: str) -> dict[str, str]:
 def test_the_table_has_every_reason() -> None:
     assert len({what for _, what, _, _ in ROWS}) > 80
     timed = {"decode_timeout"}  # a decoder that is killed by its alarm: test_video_media
-    assert {reason for *_, reason in ROWS} == set(rows.REASONS) - timed
+    assert {reason for *_, reason in ROWS} == set(schemas.REASONS) - timed
     assert {kind for kind, *_ in ROWS} == set(GOOD)
 
 
@@ -283,7 +284,7 @@ def test_bad_input_is_counted_and_stops_nothing(tmp_path, kind: str) -> None:
             "allow_private_addresses": True, "download_retries": 0,
         }  # fmt: skip
         job = {"name": "bad", "kind": "ingest", "inputs": inputs, "output": str(tmp_path / "out"), "ingest": block}
-        counts = pipelines.run(spec.build("test.yaml", job)).counts
+        counts = pipelines.run(spec.build_job("test.yaml", job)).counts
     rejects = table(tmp_path / "out", "rejects")
     told = {reject["source"].rpartition(":")[2]: reject["reason"] for reject in rejects}
     assert {what: told.get(str(index)) for index, (what, _, _) in enumerate(bad, 1)} == {what: reason for what, _, reason in bad}

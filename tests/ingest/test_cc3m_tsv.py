@@ -15,19 +15,19 @@ from ingest.web_server import Web as Server
 from ingest.web_server import certificate, serving
 
 import pipelines
-from voco import spec
-from voco.blocks import Ingest
 from voco.errors import Refused
-from voco.ingest import download, web_media
-from voco.ingest.captions import image_request
-from voco.ingest.cc3m_tsv import LINE, read
-from voco.ingest.download import Web, is_public
-from voco.ingest.items import BadRow, Item, Reject
-from voco.ingest.web_media import WebMedia
-from voco.spec import Job
+from voco.ingest.formats.captions import image_request
+from voco.ingest.formats.cc3m_tsv import LINE, read
+from voco.ingest.media import download, web
+from voco.ingest.media.download import DownloadLimits, is_public
+from voco.ingest.media.web import WebMedia
+from voco.ingest.source_row import BadRow, Reject, SourceRow
+from voco.job import spec
+from voco.job.config import Ingest
+from voco.job.spec import Job
 
 BLOCK = Ingest(format="cc3m_tsv", dataset="cc3m")
-OPEN = Web(timeout_s=5, retries=2, allow_private_addresses=True, honour_noai=True)
+OPEN = DownloadLimits(timeout_s=5, retries=2, allow_private_addresses=True, honour_noai=True)
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +50,7 @@ def job(source: Path, output: Path, **block: object) -> Job:
         "resources": {"workers": 1},
         "ingest": {"format": "cc3m_tsv", "dataset": "cc3m", "max_reject_share": 1.0, **block},
     }
-    return spec.build("test.yaml", raw)
+    return spec.build_job("test.yaml", raw)
 
 
 def write(place: Path, *lines: str) -> Path:
@@ -58,7 +58,7 @@ def write(place: Path, *lines: str) -> Path:
     return place
 
 
-def lost(url: str, web: Web = OPEN, limit: int = 1 << 20) -> BadRow:
+def lost(url: str, web: DownloadLimits = OPEN, limit: int = 1 << 20) -> BadRow:
     with pytest.raises(BadRow) as caught:
         download.download(url, limit, web)
     return caught.value
@@ -66,7 +66,7 @@ def lost(url: str, web: Web = OPEN, limit: int = 1 << 20) -> BadRow:
 
 def test_golden_row(tmp_path) -> None:
     (_, item) = read(str(write(tmp_path / "train.tsv", "x\thttp://a/b", "a red kite .\thttp://example.org/kite.jpg?x=1")), BLOCK)
-    assert isinstance(item, Item)
+    assert isinstance(item, SourceRow)
     request, where = image_request("GCC_train_000000001")
     assert (item.source, item.paths, item.place) == (
         "train.tsv:1",
@@ -99,12 +99,12 @@ def test_a_bad_row_costs_itself_only(tmp_path, name: str) -> None:
     raw, reason = BAD[name]
     (tmp_path / "x.tsv").write_bytes(b"\xef\xbb\xbfone\thttp://h/1\r\n" + raw + b"\nthree\thttp://h/3")
     first, bad, last = read(str(tmp_path / "x.tsv"), BLOCK)
-    assert isinstance(first, Item)
+    assert isinstance(first, SourceRow)
     assert first.turns[1] == ("assistant", "one")
     assert isinstance(bad, Reject)
     assert (bad.source, bad.reason) == ("x.tsv:1", reason)
     assert bad.detail.encode()
-    assert isinstance(last, Item)
+    assert isinstance(last, SourceRow)
     assert last.paths == ("GCC_train_000000002.jpg",)
 
 
@@ -257,7 +257,7 @@ def test_several_at_a_time(server) -> None:
 
 def test_no_more_is_held_than_said(server, monkeypatch) -> None:
     """The first one is slow: those behind it are fetched up to the limit in bytes, then wait."""
-    monkeypatch.setattr(web_media, "HELD_BYTES", 1)
+    monkeypatch.setattr(web, "HELD_BYTES", 1)
     places = [f"{server}/image/{index}.jpg" for index in range(30)]
     sources = WebMedia(OPEN, 3, 1 << 20).sources(places)
     first = next(sources)
@@ -267,7 +267,7 @@ def test_no_more_is_held_than_said(server, monkeypatch) -> None:
 
 
 def test_leaving_early_ends_the_threads(server, monkeypatch) -> None:
-    monkeypatch.setattr(web_media, "HELD_BYTES", 1)
+    monkeypatch.setattr(web, "HELD_BYTES", 1)
     sources = WebMedia(OPEN, 3, 1 << 20).sources([f"{server}/image/{index}.jpg" for index in range(30)])
     next(sources).read("x", 1)
     sources.close()

@@ -6,7 +6,7 @@ import json
 from ingest.source import image, part_hashes, write
 
 import pipelines
-from voco import spec
+from voco.job import spec
 
 
 def test_an_evaluation_set_with_answers_and_one_with_images_inside(s3_server, tmp_path) -> None:
@@ -30,7 +30,7 @@ def test_an_evaluation_set_with_answers_and_one_with_images_inside(s3_server, tm
                 "inputs": {key: f"{place}/{name}" for key, name in inputs.items()},
                 "ingest": {"format": kind, "dataset": "set", "split": "test", "unit_rows": 2},
             }  # fmt: skip
-            done = pipelines.run(spec.build("test.yaml", raw))
+            done = pipelines.run(spec.build_job("test.yaml", raw))
             assert len(done.source) == len(inputs) - ("media" in inputs)
             assert done.counts["rejected"] == {}
         assert part_hashes(s3_server / "evalout" / kind) == part_hashes(tmp_path / kind)

@@ -5,10 +5,10 @@ import json
 import pytest
 from ingest.source import row
 
-from voco.blocks import Ingest
 from voco.errors import Refused
-from voco.ingest.items import BadRow, Item, Reject, normal_path, sample_id
-from voco.ingest.llava_json import parse, read, take_placeholder
+from voco.ingest.formats.llava_json import parse, read, take_placeholder
+from voco.ingest.source_row import BadRow, Reject, SourceRow, normal_path, sample_id
+from voco.job.config import Ingest
 
 TRAIN = Ingest(format="llava_json", dataset="mix", max_text_bytes=2000)
 TEST = TRAIN.model_copy(update={"split": "test"})
@@ -149,7 +149,7 @@ def test_read_streams_every_row(tmp_path) -> None:
     path = tmp_path / "mix.json"
     path.write_bytes(b"\xef\xbb\xbf \n" + json.dumps([row(1, None, "a", "b"), 3, row("x", "p.jpg", "<image>\nc", "d")]).encode())
     found = list(read(str(path), TRAIN))
-    assert [type(item) for item in found] == [Item, Reject, Item]
+    assert [type(item) for item in found] == [SourceRow, Reject, SourceRow]
     assert [item.source for item in found] == ["mix.json:0", "mix.json:1", "mix.json:2"]
 
 

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 import pytest
 from ingest.source import image
 
-from voco.ingest.decoder import Decoder
-from voco.ingest.folder import MediaRoot
-from voco.ingest.items import BadRow
-from voco.ingest.media import Limits, check_image, read_image
+from voco.ingest.media.decoder import Decoder
+from voco.ingest.media.folder import MediaRoot
+from voco.ingest.media.image import MediaLimits, check_image, read_image
+from voco.ingest.source_row import BadRow
 
-HEADER = Limits("header", 1 << 20, 10_000)
-FULL = Limits("full", 1 << 20, 10_000)
+HEADER = MediaLimits("header", 1 << 20, 10_000)
+FULL = MediaLimits("full", 1 << 20, 10_000)
 NAMES = {"JPEG": "jpeg", "PNG": "png", "GIF": "gif", "WEBP": "webp", "BMP": "bmp", "TIFF": "tiff"}
 
 
@@ -27,14 +27,14 @@ def decoder() -> Iterator[Decoder]:
 
 @pytest.mark.parametrize("limits", [HEADER, FULL], ids=["header", "full"])
 @pytest.mark.parametrize("kind", NAMES)
-def test_format_is_known_by_content(kind: str, limits: Limits, decoder: Decoder) -> None:
+def test_format_is_known_by_content(kind: str, limits: MediaLimits, decoder: Decoder) -> None:
     assert check_image(image(1, kind), limits, decoder) == (NAMES[kind], 48, 32)
 
 
 @pytest.mark.parametrize("limits", [HEADER, FULL], ids=["header", "full"])
 @pytest.mark.parametrize("kind", NAMES)
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.9])
-def test_a_truncated_file_is_corrupt(kind: str, share: float, limits: Limits, decoder: Decoder) -> None:
+def test_a_truncated_file_is_corrupt(kind: str, share: float, limits: MediaLimits, decoder: Decoder) -> None:
     data = image(1, kind, (96, 96))
     with pytest.raises(BadRow) as caught:
         check_image(data[: max(16, int(len(data) * share))], limits, decoder)
@@ -122,11 +122,11 @@ def test_size_is_checked_before_reading(tmp_path, decoder: Decoder) -> None:
 
 @pytest.mark.parametrize("size", [(600, 3), (3, 600)])
 def test_a_strip_that_padding_would_blow_up(size: tuple[int, int], decoder: Decoder) -> None:
-    limits = Limits("header", 1 << 20, 10_000, max_aspect=199.0)
+    limits = MediaLimits("header", 1 << 20, 10_000, max_aspect=199.0)
     with pytest.raises(BadRow, match=r"longer than ingest\.max_aspect 199 to 1") as caught:
         check_image(image(1, "PNG", size), limits, decoder)
     assert caught.value.reason == "media_too_large"
-    assert check_image(image(1, "PNG", size), Limits("header", 1 << 20, 10_000, max_aspect=200.0), decoder)[0] == "png"
+    assert check_image(image(1, "PNG", size), MediaLimits("header", 1 << 20, 10_000, max_aspect=200.0), decoder)[0] == "png"
 
 
 @pytest.mark.parametrize(("number", "expected"), [(signal.SIGSEGV, "corrupt_media"), (signal.SIGALRM, "decode_timeout")])

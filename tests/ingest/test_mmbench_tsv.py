@@ -13,12 +13,12 @@ import pytest
 from ingest import source
 
 import pipelines
-from voco import spec
-from voco.blocks import Ingest
 from voco.errors import Refused
-from voco.ingest.items import BadRow, Item, Reject
-from voco.ingest.mmbench_tsv import TsvImages, read, said
-from voco.ingest.references import LETTER
+from voco.ingest.answer_keys import LETTER
+from voco.ingest.formats.mmbench_tsv import TsvImages, field_text, read
+from voco.ingest.source_row import BadRow, Reject, SourceRow
+from voco.job import spec
+from voco.job.config import Ingest
 
 TEST = Ingest(format="mmbench_tsv", dataset="mmb", split="test", max_text_bytes=3000)
 COLUMNS = (
@@ -56,10 +56,10 @@ def write(path: Path, rows: list[dict[str, str]]) -> str:
     return str(path)
 
 
-def images(uri: str, items: list[Item | Reject]) -> list[bytes]:
+def images(uri: str, items: list[SourceRow | Reject]) -> list[bytes]:
     """What a worker reads for each item, after the file's source has travelled to it."""
     held = pickle.loads(pickle.dumps(TsvImages(uri)))
-    places = [item.place for item in items if isinstance(item, Item)]
+    places = [item.place for item in items if isinstance(item, SourceRow)]
     return [found.read("x", 1 << 20) for found in held.sources(places)]
 
 
@@ -72,7 +72,7 @@ def test_a_row_as_llava_asks_it(tmp_path) -> None:
     ]
     path = write(tmp_path / "mmb.tsv", rows)
     found = list(read(path, TEST))
-    first, second = (item.conversation for item in found if isinstance(item, Item))
+    first, second = (item.conversation for item in found if isinstance(item, SourceRow))
     assert first == {
         "source_id": "241", "placeholder": "before", "answers": ["B"], "choices": ["cat", "dog", "bird"], "category": "animals",
         "turns": [{"role": "user", "text": 'Líne one,\n"quoted"\ttab\nWhich is it? 241\nA. cat\nB. dog\nC. bird\n' + LETTER}],
@@ -86,8 +86,8 @@ def test_a_row_as_llava_asks_it(tmp_path) -> None:
 def test_turned_questions_share_their_image(tmp_path) -> None:
     rows = [row(1), row(1000001, A="dog", B="cat", answer="A", image=picture(1)), row(2000001, image="1"), row(2)]
     found = list(read(write(tmp_path / "mmb.tsv", rows), TEST))
-    assert [(item.paths, item.place) for item in found if isinstance(item, Item)][:3] == [(("1",), found[0].place)] * 3
-    assert isinstance(found[3], Item)
+    assert [(item.paths, item.place) for item in found if isinstance(item, SourceRow)][:3] == [(("1",), found[0].place)] * 3
+    assert isinstance(found[3], SourceRow)
     assert found[3].paths == ("2",)
 
 
@@ -112,7 +112,7 @@ def test_bad_rows_are_told(tmp_path, name: str) -> None:
     assert isinstance(found[1], Reject)
     assert (found[1].reason, found[1].source) == (reason, "mmb.tsv:1")
     assert detail in found[1].detail
-    assert isinstance(found[2], Item)
+    assert isinstance(found[2], SourceRow)
 
 
 def test_a_row_with_too_few_fields(tmp_path) -> None:
@@ -147,7 +147,7 @@ def test_csvs_limit_is_as_before(tmp_path) -> None:
     ("value", "left"), [("NaN", ""), ("None", ""), ("nan ", ""), ("none of them", "none of them"), (" n ", "n")]
 )
 def test_empty_fields(value: str, left: str) -> None:
-    assert said(value) == left
+    assert field_text(value) == left
 
 
 def job(folder: Path, **inputs: str) -> spec.Job:
@@ -156,7 +156,7 @@ def job(folder: Path, **inputs: str) -> spec.Job:
         "inputs": {"annotations": str(folder / "mmb.tsv"), **inputs},
         "ingest": {"format": "mmbench_tsv", "dataset": "mmb", "split": "test", "max_reject_share": 1.0},
     }  # fmt: skip
-    return spec.build("test.yaml", raw)
+    return spec.build_job("test.yaml", raw)
 
 
 def test_a_whole_job(tmp_path) -> None:

@@ -12,12 +12,13 @@ import pytest
 from ingest import source
 
 import pipelines
-from voco import manifest, spec
-from voco.blocks import Ingest
 from voco.errors import JobFailed, Refused
-from voco.ingest.items import Item, Reject
-from voco.ingest.question_jsonl import read
-from voco.ingest.references import SHORT, question_of
+from voco.ingest.answer_keys import SHORT, bare_question
+from voco.ingest.formats.question_jsonl import read
+from voco.ingest.source_row import Reject, SourceRow
+from voco.job import spec
+from voco.job.config import Ingest
+from voco.run import manifest
 
 TEST = Ingest(format="question_jsonl", dataset="set", split="test", max_text_bytes=3000)
 
@@ -36,9 +37,9 @@ def whole(path: Path, value: Any) -> str:
     return str(path)
 
 
-def talks(items: list[Item | Reject]) -> list[dict[str, Any]]:
-    assert all(isinstance(item, Item) for item in items), items
-    return [item.conversation for item in items if isinstance(item, Item)]
+def talks(items: list[SourceRow | Reject]) -> list[dict[str, Any]]:
+    assert all(isinstance(item, SourceRow) for item in items), items
+    return [item.conversation for item in items if isinstance(item, SourceRow)]
 
 
 def test_gqa_by_id_out_of_order(tmp_path) -> None:
@@ -54,7 +55,7 @@ def test_gqa_by_id_out_of_order(tmp_path) -> None:
         "answers": ["no"], "choices": [], "category": "default", "extra": '{"types":{"structural":"verify"}}',
     }  # fmt: skip
     assert [talk["answers"] for talk in talks(found)] == [["no"], ["table"]]
-    assert [item.paths for item in found if isinstance(item, Item)] == [("n1.jpg",)] * 2
+    assert [item.paths for item in found if isinstance(item, SourceRow)] == [("n1.jpg",)] * 2
     flat = lines(tmp_path / "a.jsonl", [{"question_id": "202", "answer": "table"}, {"question_id": 201, "answer": "no"}])
     assert [talk["answers"] for talk in talks(list(read(str(tmp_path / "q.jsonl"), TEST, flat)))] == [["no"], ["table"]]
 
@@ -203,7 +204,7 @@ def test_mme_two_questions_of_one_id(tmp_path) -> None:
     ],
 )  # fmt: skip
 def test_the_question_without_what_is_around_it(text: str) -> None:
-    assert question_of({"text": text}) == "what brand?"
+    assert bare_question({"text": text}) == "what brand?"
 
 
 BAD: dict[str, tuple[Any, str]] = {
@@ -237,8 +238,8 @@ def test_bad_rows_are_told(tmp_path, name: str) -> None:
     first, bad, again = read(lines(tmp_path / "q.jsonl", asked), TEST, lines(tmp_path / "a.jsonl", answers))
     assert isinstance(bad, Reject)
     assert detail in bad.detail
-    assert isinstance(first, Item)
-    assert isinstance(again, Item)
+    assert isinstance(first, SourceRow)
+    assert isinstance(again, SourceRow)
     assert first.turns == again.turns  # so grouping calls it a duplicate
 
 
@@ -259,7 +260,7 @@ def job(folder: Path, **block: Any) -> spec.Job:
         "inputs": {"annotations": f"{folder}/q.jsonl", "answers": f"{folder}/a.jsonl", "media": f"{folder}/images"},
         "ingest": {"format": "question_jsonl", "dataset": "set", "split": "test", "max_reject_share": 1.0, **block},
     }  # fmt: skip
-    return spec.build("test.yaml", raw)
+    return spec.build_job("test.yaml", raw)
 
 
 def test_a_whole_job_and_its_second_source(tmp_path) -> None:

@@ -11,10 +11,10 @@ from ingest.clips import clip
 from ingest.source import good, job, part_hashes, row, write
 
 import pipelines
-from voco import work
-from voco.blocks import Resources
-from voco.ingest.media import Limits
-from voco.ingest.samples import WriteSamples
+from voco.ingest.media.image import MediaLimits
+from voco.ingest.write_samples import WriteSamples
+from voco.job.config import Resources
+from voco.run import units
 
 pytestmark = pytest.mark.ray
 LAX = {"max_missing_share": 1.0, "max_reject_share": 1.0}
@@ -55,8 +55,8 @@ def test_a_killed_worker_process_costs_nothing(ray_local, source) -> None:
 
     (output / "work").mkdir(parents=True)
     (output / "work" / "list.parquet").write_bytes((source / "here" / "work" / "list.parquet").read_bytes())
-    arguments = {"output": str(output), "media": str(source / "images"), "limits": Limits("header", 1 << 28, 10**8)}
-    records = work.run(str(output), 10, Dying, arguments, Resources(workers=2), False, "test")
+    arguments = {"output": str(output), "media": str(source / "images"), "limits": MediaLimits("header", 1 << 28, 10**8)}
+    records = units.run_units(str(output), 10, Dying, arguments, Resources(workers=2), False, "test")
     assert int(marker.read_text()) != os.getpid()
     assert [record["unit"] for record in records] == list(range(10))
     unbroken = {name: sha for name, sha in part_hashes(source / "here").items() if "listing" not in name}

@@ -15,9 +15,10 @@ import pytest
 from ingest.source import good, image, job, part_hashes, row, table, write
 
 import pipelines
-from voco import manifest, rows, work
 from voco.errors import JobFailed, Refused
-from voco.ingest import grouping
+from voco.ingest import listing
+from voco.run import manifest
+from voco.store import parquet, schemas
 
 LAX = {"max_missing_share": 1.0, "max_reject_share": 1.0}
 
@@ -64,7 +65,7 @@ def test_golden_sample_row(tmp_path) -> None:
     assert done.statistics["figures"]["conversations"]["max"] == 2
     assert done.statistics["kinds"] == {"format.png": 1, "modality.image": 1, "modality.text": 1}
     file = pq.ParquetFile(tmp_path / "out" / "samples" / "part-00000.parquet")
-    assert file.schema_arrow.remove_metadata().equals(rows.SAMPLES)
+    assert file.schema_arrow.remove_metadata().equals(schemas.SAMPLES)
     assert file.schema_arrow.metadata[b"voco.schema_version"] == b"1"
 
 
@@ -102,7 +103,7 @@ def test_every_reason_is_counted(tmp_path) -> None:
     assert done.counts["read"] == len(listed) == done.counts["written"] + expected.total()
     rejects = table(tmp_path / "out", "rejects")
     assert Counter(reject["reason"] for reject in rejects) == expected
-    assert {reject["reason"] for reject in rejects} <= set(rows.REASONS)
+    assert {reject["reason"] for reject in rejects} <= set(schemas.REASONS)
     samples = table(tmp_path / "out", "samples")
     assert sum(len(sample["conversations"]) for sample in samples) == 40
     assert len({reject["source"] for reject in rejects}) == expected.total()  # each names its own row
@@ -161,7 +162,7 @@ def test_a_medium_that_is_too_large_for_a_table_lies_beside_it(tmp_path) -> None
     assert done.tables["blobs"] == [{"path": name, "rows": 1, "bytes": len(large), "sha256": name}]
     assert done.statistics["figures"]["media_bytes"]["max"] == len(large)
     part = str(tmp_path / "out" / "samples" / "part-00000.parquet")
-    assert [rows.medium_bytes(medium, part) for medium in (first, second)] == [small, large]
+    assert [parquet.medium_bytes(medium, part) for medium in (first, second)] == [small, large]
 
 
 @pytest.mark.parametrize(
@@ -174,7 +175,7 @@ def test_a_job_that_loses_too_much_fails_and_goes_on_when_mended(tmp_path, limit
     asked = job(tmp_path, tmp_path / "out", unit_rows=5)
     with pytest.raises(JobFailed, match=rf"ingest.{limit}: 4 of 100 rows \(4.00%\)"):
         pipelines.run(asked)
-    assert manifest.read(str(tmp_path / "out")) is None
+    assert manifest.read_manifest(str(tmp_path / "out")) is None
     assert len(table(tmp_path / "out", "rejects")) == 4
     (tmp_path / "images" / path).write_bytes(image(200))
     assert pipelines.run(asked).counts == {"read": 100, "written": 100, "samples": 18, "rejected": {}}
@@ -206,7 +207,7 @@ def test_grouping_by_many_buckets_keeps_every_row(tmp_path, monkeypatch) -> None
     listed, images = good(300, 40)
     write(tmp_path, listed, images)
     pipelines.run(job(tmp_path, tmp_path / "one"))
-    monkeypatch.setattr(grouping, "BUCKET_BYTES", 3000)
+    monkeypatch.setattr(listing, "BUCKET_BYTES", 3000)
     for name in ("many", "again"):
         pipelines.run(job(tmp_path, tmp_path / name, unit_rows=7))
     one, many = table(tmp_path / "one", "samples"), table(tmp_path / "many", "samples")
@@ -241,8 +242,8 @@ def test_a_lost_unit_is_made_again_with_the_same_bytes(tmp_path) -> None:
 CHILD = """
 import json, sys, time
 import pipelines
-from voco import spec
-from voco.ingest import grouping, samples
+from voco.job.spec import build_job
+from voco.ingest import listing, write_samples
 place = sys.argv[2]
 def slow(kind, name):
     original = getattr(kind, name)
@@ -251,15 +252,15 @@ def slow(kind, name):
         return original(*arguments)
     setattr(kind, name, late)
 if place == "units":
-    slow(samples.WriteSamples, "_write")
+    slow(write_samples.WriteSamples, "_write")
 if place == "listing":
-    parse = grouping.sample_id
+    parse = listing.sample_id
     def late(*arguments):
         open(sys.argv[3], "w").close()
         time.sleep(0.005)
         return parse(*arguments)
-    grouping.sample_id = late
-pipelines.run(spec.build("test.yaml", json.loads(sys.argv[1])))
+    listing.sample_id = late
+pipelines.run(build_job("test.yaml", json.loads(sys.argv[1])))
 """
 
 
@@ -282,25 +283,25 @@ def test_killed_and_sent_again_is_byte_equal(tmp_path, place: str) -> None:
     assert not (tmp_path / "out" / "manifest.json").exists()
     done = len(list(units.glob("*.json")))
     assert (done == 0) if place == "listing" else 3 <= done < 10
-    assert Path(work.list_uri(str(tmp_path / "out"))).exists() == (place == "units")
+    assert Path(units.work_list_uri(str(tmp_path / "out"))).exists() == (place == "units")
     pipelines.run(asked)
     assert part_hashes(tmp_path / "out") == part_hashes(tmp_path / "whole")
     assert {path.name for path in (tmp_path / "out" / "work").iterdir()} == {"list.parquet", "listing.json"}
-    assert pipelines.run(asked) == manifest.read(str(tmp_path / "out"))  # done already
+    assert pipelines.run(asked) == manifest.read_manifest(str(tmp_path / "out"))  # done already
 
 
 def test_a_source_that_changes_while_it_is_read(tmp_path, monkeypatch) -> None:
     mixed(tmp_path)
-    whole = grouping.sample_id
+    whole = listing.sample_id
 
     def changing(*arguments):
         (tmp_path / "mix.json").write_text("[]")
         return whole(*arguments)
 
-    monkeypatch.setattr(grouping, "sample_id", changing)
+    monkeypatch.setattr(listing, "sample_id", changing)
     with pytest.raises(JobFailed, match="ingest-test: its source changed while it was read"):
         pipelines.run(job(tmp_path, tmp_path / "out", **LAX))
-    assert manifest.read(str(tmp_path / "out")) is None
+    assert manifest.read_manifest(str(tmp_path / "out")) is None
 
 
 def test_the_driver_leaves_ray_alone(tmp_path) -> None:

@@ -17,11 +17,12 @@ from ingest.clips import clip
 from ingest.source import good, image, job, part_hashes, row, write
 
 import pipelines
-from voco import manifest, rows, storage
 from voco.errors import JobFailed, Refused
-from voco.ingest.archive import MediaFolder, check_media
-from voco.ingest.items import BadRow
-from voco.s3 import PatientS3, StorageLost
+from voco.ingest.media.archive import MediaFolder, check_media
+from voco.ingest.source_row import BadRow
+from voco.run import manifest
+from voco.store import parquet, storage
+from voco.store.s3 import PatientS3, StorageLost
 
 
 def test_round_trip_is_byte_equal_to_disk(s3_server, tmp_path) -> None:
@@ -37,7 +38,7 @@ def test_round_trip_is_byte_equal_to_disk(s3_server, tmp_path) -> None:
     assert done.counts["rejected"] == {"bad_record": 1, "missing_media": 1, "unsupported_format": 1}
     assert done.source[0]["etag"]
     assert done.source[0]["uri"] == "s3://source/mix.json"
-    first = rows.read_table("s3://out/mix/samples/part-00000.parquet").to_pylist()[0]
+    first = parquet.read_table("s3://out/mix/samples/part-00000.parquet").to_pylist()[0]
     assert hashlib.sha256(first["media"][0]["bytes"]).hexdigest() == first["media"][0]["sha256"]
     storage.delete("s3://out/mix/manifest.json")
     storage.delete("s3://out/mix/units/00001.json")
@@ -49,8 +50,8 @@ def test_a_failed_job_has_no_manifest(s3_server) -> None:
     (s3_server / "poorout").mkdir()
     with pytest.raises(JobFailed, match="max_missing_share"):
         pipelines.run(job("s3://poor", "s3://poorout/x"))
-    assert manifest.read("s3://poorout/x") is None
-    assert storage.names("s3://poorout/x/rejects") == ["part-00000.parquet"]
+    assert manifest.read_manifest("s3://poorout/x") is None
+    assert storage.list_names("s3://poorout/x/rejects") == ["part-00000.parquet"]
 
 
 def test_an_archive_is_read_in_place(s3_server, tmp_path) -> None:
@@ -178,7 +179,7 @@ def test_the_server_stops_in_the_middle_of_a_job_and_comes_back(s3, tmp_path, ca
         for name, data in images.items():
             packed.writestr(name, data)
     (s3.served / "outageout").mkdir()
-    monkeypatch.setattr("voco.s3._told", [float("-inf")])
+    monkeypatch.setattr("voco.store.s3._told", [float("-inf")])
     told = []
 
     def outage() -> None:
@@ -225,7 +226,7 @@ def test_answers_that_are_cut_and_answers_that_are_lost(s3, tmp_path, monkeypatc
     PatientS3.clear_instance_cache()
     data = Random(1).randbytes(33 << 20)
     left.update(PUT=1, POST=1)
-    with storage.writing("s3://cut/folder/file") as handle:
+    with storage.open_write("s3://cut/folder/file") as handle:
         handle.write(data)
     storage.write_bytes("s3://cut/folder/small", data[:1000])
     assert (s3.served / "cut" / "folder" / "file").read_bytes() == data
@@ -237,9 +238,9 @@ def test_answers_that_are_cut_and_answers_that_are_lost(s3, tmp_path, monkeypatc
     left.update(GET=1)
     assert (storage.get_directory("s3://cut/folder", tmp_path / "got") / "file").read_bytes() == data
     table = pa.table({"bytes": pa.array([data[: 1 << 20]] * 2, pa.large_binary())})
-    rows.write_table("s3://cut/table.parquet", [table], table.schema)
+    parquet.write_table("s3://cut/table.parquet", [table], table.schema)
     left.update(GET=1)
-    assert rows.read_table("s3://cut/table.parquet").equals(table)
+    assert parquet.read_table("s3://cut/table.parquet").equals(table)
     assert not any(left.values()), "each cut was made"
     relay.close()
     PatientS3.clear_instance_cache()
@@ -251,14 +252,14 @@ def test_what_is_refused_fails_at_once_and_waiting_has_an_end(s3, monkeypatch) -
     started = time.monotonic()
     for uri in ("s3://refused/none", "s3://nowhere/x"):
         assert not storage.exists(uri)
-        for read in (storage.read_bytes, rows.open_parquet):
+        for read in (storage.read_bytes, parquet.open_parquet):
             with pytest.raises(FileNotFoundError):
                 read(uri)
     with pytest.raises(Refused, match="output: s3://nowhere/x: cannot be written"):
         storage.check_writable("s3://nowhere/x")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     PatientS3.clear_instance_cache()
-    for ask in (storage.exists, rows.open_parquet):
+    for ask in (storage.exists, parquet.open_parquet):
         with pytest.raises(PermissionError):
             ask("s3://refused/there")
     with pytest.raises(Refused, match="output: s3://refused/x: cannot be written: The request signature"):
@@ -267,16 +268,16 @@ def test_what_is_refused_fails_at_once_and_waiting_has_an_end(s3, monkeypatch) -
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{nobody}")
     PatientS3.clear_instance_cache()
     for uri in ("s3://refused/there", "s3://refused"):
-        with storage.patience(0), pytest.raises(StorageLost, match=rf"storage http://127.0.0.1:{nobody} did not answer: "):
+        with storage.s3_patience(0), pytest.raises(StorageLost, match=rf"storage http://127.0.0.1:{nobody} did not answer: "):
             storage.exists(uri)
     for read in (
         lambda: check_media("s3://refused/images.zip"),
         lambda: MediaFolder("s3://refused/media").read("a/1.jpg", 9),
-        lambda: rows.open_parquet("s3://refused/part.parquet"),
+        lambda: parquet.open_parquet("s3://refused/part.parquet"),
     ):
-        with storage.patience(0), pytest.raises(StorageLost):  # neither a bad archive nor a missing file
+        with storage.s3_patience(0), pytest.raises(StorageLost):  # neither a bad archive nor a missing file
             read()
-    with storage.patience(0.5), pytest.raises(StorageLost, match="did not answer for 1 s: EndpointConnectionError"):
+    with storage.s3_patience(0.5), pytest.raises(StorageLost, match="did not answer for 1 s: EndpointConnectionError"):
         storage.write_bytes("s3://refused/x", b"1")
     assert time.monotonic() - started < storage.PATIENCE_S / 3
     PatientS3.clear_instance_cache()
@@ -288,6 +289,6 @@ def test_a_folder_of_more_names_than_one_answer_holds(s3) -> None:
     expected = [f"{unit:05d}.json" for unit in range(1100)]
     for name in [*expected, ".hidden"]:
         (folder / name).write_bytes(b"{}")
-    assert storage.names("s3://many/units") == expected
+    assert storage.list_names("s3://many/units") == expected
     (folder / expected[0]).unlink()
-    assert storage.names("s3://many/units") == expected[1:]  # nothing is remembered
+    assert storage.list_names("s3://many/units") == expected[1:]  # nothing is remembered

@@ -10,12 +10,12 @@ import pytest
 from ingest import source
 
 import pipelines
-from voco import spec
-from voco.blocks import Ingest
 from voco.errors import Refused
-from voco.ingest.items import Item, Reject
-from voco.ingest.references import LETTER
-from voco.ingest.scienceqa import read
+from voco.ingest.answer_keys import LETTER
+from voco.ingest.formats.scienceqa import read
+from voco.ingest.source_row import Reject, SourceRow
+from voco.job import spec
+from voco.job.config import Ingest
 
 TEST = Ingest(format="scienceqa", dataset="sqa", split="test")
 OPTIONS = "Context: N/A\nOptions: (A) iron (B) wood"
@@ -41,7 +41,7 @@ def test_a_row_and_its_problem(tmp_path) -> None:
     problems = {"9": problem(0, subject="social science"), "5": problem(0), "4": problem(1)}
     rows = [row("4", "4/image.png"), row("9")]
     found = list(read(write(tmp_path / "llava.json", rows), TEST, write(tmp_path / "problems.json", problems)))
-    image, text = (item for item in found if isinstance(item, Item))
+    image, text = (item for item in found if isinstance(item, SourceRow))
     assert (image.modality, image.paths, text.modality, text.paths) == ("image", ("4/image.png",), "text", ())
     assert image.conversation == {
         "source_id": "4", "turns": [{"role": "user", "text": f"Which is hard?\n{OPTIONS}\n{LETTER}"}], "placeholder": "before",
@@ -94,7 +94,7 @@ def test_a_whole_job(tmp_path) -> None:
         },
         "ingest": {"format": "scienceqa", "dataset": "sqa", "split": "test", "max_reject_share": 0.5, "max_missing_share": 0.5},
     }  # fmt: skip
-    made = pipelines.run(spec.build("test.yaml", raw))
+    made = pipelines.run(spec.build_job("test.yaml", raw))
     assert (made.counts["read"], made.counts["written"]) == (4, 2)
     assert made.counts["rejected"] == {"bad_record": 1, "missing_media": 1}
     held = {row["modality"]: row for row in source.table(tmp_path / "out", "samples")}

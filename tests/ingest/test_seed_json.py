@@ -10,12 +10,12 @@ import pytest
 from ingest import source
 
 import pipelines
-from voco import spec
-from voco.blocks import Ingest
 from voco.errors import JobFailed, Refused
-from voco.ingest.items import Item, Reject
-from voco.ingest.references import LETTER
-from voco.ingest.seed_json import read
+from voco.ingest.answer_keys import LETTER
+from voco.ingest.formats.seed_json import read
+from voco.ingest.source_row import Reject, SourceRow
+from voco.job import spec
+from voco.job.config import Ingest
 
 TEST = Ingest(format="seed_json", dataset="seed", split="test")
 TYPES = {"Scene Understanding": 1, "Action Recognition": 10}
@@ -36,7 +36,7 @@ def write(path: Path, questions: list[Any]) -> str:
 
 def test_an_image_and_a_video(tmp_path) -> None:
     asked = [question("101", "145_259"), question("77", "task10/1.webm", 10, "video", segment=[1.5, 4]), question(5, "x", 3)]
-    found = [item for item in read(write(tmp_path / "SEED-Bench.json", asked), TEST) if isinstance(item, Item)]
+    found = [item for item in read(write(tmp_path / "SEED-Bench.json", asked), TEST) if isinstance(item, SourceRow)]
     assert [item.paths for item in found] == [
         ("SEED-Bench-image/145_259",), ("SEED-Bench-video-image/10_77.png",), ("SEED-Bench-image/x",),
     ]  # fmt: skip
@@ -85,7 +85,7 @@ def job(folder: Path, **block: Any) -> spec.Job:
         "inputs": {"annotations": str(folder / "SEED-Bench.json"), "media": str(folder / "images")},
         "ingest": {"format": "seed_json", "dataset": "seed", "split": "test", **block},
     }  # fmt: skip
-    return spec.build("test.yaml", raw)
+    return spec.build_job("test.yaml", raw)
 
 
 def test_a_whole_job_with_and_without_frames(tmp_path) -> None:

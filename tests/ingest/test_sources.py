@@ -13,11 +13,11 @@ from ingest.clips import clip, shipped
 from ingest.source import image, part_hashes, row, table
 
 import pipelines
-from voco import spec
-from voco.blocks import Ingest
 from voco.errors import JobFailed
-from voco.ingest.account import Account, check_limits, missing_share
-from voco.spec import Job
+from voco.ingest.accounting import Totals, check_limits, missing_share
+from voco.job import spec
+from voco.job.config import Ingest
+from voco.job.spec import Job
 
 LAX = {"max_missing_share": 1.0, "max_reject_share": 1.0}
 
@@ -30,7 +30,7 @@ def job(folder: Path, kind: str, annotations: str, output: str = "out", **block:
         "output": str(folder / output),
         "ingest": {"format": kind, "dataset": kind, **block},
     }
-    return spec.build("test.yaml", raw)
+    return spec.build_job("test.yaml", raw)
 
 
 def put(folder: Path, media: dict[str, bytes]) -> None:
@@ -248,7 +248,7 @@ def test_a_video_set_may_miss_every_video(tmp_path, kind: str) -> None:
 def test_the_default_limit_goes_by_the_format(tmp_path) -> None:
     limits = {kind: missing_share(Ingest(format=kind, dataset="x")) for kind in ("llava_json", "webvid_csv", "video_chatgpt")}
     assert limits == {"llava_json": 0.02, "webvid_csv": 1.0, "video_chatgpt": 1.0}
-    account = Account(100, 97, 97, {"missing_media": 3}, {}, {})
+    account = Totals(100, 97, 97, {"missing_media": 3}, {}, {})
     check_limits(Ingest(format="webvid_csv", dataset="x"), account, str(tmp_path))
     with pytest.raises(JobFailed, match=r"more than 2.00%, the default of llava_json"):
         check_limits(Ingest(format="llava_json", dataset="x"), account, str(tmp_path))

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from voco.blocks import Ingest
 from voco.errors import Refused
-from voco.ingest.items import BadRow, Item, Reject
-from voco.ingest.video_chatgpt import MARKER, clean, parse, read, stem
+from voco.ingest.formats.video_chatgpt import MARKER, clean_answer, parse, read, video_stem
+from voco.ingest.source_row import BadRow, Reject, SourceRow
+from voco.job.config import Ingest
 
 TRAIN = Ingest(format="video_chatgpt", dataset="vc", max_text_bytes=2000)
 
@@ -37,7 +37,7 @@ def test_the_placeholder_goes_by_the_row_number_of_the_file(tmp_path) -> None:
     path = tmp_path / "vc.json"
     path.write_text(json.dumps([row(), row(answer=""), row(), row()]))
     found = list(read(str(path), TRAIN))
-    assert [item.conversation["placeholder"] if isinstance(item, Item) else item.reason for item in found] == [
+    assert [item.conversation["placeholder"] if isinstance(item, SourceRow) else item.reason for item in found] == [
         "after", "empty_text", "after", "before",
     ]  # fmt: skip
     assert [item.source for item in found] == [f"vc.json:{index}" for index in range(4)]
@@ -57,12 +57,12 @@ def test_the_placeholder_goes_by_the_row_number_of_the_file(tmp_path) -> None:
     ],
 )
 def test_stray_markers_go(answer: str, left: str) -> None:
-    assert clean(answer) == left
+    assert clean_answer(answer) == left
 
 
 def test_an_id_with_an_extension_is_the_same_video() -> None:
-    assert {stem(name) for name in ("v_abc", "v_abc.mp4", "v_abc.mkv", " v_abc ")} == {"v_abc"}
-    assert stem("vid1301.avi") == "vid1301"  # other sets have no prefix
+    assert {video_stem(name) for name in ("v_abc", "v_abc.mp4", "v_abc.mkv", " v_abc ")} == {"v_abc"}
+    assert video_stem("vid1301.avi") == "vid1301"  # other sets have no prefix
 
 
 BAD = {

@@ -13,14 +13,14 @@ import pytest
 from ingest.clips import clip, shipped
 from ingest.source import image
 
-from voco.ingest.decoder import Decoder
-from voco.ingest.folder import MediaRoot
-from voco.ingest.items import BadRow
-from voco.ingest.media import Limits
-from voco.ingest.video_media import check_container, read_video
+from voco.ingest.media.decoder import Decoder
+from voco.ingest.media.folder import MediaRoot
+from voco.ingest.media.image import MediaLimits
+from voco.ingest.media.video import check_container, read_video
+from voco.ingest.source_row import BadRow
 
-HEADER = Limits("header", 1 << 21, 10**6)
-FULL = Limits("full", 1 << 21, 10**6)
+HEADER = MediaLimits("header", 1 << 21, 10**6)
+FULL = MediaLimits("full", 1 << 21, 10**6)
 KINDS = {"mp4": "mp4", "mov": "mov", "matroska": "mkv", "webm": "webm", "avi": "avi"}
 MP4_LAYOUTS = ({}, {"movflags": "faststart"}, {"movflags": "frag_keyframe+empty_moov"})
 
@@ -32,7 +32,7 @@ def probe() -> Iterator[Decoder]:
     made.close()
 
 
-def reason(tmp_path, probe: Decoder, data: bytes, limits: Limits = HEADER) -> str:
+def reason(tmp_path, probe: Decoder, data: bytes, limits: MediaLimits = HEADER) -> str:
     (tmp_path / "x.mp4").write_bytes(data)
     with pytest.raises(BadRow) as caught:
         read_video(MediaRoot(str(tmp_path)), "x.mp4", limits, probe)
@@ -42,7 +42,7 @@ def reason(tmp_path, probe: Decoder, data: bytes, limits: Limits = HEADER) -> st
 
 @pytest.mark.parametrize("limits", [HEADER, FULL], ids=["header", "full"])
 @pytest.mark.parametrize("container", KINDS)
-def test_measures_of_our_own_clips(tmp_path, probe, container: str, limits: Limits) -> None:
+def test_measures_of_our_own_clips(tmp_path, probe, container: str, limits: MediaLimits) -> None:
     data = clip(container, frames=25, fps=10, size=(80, 48))
     (tmp_path / "x.mp4").write_bytes(data)  # the name says nothing
     medium = read_video(MediaRoot(str(tmp_path)), "x.mp4", limits, probe)
@@ -121,8 +121,8 @@ def test_an_avi_above_a_gigabyte_is_several_lists() -> None:
 
 def test_limits(tmp_path, probe) -> None:
     data = clip(size=(80, 48))
-    assert reason(tmp_path, probe, data, Limits("header", len(data) - 1, 10**6)) == "media_too_large"
-    assert reason(tmp_path, probe, data, Limits("header", len(data), 80 * 48 - 1)) == "media_too_large"
+    assert reason(tmp_path, probe, data, MediaLimits("header", len(data) - 1, 10**6)) == "media_too_large"
+    assert reason(tmp_path, probe, data, MediaLimits("header", len(data), 80 * 48 - 1)) == "media_too_large"
 
 
 def test_a_path_without_extension_is_tried_with_each(tmp_path, probe) -> None:
@@ -192,7 +192,7 @@ def test_damage_of_any_kind_is_measured_or_rejected() -> None:
 ORPHAN = """
 import sys, time
 from ingest.clips import clip
-from voco.ingest.decoder import Decoder
+from voco.ingest.media.decoder import Decoder
 probe = Decoder()
 probe.video(clip(), False)
 print(probe.child.pid, flush=True)
@@ -205,7 +205,7 @@ def test_no_decoder_outlives_a_killed_worker() -> None:
     worker = subprocess.Popen([sys.executable, "-c", ORPHAN], stdout=subprocess.PIPE, env=environment)
     assert worker.stdout is not None
     decoder = int(worker.stdout.readline())
-    assert b"voco.ingest.decoder" in Path(f"/proc/{decoder}/cmdline").read_bytes()
+    assert b"voco.ingest.media.decoder" in Path(f"/proc/{decoder}/cmdline").read_bytes()
     worker.kill()
     worker.wait()
     deadline = time.monotonic() + 20

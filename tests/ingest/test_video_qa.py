@@ -11,11 +11,11 @@ from ingest import source
 from ingest.clips import clip
 
 import pipelines
-from voco import spec
-from voco.blocks import Ingest
 from voco.errors import Refused
-from voco.ingest.items import Item, Reject
-from voco.ingest.video_qa import read
+from voco.ingest.formats.video_qa import read
+from voco.ingest.source_row import Reject, SourceRow
+from voco.job import spec
+from voco.job.config import Ingest
 
 TEST = Ingest(format="video_qa", dataset="qa", split="test", max_text_bytes=2000)
 
@@ -32,14 +32,14 @@ def asked(identity: str, video: str = "AbCdEfGhIjK", question: str = "is the per
 def test_msvd_rows_hold_their_answer(tmp_path) -> None:
     rows = [{"id": 12, "video_id": "vid1301", "question": "what is a man slicing?", "answer": "bread", "category_id": 3}]
     (item,) = read(write(tmp_path / "test_qa.json", rows), TEST, None)
-    assert isinstance(item, Item)
+    assert isinstance(item, SourceRow)
     assert (item.modality, item.paths) == ("video", ("vid1301",))
     assert item.conversation == {
         "source_id": "12", "turns": [{"role": "user", "text": "what is a man slicing?"}], "placeholder": "before",
         "answers": ["bread"], "choices": [], "category": "", "extra": '{"category_id":3}',
     }  # fmt: skip
     (trained,) = read(str(tmp_path / "test_qa.json"), TEST.model_copy(update={"split": "train"}), None)
-    assert isinstance(trained, Item)
+    assert isinstance(trained, SourceRow)
     assert trained.conversation["turns"][1] == {"role": "assistant", "text": "bread"}
 
 
@@ -50,7 +50,7 @@ def test_activitynet_answers_by_id_out_of_order(tmp_path) -> None:
         {"question_id": "a_2", "answer": "red", "type": 4}, {"question_id": "a_4", "answer": "no", "type": 12},
     ]  # fmt: skip
     found = list(read(write(tmp_path / "test_q.json", questions), TEST, write(tmp_path / "test_a.json", answers)))
-    talks = [item.conversation for item in found if isinstance(item, Item)]
+    talks = [item.conversation for item in found if isinstance(item, SourceRow)]
     told = [(talk["source_id"], talk["answers"], talk["category"], talk["extra"]) for talk in talks]
     assert told == [
         ("a_1", ["yes"], "yes/no", '{"type":3}'), ("a_2", ["red"], "color", '{"type":4}'),
@@ -78,7 +78,7 @@ def test_bad_rows_are_told(tmp_path, name: str) -> None:
                (("a_2", "yes"), ("a_1", "yes"), ("a_2", "no"), ("a_0", "yes"))]  # fmt: skip
     paths = write(tmp_path / "test_q.json", [asked("a_0"), raw]), write(tmp_path / "test_a.json", answers)
     first, bad = read(paths[0], TEST, paths[1])
-    assert isinstance(first, Item)
+    assert isinstance(first, SourceRow)
     assert isinstance(bad, Reject)
     assert detail in bad.detail
 
@@ -103,7 +103,7 @@ def test_a_whole_job_with_real_videos(tmp_path) -> None:
         },
         "ingest": {"format": "video_qa", "dataset": "qa", "split": "test", "max_reject_share": 0.5},
     }  # fmt: skip
-    made = pipelines.run(spec.build("test.yaml", raw))
+    made = pipelines.run(spec.build_job("test.yaml", raw))
     assert (made.counts["read"], made.counts["written"]) == (5, 3)
     assert made.counts["rejected"] == {"bad_record": 1, "missing_media": 1}
     held = {row["media"][0]["path"]: row for row in source.table(tmp_path / "out", "samples")}

@@ -11,18 +11,18 @@ from ingest.shards import job, pack, sample, write
 from ingest.source import image, part_hashes, table
 
 import pipelines
-from voco import manifest
-from voco.blocks import Ingest
 from voco.errors import Refused
-from voco.ingest.captions import REQUESTS, image_request
-from voco.ingest.items import BadRow, Item, Reject, sample_id
-from voco.ingest.tar import TarShards
-from voco.ingest.webdataset import read, split
+from voco.ingest.formats.captions import REQUESTS, image_request
+from voco.ingest.formats.webdataset import read, split_key
+from voco.ingest.media.tar import TarShards
+from voco.ingest.source_row import BadRow, Reject, SourceRow, sample_id
+from voco.job.config import Ingest
+from voco.run import manifest
 
 BLOCK = Ingest(format="webdataset", dataset="cc3m", max_text_bytes=2000)
 
 
-def rows(uri: Path, block: Ingest = BLOCK) -> list[Item | Reject]:
+def rows(uri: Path, block: Ingest = BLOCK) -> list[SourceRow | Reject]:
     return list(read(str(uri), block))
 
 
@@ -32,7 +32,7 @@ def one_bad(uri: Path, block: Ingest = BLOCK) -> Reject:
     return bad
 
 
-def bytes_of(folder: Path, item: Item) -> bytes:
+def bytes_of(folder: Path, item: SourceRow) -> bytes:
     (source,) = TarShards(str(folder)).sources([item.place])
     return source.read(item.paths[0], 1 << 20)
 
@@ -77,8 +77,8 @@ def test_golden_sample_id_is_of_key_and_extension_not_of_the_shard(tmp_path) -> 
     (first,) = rows(place)
     write(tmp_path / "b" / "00033.tar", [sample("000000006", image(2)), sample("000000007", image(1))])
     _, second = rows(tmp_path / "b")
-    assert isinstance(first, Item)
-    assert isinstance(second, Item)
+    assert isinstance(first, SourceRow)
+    assert isinstance(second, SourceRow)
     assert first.source == "00000.tar:0"
     assert second.source == "00033.tar:1"
     expected = hashlib.sha256(b'["cc3m","train",["000000007.jpg"]]').hexdigest()[:32]
@@ -108,7 +108,7 @@ def test_captions(tmp_path) -> None:
     spoken[1]["json"] = b'{"caption": " from json "}'
     spoken[2]["json"] = b'{"caption": "from json"}'
     found = rows(write(tmp_path / "x.tar", spoken))
-    texts = [row.turns[1][1] if isinstance(row, Item) else row.reason for row in found]
+    texts = [row.turns[1][1] if isinstance(row, SourceRow) else row.reason for row in found]
     assert texts == ["x", "from json", "from json", "empty_text"]
 
 
@@ -157,7 +157,7 @@ def test_a_bad_sample_costs_itself_only(tmp_path, name: str) -> None:
     found = rows(place)
     bad = one_bad(place)
     assert (bad.source, bad.reason) == ("x.tar:1", reason)
-    assert [row.paths for row in found if isinstance(row, Item)] == [("0.jpg",), ("z.jpg",)]
+    assert [row.paths for row in found if isinstance(row, SourceRow)] == [("0.jpg",), ("z.jpg",)]
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -167,10 +167,10 @@ def test_every_tar_format_with_folders_and_long_names(tmp_path, form: int) -> No
     folder.type = tarfile.DIRTYPE
     members = [one for name, held in data.items() for one in ((name, held), (name.replace("JPG", "txt"), b"c"))]
     found = rows(pack(tmp_path / "x.tar", folder, *members, form=form))
-    assert [row.paths[0] for row in found if isinstance(row, Item)] == [
+    assert [row.paths[0] for row in found if isinstance(row, SourceRow)] == [
         name.replace("/./", "/").replace("JPG", "jpg") for name in data
     ]
-    assert [bytes_of(tmp_path, row) for row in found if isinstance(row, Item)] == list(data.values())
+    assert [bytes_of(tmp_path, row) for row in found if isinstance(row, SourceRow)] == list(data.values())
 
 
 def test_a_shard_that_is_cut_anywhere_says_so(tmp_path) -> None:
@@ -184,7 +184,7 @@ def test_a_shard_that_is_cut_anywhere_says_so(tmp_path) -> None:
         assert bad, length
         assert bad[-1].reason in ("corrupt_media", "bad_record")
         for row in found:
-            if isinstance(row, Item):
+            if isinstance(row, SourceRow):
                 assert bytes_of(tmp_path, row) == image(int(row.paths[0][0]))
 
 
@@ -196,7 +196,7 @@ def test_damaged_headers(tmp_path) -> None:
     checksum = whole[:at] + b"X" + whole[at + 1 :]
     place.write_bytes(checksum)
     found = rows(place)
-    assert [type(row) for row in found] == [Item, Reject]
+    assert [type(row) for row in found] == [SourceRow, Reject]
     assert f"byte {at}" in one_bad(place).detail
     place.write_bytes(b"no tar at all" * 100)
     assert one_bad(place).reason == "bad_record"
@@ -212,7 +212,7 @@ def test_huge_declared_sizes_are_not_read(tmp_path, kind: bytes) -> None:
     body = whole[: 512 * (-(-len(whole.rstrip(b"\0")) // 512))]
     (tmp_path / "y.tar").write_bytes(body + head.tobuf(tarfile.GNU_FORMAT) + bytes(2048))
     first, bad = rows(tmp_path / "y.tar")
-    assert isinstance(first, Item)
+    assert isinstance(first, SourceRow)
     assert isinstance(bad, Reject)
     assert bad.reason == ("corrupt_media" if kind == tarfile.REGTYPE else "bad_record")
 
@@ -250,7 +250,7 @@ def test_a_medium_is_checked_and_limited(tmp_path) -> None:
 def test_a_shard_that_shrinks_under_a_worker(tmp_path) -> None:
     place = write(tmp_path / "0.tar", [sample("1", image(1))])
     (item,) = rows(place)
-    assert isinstance(item, Item)
+    assert isinstance(item, SourceRow)
     assert bytes_of(tmp_path, item) == image(1)
     place.write_bytes(place.read_bytes()[: int(item.place.split(":")[1]) + 5])
     with pytest.raises(BadRow, match="corrupt_media"):
@@ -288,8 +288,8 @@ def test_refusals(tmp_path) -> None:
 
 
 def test_keys_are_webdatasets() -> None:
-    assert split("a/b.c/000.seg.JPG") == ("a/b.c/000", "seg.jpg")
-    assert split("000") == ("000", "")
+    assert split_key("a/b.c/000.seg.JPG") == ("a/b.c/000", "seg.jpg")
+    assert split_key("000") == ("000", "")
 
 
 def test_s3_is_as_the_disk(s3_server, tmp_path) -> None:

@@ -2,16 +2,16 @@
 
 import pytest
 
-from voco.blocks import Ingest
 from voco.errors import Refused
-from voco.ingest.items import Item, Reject, sample_id
-from voco.ingest.webvid_csv import REQUESTS, read, request
+from voco.ingest.formats.webvid_csv import REQUESTS, caption_request, read
+from voco.ingest.source_row import Reject, SourceRow, sample_id
+from voco.job.config import Ingest
 
 BLOCK = Ingest(format="webvid_csv", dataset="webvid", max_text_bytes=2000)
 HEADER = b"videoid,name,page_idx,page_dir,duration,contentUrl\n"
 
 
-def rows(tmp_path, data: bytes, block: Ingest = BLOCK) -> list[Item | Reject]:
+def rows(tmp_path, data: bytes, block: Ingest = BLOCK) -> list[SourceRow | Reject]:
     path = tmp_path / "results.csv"
     path.write_bytes(data)
     return list(read(str(path), block))
@@ -21,12 +21,12 @@ def test_golden_row(tmp_path) -> None:
     (item,) = rows(
         tmp_path, HEADER + b'1012345678,"Boat, leaving a ""small"" harbour",7,012301_012350,PT00H00M14S,https://h/x.mp4\n'
     )
-    assert isinstance(item, Item)
+    assert isinstance(item, SourceRow)
     assert (item.source, item.modality, item.paths) == ("results.csv:0", "video", ("012301_012350/1012345678.mp4",))
     assert item.conversation == {
         "source_id": "1012345678",
         "turns": [
-            {"role": "user", "text": request("1012345678")},
+            {"role": "user", "text": caption_request("1012345678")},
             {"role": "assistant", "text": 'Boat, leaving a "small" harbour'},
         ],
         "placeholder": "after", "answers": [], "choices": [], "category": "",
@@ -36,14 +36,14 @@ def test_golden_row(tmp_path) -> None:
 
 
 def test_requests_are_by_the_video_and_all_are_used() -> None:
-    assert request("1012345678") == REQUESTS[1]  # golden: the choice must never change
-    assert {request(str(number)) for number in range(200)} == set(REQUESTS)
+    assert caption_request("1012345678") == REQUESTS[1]  # golden: the choice must never change
+    assert {caption_request(str(number)) for number in range(200)} == set(REQUESTS)
     assert len(set(REQUESTS)) == len(REQUESTS) >= 5
 
 
 def test_an_evaluation_split_keeps_the_caption_as_reference(tmp_path) -> None:
     (item,) = rows(tmp_path, HEADER + b"1,A boat,7,d,,\n", BLOCK.model_copy(update={"split": "val"}))
-    assert isinstance(item, Item)
+    assert isinstance(item, SourceRow)
     assert [turn["role"] for turn in item.conversation["turns"]] == ["user"]
     assert item.conversation["answers"] == ["A boat"]
 
@@ -70,8 +70,8 @@ BAD = {
 def test_a_bad_row_costs_itself_only(tmp_path, name: str) -> None:
     raw, reason = BAD[name]
     first, bad, last = rows(tmp_path, HEADER + b"1,One,7,d,,\n" + raw + b"\n2,Two,7,d,,\n")
-    assert isinstance(first, Item)
-    assert isinstance(last, Item)
+    assert isinstance(first, SourceRow)
+    assert isinstance(last, SourceRow)
     assert isinstance(bad, Reject)
     assert (bad.source, bad.reason, last.source) == ("results.csv:1", reason, "results.csv:2")
     assert bad.detail.encode()  # can be written
@@ -81,8 +81,8 @@ def test_layouts_that_are_no_fault(tmp_path) -> None:
     """A byte order mark, CRLF, empty lines, other column order and further columns, a line break and ü in a caption."""
     data = b'\xef\xbb\xbfname,videoid,page_dir,page_idx,mark\r\n\r\n"A b\xc3\xbcrd\r\nflies",5,d,3,x\r\nB,6,d,3,\r\n\r\n'
     first, second = rows(tmp_path, data)
-    assert isinstance(first, Item)
-    assert isinstance(second, Item)
+    assert isinstance(first, SourceRow)
+    assert isinstance(second, SourceRow)
     assert first.turns[1] == ("assistant", "A bürd\r\nflies")
     assert (first.source, second.source) == ("results.csv:0", "results.csv:1")
     assert first.conversation["extra"] == '{"mark":"x"}'

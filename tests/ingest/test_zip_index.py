@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from voco.ingest import zip_index
-from voco.ingest.archive import ZipArchive
-from voco.ingest.items import BadRow
-from voco.ingest.zip_index import CENTRAL, ENTRY, Damaged, ZipIndex
+from voco.ingest.media import zip_index
+from voco.ingest.media.archive import ZipArchive
+from voco.ingest.media.zip_index import CENTRAL, ENTRY, ZipIndex
+from voco.ingest.source_row import BadRow, DamagedArchive
 
 MEMBERS = {f"set/{index}.jpg": bytes([index]) * (index * 37 % 300) for index in range(40)}
 
@@ -95,7 +95,7 @@ def test_damage_of_any_kind_is_told(tmp_path) -> None:
         place.write_bytes(damaged[: drawn.randrange(len(data)) if seed % 8 == 0 else None])
         try:
             archive = ZipArchive(str(place))
-        except Damaged:
+        except DamagedArchive:
             reasons["damaged"] += 1
             continue
         for name, content in MEMBERS.items():
@@ -115,8 +115,8 @@ def test_numbers_that_lead_nowhere_are_damage(tmp_path) -> None:
     for at, value in {12: 0x7FFFFFFF, 16: 0x7FFFFFFF}.items():
         wrong = bytearray(data)
         wrong[end + at : end + at + 4] = value.to_bytes(4, "little")
-        with pytest.raises(Damaged, match="central directory"):
+        with pytest.raises(DamagedArchive, match="central directory"):
             index_of(bytes(wrong))
     locator = b"PK\x06\x07" + bytes(16)
-    with pytest.raises(Damaged, match="zip64"):
+    with pytest.raises(DamagedArchive, match="zip64"):
         index_of(data[:end] + locator + data[end:])

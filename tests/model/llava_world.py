@@ -106,12 +106,12 @@ def assert_same_logits(model, reference: LlavaForConditionalGeneration, views: i
     """Our logits of text behind `views` images are transformers' own, method none, fp32."""
     from model.test_equality import one_pass_logits
 
-    from voco.tokens import TEXT as TEXT_KIND
-    from voco.tokens import build
+    from voco.sequence.sequence import TEXT as TEXT_KIND
+    from voco.sequence.sequence import build_sample
 
     images = pixels(views)
     turns = tiny.question("what is it?", "a cat")
-    sample = build("a", [turns], [f"i{view}" for view in range(views)], model.tokenizer, model.layout)
+    sample = build_sample("a", [turns], [f"i{view}" for view in range(views)], model.tokenizer, model.layout)
     ids, positions = torch.from_numpy(sample.ids)[None], torch.from_numpy(sample.position)
     assert torch.equal(positions, torch.arange(len(sample)))
     with torch.no_grad():

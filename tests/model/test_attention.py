@@ -10,11 +10,11 @@ import torch
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from voco.model import head
-from voco.model.attention import Squares, see
+from voco.model import lm_head
+from voco.model.attention.backends import SegmentsPlan, plan_attention
 from voco.model.batch import Batch, CachedBatch, collate, collate_cached
 from voco.model.voco_llama import VocoLlama
-from voco.tokens import build
+from voco.sequence.sequence import build_sample
 
 GPU = torch.cuda.is_available()
 CASES = [("segments", method, torch.float64) for method in ("voco", "none", "avg_pool", "q_former")]
@@ -36,8 +36,8 @@ def batches(model: VocoLlama) -> tuple[Batch, CachedBatch]:
     for at, (views, texts) in enumerate(SHAPES):
         names = [str(start + view) for view in range(views)]
         talks = [tiny.question(text, "an answer"[: 3 + at]) for text in texts]
-        plain.append(build(f"s{at}", talks, names, tiny.TOKENIZER, model.layout))
-        read.append(build(f"s{at}", talks, names, tiny.TOKENIZER, model.layout, cached=True))
+        plain.append(build_sample(f"s{at}", talks, names, tiny.TOKENIZER, model.layout))
+        read.append(build_sample(f"s{at}", talks, names, tiny.TOKENIZER, model.layout, cached=True))
         made = model.compress_features([[store[int(name)] for name in names]]) if views else [None]
         caches.append(made[0])
         start += views
@@ -97,7 +97,7 @@ def each_alone(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *more: Any) ->
 @pytest.mark.parametrize("method", ["voco", "none"])
 def test_varlen_cuts_the_same_segments(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its kernel runs on GPUs only; where segments start and end, and the way back, do not."""
-    monkeypatch.setattr("voco.model.attention.varlen_kernel", lambda: each_alone)
+    monkeypatch.setattr("voco.model.attention.backends.varlen_kernel", lambda: each_alone)
     model = tiny.model(method, 2, torch.bfloat16)
     cases = batches(model)
     for batch in cases if method == "voco" else cases[:1]:
@@ -116,7 +116,7 @@ def test_recomputed_layers_get_the_same_segments() -> None:
     recomputed.language_model.activation_checkpointing_enable({"use_reentrant": False})
     first, second = (
         batches(plain)[0],
-        collate([build("o", [tiny.question("other?", "b")], [], tiny.TOKENIZER, plain.layout)], str, (9, 6)),
+        collate([build_sample("o", [tiny.question("other?", "b")], [], tiny.TOKENIZER, plain.layout)], str, (9, 6)),
     )
     expected = found(plain, first)
     recomputed.zero_grad()
@@ -132,15 +132,15 @@ def test_recomputed_layers_get_the_same_segments() -> None:
 def test_equal_and_nearly_equal_segments_share_a_call_and_long_caches_are_oblong() -> None:
     model = tiny.model()
     whole, _ = batches(model)
-    squares = see("segments", whole.token_ids, "voco", torch.device("cpu"))
-    assert isinstance(squares, Squares)
+    squares = plan_attention("segments", whole.token_ids, "voco", torch.device("cpu"))
+    assert isinstance(squares, SegmentsPlan)
     counts = [(call.count, call.mask is None) for call in squares.calls]
     assert sum(count for count, _ in counts) == 15 + sum(len(texts) for _, texts in SHAPES)
     assert len(counts) < 12
     assert not all(square for _, square in counts), "the text behind 12 views reads more keys than it has tokens"
-    alone = collate([build("o", [tiny.question("b")], [], tiny.TOKENIZER, model.layout)], str, (9, 6))
-    one = see("segments", alone.token_ids, "voco", torch.device("cpu"))
-    assert isinstance(one, Squares)
+    alone = collate([build_sample("o", [tiny.question("b")], [], tiny.TOKENIZER, model.layout)], str, (9, 6))
+    one = plan_attention("segments", alone.token_ids, "voco", torch.device("cpu"))
+    assert isinstance(one, SegmentsPlan)
     assert (one.starts, one.back) == (((0, 0),), None), "one sequence in order is taken as it is"
 
 
@@ -163,11 +163,11 @@ class Largest(TorchDispatchMode):
 def test_the_loss_in_chunks_equals_cross_entropy_and_never_holds_all_logits(dtype: torch.dtype, monkeypatch: Any) -> None:
     torch.manual_seed(0)
     rows, width, vocabulary = 50, 8, 96
-    monkeypatch.setattr(head, "LOGITS", 12 * vocabulary)
+    monkeypatch.setattr(lm_head, "LOGITS", 12 * vocabulary)
     linear = torch.nn.Linear(width, vocabulary, bias=False).to(dtype)
     states, targets = torch.randn(rows, width, dtype=dtype).requires_grad_(), torch.randint(0, vocabulary, (rows,))
     with Largest() as largest:
-        loss = head.Head(linear)(states, targets)
+        loss = lm_head.LMHead(linear)(states, targets)
         got = torch.autograd.grad(loss * 0.5, (states, linear.weight))
     assert largest.numbers == 12 * vocabulary
     exact = dtype if dtype == torch.float64 else torch.float32
@@ -185,7 +185,7 @@ def test_the_loss_in_chunks_equals_cross_entropy_and_never_holds_all_logits(dtyp
 def test_a_frozen_head_gets_no_gradient_and_states_do() -> None:
     linear = torch.nn.Linear(4, 9, bias=False).requires_grad_(False)
     states = torch.randn(3, 4, requires_grad=True)
-    head.Head(linear)(states, torch.tensor([1, 2, 3])).backward()
+    lm_head.LMHead(linear)(states, torch.tensor([1, 2, 3])).backward()
     assert states.grad is not None
     assert linear.weight.grad is None
 

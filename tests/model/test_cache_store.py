@@ -9,9 +9,9 @@ import pytest
 import tiny
 import torch
 
-from voco import storage
 from voco.model.cache import CacheKey, VocoCache
-from voco.model.cache_store import CacheStore, content_of
+from voco.model.cache_store import CacheStore, content_key
+from voco.store import storage
 
 KEY = CacheKey("weights", "voco", 2, (1,), "pixels")
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
@@ -29,7 +29,7 @@ def same(a, b):
 
 def there_and_back(uri):
     store = CacheStore(uri, KEY, torch.bfloat16, ROPE)
-    content = content_of([(b"an image", ())])
+    content = content_key([(b"an image", ())])
     assert store.get(content) is None
     made = cache(views=3)
     store.put(content, made)
@@ -37,8 +37,8 @@ def there_and_back(uri):
     assert found is not None
     assert same(found, made)
     assert found.key == KEY
-    assert store.get(content_of([(b"an image", [1])])) is None
-    assert store.get(content_of([(b"an image", ())], [5], 2)) is None
+    assert store.get(content_key([(b"an image", [1])])) is None
+    assert store.get(content_key([(b"an image", ())], [5], 2)) is None
 
 
 def test_a_cache_comes_back_bit_by_bit(tmp_path):
@@ -64,7 +64,7 @@ def test_a_cache_comes_back_from_s3(s3_server):
 def test_what_another_made_is_not_found_and_moved_there_is_an_error(tmp_path, other):
     mine = CacheStore(str(tmp_path), KEY, torch.bfloat16, ROPE)
     theirs = CacheStore(str(tmp_path), **{"key": KEY, "dtype": torch.bfloat16, "rope": ROPE, **other})
-    content = content_of([(b"x", ())])
+    content = content_key([(b"x", ())])
     mine.put(content, cache())
     assert theirs.get(content) is None
     storage.write_bytes(theirs.place(content), storage.read_bytes(mine.place(content)))
@@ -77,25 +77,25 @@ def test_what_another_made_is_not_found_and_moved_there_is_an_error(tmp_path, ot
 
 def test_a_file_under_another_contents_name_is_an_error(tmp_path):
     store = CacheStore(str(tmp_path), KEY, torch.bfloat16, ROPE)
-    store.put(content_of([(b"x", ())]), cache())
-    storage.write_bytes(store.place(content_of([(b"y", ())])), storage.read_bytes(store.place(content_of([(b"x", ())]))))
+    store.put(content_key([(b"x", ())]), cache())
+    storage.write_bytes(store.place(content_key([(b"y", ())])), storage.read_bytes(store.place(content_key([(b"x", ())]))))
     with pytest.raises(ValueError, match="was made with content"):
-        store.get(content_of([(b"y", ())]))
+        store.get(content_key([(b"y", ())]))
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: data[:20], lambda data: b"", lambda data: b"{" * 400])
 def test_a_damaged_file_is_an_error_that_says_what_to_do(tmp_path, damage):
     store = CacheStore(str(tmp_path), KEY, torch.bfloat16, ROPE)
-    place = store.put(content_of([(b"x", ())]), cache())
+    place = store.put(content_key([(b"x", ())]), cache())
     storage.write_bytes(place, damage(storage.read_bytes(place)))
     with pytest.raises(ValueError, match=r"not a whole cache.*delete it"):
-        store.get(content_of([(b"x", ())]))
+        store.get(content_key([(b"x", ())]))
 
 
 def write_many(uri, number):
     store = CacheStore(uri, KEY, torch.bfloat16, ROPE)
     for at in range(40):
-        content = content_of([(bytes([at % 8]), ())])
+        content = content_key([(bytes([at % 8]), ())])
         found = store.get(content)
         if found is not None and not same(found, cache(seed=at % 8)):
             raise SystemExit(1)
@@ -111,8 +111,8 @@ def test_writers_at_once_leave_whole_files(tmp_path):
         writer.join(120)
     assert [writer.exitcode for writer in writers] == [0] * 4
     store = CacheStore(str(tmp_path), KEY, torch.bfloat16, ROPE)
-    assert all(same(store.get(content_of([(bytes([at]), ())])), cache(seed=at)) for at in range(8))
-    assert len(storage.names(store.folder)) == 8  # and no partial file is left
+    assert all(same(store.get(content_key([(bytes([at]), ())])), cache(seed=at)) for at in range(8))
+    assert len(storage.list_names(store.folder)) == 8  # and no partial file is left
 
 
 def test_one_token_at_7b_is_524288_bytes_and_its_file_one_percent_more(tmp_path):
@@ -122,12 +122,12 @@ def test_one_token_at_7b_is_524288_bytes_and_its_file_one_percent_more(tmp_path)
     )
     store = CacheStore(str(tmp_path), key, torch.bfloat16, ROPE)
     assert made.bytes == 524_288
-    assert 524_288 < storage.size(store.put(content_of([(b"x", ())]), made)) < 524_288 * 1.01
+    assert 524_288 < storage.file_size(store.put(content_key([(b"x", ())]), made)) < 524_288 * 1.01
 
 
 def test_a_model_reads_what_it_wrote(tmp_path):
     model = tiny.model("voco", 2)
     store = CacheStore(str(tmp_path), model.cache_key(), model.dtype, model.language_model.config.rope_parameters)
     (made,) = model.compress_features([tiny.features(2)])
-    store.put(content_of([(b"x", ())]), made)
-    assert model.generate(store.get(content_of([(b"x", ())])), "what?", 8) == model.generate(made, "what?", 8)
+    store.put(content_key([(b"x", ())]), made)
+    assert model.generate(store.get(content_key([(b"x", ())])), "what?", 8) == model.generate(made, "what?", 8)

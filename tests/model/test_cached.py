@@ -9,10 +9,10 @@ import tiny
 import torch
 
 from voco.model.batch import Batch, collate, collate_cached
-from voco.model.cache import VocoCache, join
-from voco.model.capture import capture
+from voco.model.cache import VocoCache, join_caches
+from voco.model.kv_capture import capture_keys_values
 from voco.model.voco_llama import VocoLlama
-from voco.tokens import TEXT, build
+from voco.sequence.sequence import TEXT, build_sample
 
 TALKS = [
     [[tiny.question("which way does it move?", "left")], 3],
@@ -33,12 +33,12 @@ def world(model: VocoLlama) -> tuple[list[Any], dict[str, torch.Tensor], list[li
 
 
 def one_pass(model: VocoLlama, samples: list[Any], store: dict[str, torch.Tensor]) -> Batch:
-    built = [build("s", talks, views, tiny.TOKENIZER, model.layout) for talks, views in samples]
+    built = [build_sample("s", talks, views, tiny.TOKENIZER, model.layout) for talks, views in samples]
     return collate(built, store.__getitem__, (tiny.VISION_SLOTS, tiny.FEATURES))
 
 
 def cached(model: VocoLlama, samples: list[Any], caches: list[VocoCache | None]) -> Any:
-    built = [build("s", talks, views, tiny.TOKENIZER, model.layout, cached=True) for talks, views in samples]
+    built = [build_sample("s", talks, views, tiny.TOKENIZER, model.layout, cached=True) for talks, views in samples]
     return collate_cached(built, caches)
 
 
@@ -77,7 +77,7 @@ def test_another_compressor_equals_one_pass_with_its_keys_and_values_put_in() ->
     reader.compressor = maker.compressor
     samples, store, by_sample = world(maker)
     whole = one_pass(reader, samples, store)
-    with capture(maker.language_model.model.layers, 8) as theirs:
+    with capture_keys_values(maker.language_model.model.layers, 8) as theirs:
         maker.hidden(whole)
     prefix = whole.view >= 0
     handles = []
@@ -134,7 +134,7 @@ def test_a_cache_of_another_maker_is_refused() -> None:
     with pytest.raises(ValueError, match="this cache was made by"):
         model(cached(model, samples, caches_of(other, by_sample)))
     with pytest.raises(ValueError, match="cannot be joined"):
-        join([caches_of(one, by_sample)[0] for one in (model, other)])  # type: ignore[list-item]
+        join_caches([caches_of(one, by_sample)[0] for one in (model, other)])  # type: ignore[list-item]
 
 
 def test_recomputed_activations_give_the_same_gradients() -> None:

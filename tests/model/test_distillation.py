@@ -10,11 +10,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from voco.model import head
-from voco.model.batch import Batch, collate, taught
-from voco.model.head import Head, Soft
+from voco.model import lm_head
+from voco.model.batch import Batch, collate, with_teacher
+from voco.model.lm_head import DistillTarget, LMHead
 from voco.model.voco_llama import Distillation, VocoLlama
-from voco.tokens import Layout, build
+from voco.sequence.sequence import Layout, build_sample
 
 ROWS, WIDTH, WORDS = 11, 8, 37
 
@@ -23,16 +23,16 @@ ROWS, WIDTH, WORDS = 11, 8, 37
 @pytest.mark.parametrize("temperature", [1.0, 0.5, 3.0])
 @pytest.mark.parametrize("own", [True, False], ids=["own head", "teacher's head"])
 def test_value_and_gradients(monkeypatch: pytest.MonkeyPatch, chunk: int, temperature: float, own: bool) -> None:
-    monkeypatch.setattr(head, "LOGITS", chunk)
+    monkeypatch.setattr(lm_head, "LOGITS", chunk)
     torch.manual_seed(0)
-    made = Head(nn.Linear(WIDTH, WORDS, bias=False).double())
+    made = LMHead(nn.Linear(WIDTH, WORDS, bias=False).double())
     states = torch.randn(ROWS, WIDTH, dtype=torch.float64, requires_grad=True)
     targets = torch.randint(WORDS, (ROWS,))
     theirs = torch.randn(ROWS, WIDTH if own else 5, dtype=torch.float64) * 2
     weight = None if own else torch.randn(WORDS, 5, dtype=torch.float64)
     ours, slow = [], []
     for counts in (0.0, 0.7):
-        total, divergence = made(states, targets, Soft(theirs, weight, counts, temperature))
+        total, divergence = made(states, targets, DistillTarget(theirs, weight, counts, temperature))
         assert not divergence.requires_grad
         ours.append((total, divergence, *torch.autograd.grad(3.0 * total, (states, made.weight))))
         logits = states @ made.weight.t()
@@ -52,8 +52,11 @@ def batch_of(layout: Layout, talks: int = 2) -> Batch:
     made = tiny.features(3)
     store = {str(at): one for at, one in enumerate(made)}
     turns = [tiny.question("which one?", "the left"), tiny.question("why?", "it is so")][:talks]
-    samples = [build("a", turns, ["0", "1"], tiny.TOKENIZER, layout), build("b", turns[:1], ["2"], tiny.TOKENIZER, layout)]
-    samples.append(build("c", turns[:1], [], tiny.TOKENIZER, layout))
+    samples = [
+        build_sample("a", turns, ["0", "1"], tiny.TOKENIZER, layout),
+        build_sample("b", turns[:1], ["2"], tiny.TOKENIZER, layout),
+    ]
+    samples.append(build_sample("c", turns[:1], [], tiny.TOKENIZER, layout))
     return collate(samples, store.__getitem__, (tiny.VISION_SLOTS, tiny.FEATURES))
 
 
@@ -78,7 +81,7 @@ def test_a_model_learns_as_two_whole_models_would(method: str) -> None:
     grads = {name: weight.grad for name, weight in model.named_parameters()}
     model.zero_grad(set_to_none=True)
     model.distillation = Distillation(0.7, 2.0, None if method == "itself" else teacher)
-    total, divergence = model(taught(batch_of(model.layout), batch_of(teacher.layout)).to("cpu", torch.float64))
+    total, divergence = model(with_teacher(batch_of(model.layout), batch_of(teacher.layout)).to("cpu", torch.float64))
     assert tiny.close(total, expected)
     assert tiny.close(divergence, kl)
     assert kl > 1e-2
@@ -91,5 +94,5 @@ def test_a_model_learns_as_two_whole_models_would(method: str) -> None:
 def test_other_predictions_are_an_error() -> None:
     batch = batch_of(tiny.layout("voco", 1))
     with pytest.raises(ValueError, match="do not predict the same tokens in samples a, b, c"):
-        taught(batch, batch_of(tiny.layout("none", 1), talks=1))
-    assert taught(batch, replace(batch)).teacher is not None
+        with_teacher(batch, batch_of(tiny.layout("none", 1), talks=1))
+    assert with_teacher(batch, replace(batch)).teacher is not None

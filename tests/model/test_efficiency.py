@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPVisionModel, DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from voco.model import efficiency
-from voco.model.efficiency import SHAPES, TOWER, cost, lengths
+from voco.model.efficiency import SHAPES, TOWER, answer_cost, matching_lengths
 from voco.model.flops import fastv_bytes, fastv_flops, image_flops, read_flops
 
 # performance_anchors.md, section 4, 7B: text tokens, TFLOP without a cache, with the full one and with one <voco>, savings
@@ -20,24 +20,27 @@ HAND = [
 
 @pytest.mark.parametrize(("text", "none", "full", "voco", "full_saves", "voco_saves"), HAND)
 def test_hand_made_figures(text: int, none: float, full: float, voco: float, full_saves: float, voco_saves: float) -> None:
-    one = cost(SHAPES["7B"], text, 1)
+    one = answer_cost(SHAPES["7B"], text, 1)
     assert [round(flops / 1e12, 2) for flops in (one.none, one.full, one.voco)] == [none, full, voco]
     assert 100 * (1 - one.full / one.none) == pytest.approx(full_saves, abs=0.06)
     assert 100 * (1 - one.voco / one.none) == pytest.approx(voco_saves, abs=0.06)
 
 
 def test_storage_and_compression() -> None:
-    one, two = cost(SHAPES["7B"], 34, 1), cost(SHAPES["7B"], 34, 2)
+    one, two = answer_cost(SHAPES["7B"], 34, 1), answer_cost(SHAPES["7B"], 34, 2)
     assert (one.voco_bytes, two.voco_bytes, one.full_bytes) == (524_288, 1_048_576, 301_989_888)
     assert one.compress / 1e12 == pytest.approx(7.73, abs=0.02)
-    assert cost(SHAPES["34B"], 34, 1).voco_bytes == 2 * 60 * 8 * 128 * 2  # 8 of 56 heads hold keys
+    assert answer_cost(SHAPES["34B"], 34, 1).voco_bytes == 2 * 60 * 8 * 128 * 2  # 8 of 56 heads hold keys
 
 
 def test_no_text_length_gives_all_of_the_papers_cells() -> None:
-    assert lengths(9.6, lambda one: one.none) == (113, 119)
-    assert lengths(1.2, lambda one: one.full) == (87, 93)
-    assert lengths(0.5, lambda one: one.voco) == (35, 42)
-    assert "1.2 TFLOP with the full cache needs 87 to 93 text tokens, 0.5 TFLOP with VoCo needs 35 to 42" in efficiency.table()
+    assert matching_lengths(9.6, lambda one: one.none) == (113, 119)
+    assert matching_lengths(1.2, lambda one: one.full) == (87, 93)
+    assert matching_lengths(0.5, lambda one: one.voco) == (35, 42)
+    assert (
+        "1.2 TFLOP with the full cache needs 87 to 93 text tokens, 0.5 TFLOP with VoCo needs 35 to 42"
+        in efficiency.efficiency_table()
+    )
 
 
 @pytest.mark.parametrize("name", SHAPES)

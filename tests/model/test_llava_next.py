@@ -13,11 +13,12 @@ from transformers import AutoProcessor, LlavaNextConfig, LlavaNextForConditional
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
 import voco.model
-from voco.blocks import Model, Text
 from voco.errors import Refused
-from voco.model import new, vision_tower, weights
+from voco.job.config import Model, Text
+from voco.model import build, weights
 from voco.model.batch import collate
-from voco.tokens import TEXT, build
+from voco.model.vision.tower import load_tower
+from voco.sequence.sequence import TEXT, build_sample
 
 PINPOINTS = [[32, 64], [64, 32], [64, 64], [96, 32], [32, 96]]
 SHAPES = [(50, 50), (64, 20), (20, 90), (31, 40), (130, 100)]  # (height, width): 2x2, tall, wide, small, large
@@ -54,7 +55,7 @@ def picture(height: int, width: int, seed: int = 0) -> Image.Image:
 
 def created(uri, method="none", tokens=0, **more):
     layers = 2 if method == "q_former" else 0
-    return new.create(Model(pretrained=uri, **more), method, tokens, Text(template="question_answer"), [], 0, layers)
+    return build.create_model(Model(pretrained=uri, **more), method, tokens, Text(template="question_answer"), [], 0, layers)
 
 
 @pytest.fixture(scope="module", params=["llama", "mistral", "qwen2"])
@@ -104,7 +105,7 @@ def test_under_none_logits_are_transformers_own(pair, shapes):
     model = created(uri)
     pixels, made, sizes = seen(model, reference, shapes)
     names = [f"i{at}" for at in range(len(shapes))]
-    sample = build("a", [tiny.question("what is it?", "a cat")], names, model.tokenizer, model.layout, sizes=sizes)
+    sample = build_sample("a", [tiny.question("what is it?", "a cat")], names, model.tokenizer, model.layout, sizes=sizes)
     ids = torch.from_numpy(sample.ids)[None]
     padded = torch.zeros(len(shapes), max(map(len, pixels)), 3, 32, 32)
     for at, one in enumerate(pixels):
@@ -127,8 +128,11 @@ def test_images_of_several_shapes_in_one_batch_are_as_each_alone(pair):
     _, made, sizes = seen(model, reference, SHAPES)
     store = {f"i{at}": one for at, one in enumerate(made)} | {"frame": made[0][0]}
     turns = [tiny.question("what is it?", "a cat")]
-    samples = [build("a", turns, [f"i{at}"], model.tokenizer, model.layout, sizes=[sizes[at]]) for at in range(len(made))]
-    samples += [build("t", turns, [], model.tokenizer, model.layout), build("f", turns, ["frame"], model.tokenizer, model.layout)]
+    samples = [build_sample("a", turns, [f"i{at}"], model.tokenizer, model.layout, sizes=[sizes[at]]) for at in range(len(made))]
+    samples += [
+        build_sample("t", turns, [], model.tokenizer, model.layout),
+        build_sample("f", turns, ["frame"], model.tokenizer, model.layout),
+    ]
     together = one_pass(model, samples, store)
     for sample, got in zip(samples, together, strict=True):
         assert tiny.close(got, one_pass(model, [sample], store)[0])
@@ -142,7 +146,7 @@ def test_compress_then_read_equals_one_pass(pair, method, tokens):
     model = created(uri, method, tokens)
     _, made, sizes = seen(model, reference, SHAPES[:2])
     names = [f"i{at}" for at in range(len(made))]
-    sample = build("v", [tiny.question("which came first?")], names, model.tokenizer, model.layout, sizes=sizes)
+    sample = build_sample("v", [tiny.question("which came first?")], names, model.tokenizer, model.layout, sizes=sizes)
     (cache,) = model.compress_features([made], sizes=[sizes])
     if method == "voco":  # 2x2 and 2x1 tiles, and each image whole
         assert cache.tokens == (tokens,) * (5 + 3)
@@ -156,7 +160,7 @@ def test_compress_then_read_equals_one_pass(pair, method, tokens):
 def test_survives_save_and_load_bit_by_bit(pair, tmp_path):
     _, uri = pair
     model = created(uri, "none", 2)
-    weights.save(model, weights.own_state(model), tmp_path / "model")
+    weights.save_checkpoint(model, weights.own_state(model), tmp_path / "model")
     loaded = voco.model.load(str(tmp_path))
     before, after = model.state_dict(), loaded.state_dict()
     assert before.keys() == after.keys()
@@ -173,7 +177,7 @@ def test_what_cannot_be_is_refused(pair):
     plain = {"name": "clip", "image_size": 32, "path": uri, "layer": -2}
     with pytest.raises(Refused, match=r"model\.tower\.grid_pinpoints: expected \[\[32, 64\]"):
         created(uri, tower=plain)
-    tower = vision_tower.pretrained(plain)
+    tower = load_tower(plain)
     assert tower.identity != created(uri).tower.identity
     for changes, message in (({"grid_pinpoints": [[32, 50]]}, "multiples of image_size"), ({"decoder": "fast"}, "decoder pil")):
         with pytest.raises(ValueError, match=message):
@@ -185,7 +189,7 @@ def test_exported_it_is_transformers_own(pair, tmp_path, method, tokens):
     """`from_pretrained` of what is exported says what the model that was read said, and its processor makes ids and pixels."""
     reference, uri = pair
     model = created(uri, method, tokens)
-    weights.save(model, weights.own_state(model), tmp_path / "ours" / "model")
+    weights.save_checkpoint(model, weights.own_state(model), tmp_path / "ours" / "model")
     dropped = voco.model.export(str(tmp_path / "ours"), str(tmp_path / "out"))
     assert any("mask" in line for line in dropped) == (method == "voco")
     back, info = LlavaNextForConditionalGeneration.from_pretrained(tmp_path / "out", output_loading_info=True)

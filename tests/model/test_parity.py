@@ -8,9 +8,9 @@ import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from voco.model.batch import collate
-from voco.model.vision_tower import CLIP, VisionTower
+from voco.model.vision.tower import CLIP, VisionTower
 from voco.model.voco_llama import VocoLlama
-from voco.tokens import build
+from voco.sequence.sequence import build_sample
 
 
 def llava() -> LlavaForConditionalGeneration:
@@ -50,7 +50,7 @@ def test_logits_equal_llava(views):
     model = ours(reference)
     pixels = torch.randn(views, 3, 24, 24, generator=torch.Generator().manual_seed(0))
     features = dict(zip([f"i{v}" for v in range(views)], model.tower.encode(pixels).float(), strict=True))
-    sample = build("a", [tiny.question("what is it?", "a cat")], list(features), tiny.TOKENIZER, model.layout)
+    sample = build_sample("a", [tiny.question("what is it?", "a cat")], list(features), tiny.TOKENIZER, model.layout)
     batch = collate([sample], features.__getitem__, (9, 24))
     with torch.no_grad():
         expected = reference(input_ids=batch.ids, pixel_values=pixels, attention_mask=torch.ones_like(batch.ids)).logits
@@ -75,7 +75,7 @@ def test_padded_batch_equals_llava():
     pixels = torch.randn(2, 3, 24, 24, generator=torch.Generator().manual_seed(1))
     features = dict(zip(["x", "y"], exact_features(reference, pixels), strict=True))
     texts = [tiny.question("short"), tiny.question("a good deal longer than that")]
-    samples = [build(m, [t], [m], tiny.TOKENIZER, model.layout) for m, t in zip(["x", "y"], texts, strict=True)]
+    samples = [build_sample(m, [t], [m], tiny.TOKENIZER, model.layout) for m, t in zip(["x", "y"], texts, strict=True)]
     batch = collate(samples, features.__getitem__, (9, 24))
     ids = torch.nn.utils.rnn.pad_sequence(batch.ids[0].split([len(sample) for sample in samples]), batch_first=True)
     real = torch.arange(ids.shape[1]) < torch.tensor([[len(sample)] for sample in samples])

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from voco.model.pixels import by_pillow, fast
-from voco.model.vision_tower import CLIP, VisionTower
+from voco.model.vision.pixels import fast_pixels, llava_pixels
+from voco.model.vision.tower import CLIP, VisionTower
 
 GREY = (122, 116, 104)
 
@@ -68,8 +68,8 @@ def test_normalising_is_exact_for_every_value():
 def test_fast_pixels_are_close_to_pillows(mode, kind, size):
     """Where the picture lies, on average within two of 255 levels; the border is the same colour, at most a pixel elsewhere."""
     data = encode(photo(mode, size), kind)
-    theirs, ours = by_pillow(data, 64, GREY).int(), fast(data, 64, GREY).int()
-    assert (ours.shape, fast(data, 64, GREY).dtype) == ((64, 64, 3), torch.uint8)
+    theirs, ours = llava_pixels(data, 64, GREY).int(), fast_pixels(data, 64, GREY).int()
+    assert (ours.shape, fast_pixels(data, 64, GREY).dtype) == ((64, 64, 3), torch.uint8)
     top, left = (round(64 - 64 * side / max(size)) // 2 + 1 if side < max(size) else 0 for side in (size[1], size[0]))
     inside = (slice(top, 64 - top), slice(left, 64 - left))
     assert (ours - theirs)[inside].abs().float().mean() < 2
@@ -80,17 +80,17 @@ def test_fast_pixels_are_close_to_pillows(mode, kind, size):
 
 def test_fast_refuses_what_pillow_refuses():
     whole = encode(photo("RGB", (90, 60)), "JPEG")
-    assert torch.equal(fast(whole + b"behind its end", 64, GREY), fast(whole, 64, GREY))
+    assert torch.equal(fast_pixels(whole + b"behind its end", 64, GREY), fast_pixels(whole, 64, GREY))
     for broken in (whole[: len(whole) // 2], whole[:3], b"no image", b""):
-        for decoder in (by_pillow, fast):
+        for decoder in (llava_pixels, fast_pixels):
             with pytest.raises((OSError, SyntaxError, ValueError)):
                 decoder(broken, 64, GREY)
 
 
 def test_a_frame_of_a_video_goes_the_same_way():
     frame = photo("RGB", (80, 45))
-    assert torch.equal(fast(frame, 64, GREY), fast(encode(frame, "PNG"), 64, GREY))
-    assert torch.equal(by_pillow(frame, 64, GREY), by_pillow(encode(frame, "PNG"), 64, GREY))
+    assert torch.equal(fast_pixels(frame, 64, GREY), fast_pixels(encode(frame, "PNG"), 64, GREY))
+    assert torch.equal(llava_pixels(frame, 64, GREY), llava_pixels(encode(frame, "PNG"), 64, GREY))
 
 
 def test_the_decoder_is_part_of_the_identity_and_the_default_changes_nothing():
@@ -102,7 +102,7 @@ def test_the_decoder_is_part_of_the_identity_and_the_default_changes_nothing():
     assert other.preprocessing == {**facts, "decoder": "fast"}
     assert plain.identity != other.identity
     data = encode(photo("RGB", (90, 60)), "JPEG")
-    assert torch.equal(other.preprocess(data), fast(data, 32, GREY))
+    assert torch.equal(other.preprocess(data), fast_pixels(data, 32, GREY))
 
 
 def test_a_tower_takes_pixels_and_nothing_normalised():

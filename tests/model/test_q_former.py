@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from voco.blocks import Model, Text
-from voco.model import new, weights
+from voco.job.config import Model, Text
+from voco.methods.q_former import QFormer
+from voco.model import build, weights
 from voco.model.batch import collate
-from voco.model.q_former import QFormer
-from voco.tokens import build
 
 LLAMA = {"layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "mlp_width": 48, "vocabulary": 300}
 
@@ -76,20 +75,24 @@ def test_gradients_reach_every_part_and_none_waits_without_views(views: int) -> 
 
 def test_saved_whole_made_anew_from_its_seed_and_left_out_where_it_is_not_wanted(tmp_path: Path) -> None:
     block = Model.model_validate({"llama": LLAMA, "tower": {"name": "efficientnet_lite0", "image_size": 32}})
-    created = new.create(block, "q_former", 2, Text(template="question_answer"), ["red", "green"], seed=1, q_former_layers=3)
-    weights.save(created, weights.own_state(created), tmp_path / "a" / "model")
-    loaded = weights.load(str(tmp_path / "a"))
+    created = build.create_model(
+        block, "q_former", 2, Text(template="question_answer"), ["red", "green"], seed=1, q_former_layers=3
+    )
+    weights.save_checkpoint(created, weights.own_state(created), tmp_path / "a" / "model")
+    loaded = weights.load_checkpoint(str(tmp_path / "a"))
     before, after = weights.own_state(created), weights.own_state(loaded)
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
     features = torch.randn(1, *created.tower.shape)  # type: ignore[union-attr]
     assert torch.equal(created.pool(features), loaded.pool(features))
     plain = loaded.layout.model_copy(update={"method": "none", "q_former_layers": 0})
-    without = weights.load(str(tmp_path / "a"), plain)
+    without = weights.load_checkpoint(str(tmp_path / "a"), plain)
     assert not any(name.startswith("q_former.") for name in weights.own_state(without))
-    weights.save(without, weights.own_state(without), tmp_path / "b" / "model")
+    weights.save_checkpoint(without, weights.own_state(without), tmp_path / "b" / "model")
     with pytest.raises(ValueError, match=r"missing \['q_former"):
-        weights.load(str(tmp_path / "b"), loaded.layout)
-    again = [weights.own_state(weights.load(str(tmp_path / "b"), loaded.layout, new_q_former=seed)) for seed in (5, 5, 6)]
+        weights.load_checkpoint(str(tmp_path / "b"), loaded.layout)
+    again = [
+        weights.own_state(weights.load_checkpoint(str(tmp_path / "b"), loaded.layout, new_q_former=seed)) for seed in (5, 5, 6)
+    ]
     assert all(torch.equal(again[0][name], again[1][name]) for name in again[0])
     assert not torch.equal(again[0]["q_former.queries"], again[2]["q_former.queries"])

@@ -10,14 +10,14 @@ import torch
 from model import llava_world
 
 import voco.model
-from voco import spec
-from voco.blocks import Model, Text
 from voco.errors import Refused
-from voco.model import new, weights
-from voco.model.cache import join
-from voco.model.reader import prompt_ids, shared_ids
-from voco.model.sampling import Answer, Sampling, write
-from voco.train.starting_point import starting_point
+from voco.job import spec
+from voco.job.config import Model, Text
+from voco.model import build, weights
+from voco.model.cache import join_caches
+from voco.model.generation import prompt_ids, shared_prompt_ids
+from voco.model.sampling import Answer, Sampling, collect_answers
+from voco.train.initial_model import initial_model
 
 
 def asked(model, texts):
@@ -178,7 +178,7 @@ def test_a_cache_with_text_is_read_by_what_goes_on_from_it_only():
         with pytest.raises(ValueError, match="does not go on from them"):
             model.answer([kept], [prompt], 2)
     with pytest.raises(ValueError, match="cannot be joined"):
-        join([kept, cache])
+        join_caches([kept, cache])
     with pytest.raises(ValueError, match="holds text"):
         kept.take(1)
     with pytest.raises(ValueError, match="without text"):
@@ -188,7 +188,7 @@ def test_a_cache_with_text_is_read_by_what_goes_on_from_it_only():
 def test_what_all_prompts_begin_with_is_the_system_prompt():
     model = tiny.model("voco", 2)
     layout = model.layout.model_copy(update={"template": "vicuna_v1"})
-    shared = shared_ids(model.tokenizer, layout)
+    shared = shared_prompt_ids(model.tokenizer, layout)
     said = model.tokenizer.decode(shared)
     assert "polite answers to the user's questions. USER:" in said
     for text in ("Where?", "1 of 2", " spaced"):
@@ -209,26 +209,26 @@ def with_chatml(folder):
 
 def test_an_answer_ends_as_the_template_ends_it(tmp_path):
     uri = with_chatml(tmp_path / "theirs")
-    model = new.create(Model(pretrained=uri), "voco", 2, Text(template="chatml"), [], seed=0)
+    model = build.create_model(Model(pretrained=uri), "voco", 2, Text(template="chatml"), [], seed=0)
     end = model.tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert model.layout.eos_id == end != model.tokenizer.eos_token_id
     tokens = iter(torch.tensor([[one], [65]]) for one in (66, end, 67))
     answers = [Answer(model.tokenizer, model.layout.eos_id) for _ in range(2)]
-    list(write((one[:, 0] for one in tokens), answers, 3))
+    list(collect_answers((one[:, 0] for one in tokens), answers, 3))
     assert [(answer.ended, len(answer.ids)) for answer in answers] == [("end token", 1), ("length", 3)]
     bare = llava_world.saved(llava_world.llava(), tmp_path / "bare")
     with pytest.raises(Refused, match=r"chatml needs <\|im_start\|>"):
-        new.create(Model(pretrained=bare), "voco", 2, Text(template="chatml"), [], seed=0)
+        build.create_model(Model(pretrained=bare), "voco", 2, Text(template="chatml"), [], seed=0)
 
 
 def test_a_job_that_changes_the_template_changes_how_answers_end(tmp_path):
     model = voco.model.load(with_chatml(tmp_path / "theirs"))
-    weights.save(model, weights.own_state(model), tmp_path / "start" / "model")
+    weights.save_checkpoint(model, weights.own_state(model), tmp_path / "start" / "model")
     block = {"epochs": 1, "global_batch": 2, "micro_batch": 1, "learning_rate": 0.1, "text": {"template": "chatml"}}
     inputs = {"samples": [{"uri": "s"}], "features": "f", "checkpoint": str(tmp_path / "start")}
     job = {
         "name": "a", "kind": "image_sft", "output": str(tmp_path / "out"), "inputs": inputs,
         "compression": {"method": "voco", "tokens": 2}, "image_sft": block,
     }  # fmt: skip
-    _, layout = starting_point(spec.build("job.yaml", job), str(tmp_path / "out"))
+    _, layout = initial_model(spec.build_job("job.yaml", job), str(tmp_path / "out"))
     assert layout.eos_id == model.tokenizer.convert_tokens_to_ids("<|im_end|>") != model.layout.eos_id

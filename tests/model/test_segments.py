@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from voco.model.segments import Segment, segments
-from voco.model.voco_mask import TokenIds, allowed
-from voco.tokens import NONE, PAD, PREFIX, TEXT, VISION, VOCO
+from voco.model.attention.segments import Segment, causal_segments
+from voco.model.attention.voco_mask import TokenIds, allowed
+from voco.sequence.sequence import NONE, PAD, PREFIX, TEXT, VISION, VOCO
 
 Token = tuple[int, int, int, int]  # kind, sample, view, conversation
 PADDING: Token = (PAD, NONE, NONE, NONE)
@@ -64,16 +64,16 @@ def test_segments_are_the_mask(ids: TokenIds, method: str, data: st.DataObject) 
     queries = data.draw(st.integers(1, length))
     real = (ids.kind != PAD)[:, length - queries :]
     mask = allowed(ids, method, queries) & real[:, :, None]
-    assert torch.equal(expanded(segments(ids, method, queries), rows, queries, length), mask)
+    assert torch.equal(expanded(causal_segments(ids, method, queries), rows, queries, length), mask)
 
 
 def test_one_view_with_one_question_is_two_segments_and_none_is_one() -> None:
     row = [(PREFIX, 0, 0, NONE), *[(VISION, 0, 0, NONE)] * 6, *[(VOCO, 0, 0, NONE)] * 2, *[(TEXT, 0, NONE, 0)] * 3]
     ids = TokenIds(*torch.tensor([row]).unbind(dim=2))
-    prefix, text = segments(ids, "voco")
+    prefix, text = causal_segments(ids, "voco")
     assert prefix.queries.tolist() == prefix.keys.tolist() == list(range(9))
     assert (text.queries.tolist(), text.keys.tolist()) == ([9, 10, 11], [7, 8, 9, 10, 11])
-    (whole,) = segments(ids, "none")
+    (whole,) = causal_segments(ids, "none")
     assert whole.queries.tolist() == whole.keys.tolist() == list(range(12))
 
 
@@ -81,4 +81,4 @@ def test_a_view_behind_text_that_reads_it_is_refused() -> None:
     row = [(TEXT, 0, NONE, 0), (VISION, 0, 0, NONE), (VOCO, 0, 0, NONE), (TEXT, 0, NONE, 0)]
     for method in ("voco", "none"):
         with pytest.raises(ValueError, match="stands behind the text at 0"):
-            segments(TokenIds(*torch.tensor([row]).unbind(dim=2)), method)
+            causal_segments(TokenIds(*torch.tensor([row]).unbind(dim=2)), method)

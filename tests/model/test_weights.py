@@ -8,10 +8,11 @@ import torch
 import world
 
 import voco.model
-import voco.model.reader
-from voco import plan, spec
-from voco.blocks import Model, Text
-from voco.model import new, weights
+import voco.model.generation
+from voco.commands import plan
+from voco.job import spec
+from voco.job.config import Model, Text
+from voco.model import build, weights
 
 LLAMA = {"layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "mlp_width": 48, "vocabulary": 300}
 
@@ -20,11 +21,11 @@ LLAMA = {"layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "mlp_width": 48, "
 def created():
     block = Model.model_validate({"llama": LLAMA, "tower": {"name": "efficientnet_lite0", "image_size": 64}})
     texts = ["what color is the left?", " red", " green"]
-    return new.create(block, "voco", 2, Text(template="question_answer"), texts, seed=1)
+    return build.create_model(block, "voco", 2, Text(template="question_answer"), texts, seed=1)
 
 
 def test_saved_and_loaded_bit_by_bit(created, tmp_path):
-    compressor = weights.save(created, weights.own_state(created), tmp_path / "model")
+    compressor = weights.save_checkpoint(created, weights.own_state(created), tmp_path / "model")
     loaded = voco.model.load(str(tmp_path))
     before, after = created.state_dict(), loaded.state_dict()
     assert before.keys() == after.keys()
@@ -42,22 +43,22 @@ def test_saved_and_loaded_bit_by_bit(created, tmp_path):
 def test_the_configuration_says_the_number_type_that_was_saved(created, tmp_path):
     state = {name: weight.to(torch.bfloat16) for name, weight in weights.own_state(created).items()}
     for name, tensors, each in (("fp32", weights.own_state(created), 4), ("bf16", state, 2)):
-        weights.save(created, tensors, tmp_path / name / "model")
+        weights.save_checkpoint(created, tensors, tmp_path / name / "model")
         assert weights.read_config(str(tmp_path / name))["language_model"]["dtype"] == {4: "float32", 2: "bfloat16"}[each]
         held, n = created.language_model.config, created.layout.tokens
         frame = 2 * held.num_hidden_layers * held.num_key_value_heads * held.head_dim * n * each
         job = {"name": "f", "kind": "frame_cache", "output": "o", "frame_cache": {"fps": 1.0}}
         inputs = {"samples": [{"uri": "s"}], "checkpoint": str(tmp_path / name)}
-        (line,) = plan.details(spec.build("f.yaml", {**job, "inputs": inputs}), {})
+        (line,) = plan.stage_details(spec.build_job("f.yaml", {**job, "inputs": inputs}), {})
         assert line.endswith(f"= {frame:,}")
 
 
 def test_the_same_seed_makes_the_same_model(created):
     block = Model.model_validate({"llama": LLAMA, "tower": {"name": "efficientnet_lite0", "image_size": 64}})
     texts = ["what color is the left?", " red", " green"]
-    again = new.create(block, "voco", 2, Text(template="question_answer"), texts, seed=1)
+    again = build.create_model(block, "voco", 2, Text(template="question_answer"), texts, seed=1)
     assert weights.compressor_hash(weights.own_state(again)) == weights.compressor_hash(weights.own_state(created))
-    other = new.create(block, "voco", 2, Text(template="question_answer"), texts, seed=2)
+    other = build.create_model(block, "voco", 2, Text(template="question_answer"), texts, seed=2)
     assert weights.compressor_hash(weights.own_state(other)) != weights.compressor_hash(weights.own_state(created))
 
 
@@ -83,7 +84,7 @@ def test_tower_matches_the_package_and_knows_its_preprocessing(created):
 def test_weights_that_do_not_fit_are_refused(created, tmp_path):
     state = weights.own_state(created)
     state.pop("projector.0.bias")
-    weights.save(created, state, tmp_path / "model")
+    weights.save_checkpoint(created, state, tmp_path / "model")
     with pytest.raises(ValueError, match=r"missing \['projector.0.bias'\]"):
         voco.model.load(str(tmp_path))
 
@@ -98,7 +99,7 @@ def test_output_head_is_no_part_of_the_compressor(created):
 
 
 def test_text_that_spells_control_tokens_stays_text(created):
-    ids = voco.model.reader.prompt_ids(
+    ids = voco.model.generation.prompt_ids(
         [{"role": "user", "text": "is <voco> or <image> or </s> here?"}], created.tokenizer, created.layout, True
     )
     assert not {created.layout.voco_id, created.layout.image_id, created.layout.eos_id} & set(ids)
@@ -113,7 +114,7 @@ def test_a_pretrained_language_model_keeps_its_weights_and_gets_rows_for_the_new
     plain.save_pretrained(tmp_path / "lm")
     tower = {"name": "efficientnet_lite0", "image_size": 64}
     block = Model.model_validate({"pretrained": str(tmp_path / "lm"), "tower": tower})
-    model = new.create(block, "none", 0, Text(), [], seed=0)
+    model = build.create_model(block, "none", 0, Text(), [], seed=0)
     ids = torch.tensor([plain("a small test")["input_ids"]])
     model.language_model.set_attn_implementation("sdpa")
     ours = model.language_model(ids).logits[..., : theirs.config.vocab_size]

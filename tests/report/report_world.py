@@ -12,9 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image, ImageDraw
 
-from voco import manifest, rows, storage
-from voco.evaluate.scores import exact_match, score_rows
-from voco.spec import Job, build
+from voco.evaluate.metrics.gqa import exact_match
+from voco.evaluate.scores import score_rows
+from voco.job.spec import Job, build_job
+from voco.run import manifest
+from voco.store import parquet, schemas, storage
 
 SCENES = 120
 COLOURS = ("red", "blue", "green", "yellow")
@@ -69,14 +71,14 @@ def sample(index: int, broken: bool = False) -> dict[str, Any]:
 
 def job(root: Path, name: str, kind: str, **fields: Any) -> Job:
     """A checked job that has claimed its output, as a driver does first."""
-    made = build("test", {"name": name, "kind": kind, "output": str(root / name), **fields})
-    manifest.begin(made, manifest.job_run_id(made))
+    made = build_job("test", {"name": name, "kind": kind, "output": str(root / name), **fields})
+    manifest.claim_output(made, manifest.job_run_id(made))
     return made
 
 
 def finish(made: Job, seconds: float, **fields: Any) -> str:
     """Write the manifest as a driver does last, as if the stage had taken `seconds`."""
-    return manifest.finish(made, manifest.job_run_id(made), time.time() - seconds, **fields).run_id
+    return manifest.write_manifest(made, manifest.job_run_id(made), time.time() - seconds, **fields).run_id
 
 
 def ingest(root: Path) -> None:
@@ -86,13 +88,13 @@ def ingest(root: Path) -> None:
         root, "ingest-test", "ingest", inputs={"annotations": str(annotations)}, ingest={"format": "llava_json", "dataset": "s"}
     )
     samples = [sample(index, broken=index == 1) for index in range(SCENES)]
-    groups = [pa.Table.from_pylist(samples[start : start + 40], schema=rows.SAMPLES) for start in range(0, SCENES, 40)]
-    entry = rows.write_table(f"{made.output}/samples/part-00000.parquet", groups[:2], rows.SAMPLES)
-    second = rows.write_table(f"{made.output}/samples/part-00001.parquet", groups[2:], rows.SAMPLES)
+    groups = [pa.Table.from_pylist(samples[start : start + 40], schema=schemas.SAMPLES) for start in range(0, SCENES, 40)]
+    entry = parquet.write_table(f"{made.output}/samples/part-00000.parquet", groups[:2], schemas.SAMPLES)
+    second = parquet.write_table(f"{made.output}/samples/part-00001.parquet", groups[2:], schemas.SAMPLES)
     lost = [{"dataset": "s", "source": f"questions.json:{row}", "reason": reason, "detail": HOSTILE} for row, reason in
             enumerate(["missing_media", "missing_media", "corrupt_media"])]  # fmt: skip
-    rejects = rows.write_table(
-        f"{made.output}/rejects/part-00000.parquet", [pa.Table.from_pylist(lost, schema=rows.REJECTS)], rows.REJECTS
+    rejects = parquet.write_table(
+        f"{made.output}/rejects/part-00000.parquet", [pa.Table.from_pylist(lost, schema=schemas.REJECTS)], schemas.REJECTS
     )
     read = 3 * SCENES + 3
     figures = {"width": {"count": SCENES, "sum": 128.0 * SCENES, "min": 128.0, "max": 128.0, "mean": 128.0}}
@@ -125,7 +127,7 @@ def trained(made: Job, floor: float, drop: float, steps: int = 900) -> None:
         "lr": 1e-3 * (1 - step / steps), "grad_norm": np.ones(steps),
         "seconds": generator.normal(0.11, 0.01, steps),
     }  # fmt: skip
-    rows.write_table(f"{made.output}/metrics.parquet", [pa.table(columns, schema=rows.METRICS)], rows.METRICS)
+    parquet.write_table(f"{made.output}/metrics.parquet", [pa.table(columns, schema=schemas.METRICS)], schemas.METRICS)
     finish(made, 104.0, counts={"steps": steps}, statistics={"final_loss": float(loss[-1])})
 
 
@@ -154,7 +156,7 @@ def answers(
                     "new_tokens": 2, "cache_hit": number > 0,
                 }
             )  # fmt: skip
-    return pa.Table.from_pylist(made, schema=rows.ANSWERS)
+    return pa.Table.from_pylist(made, schema=schemas.ANSWERS)
 
 
 def evaluation(
@@ -169,7 +171,7 @@ def evaluation(
 
 def answered(made: Job, table: pa.Table, bounds: dict[str, pa.Table]) -> list[dict[str, Any]]:
     """Answers, their scores by the real rules, and the manifest of an evaluate job; returns the rows of scores."""
-    entry = rows.write_table(f"{made.output}/answers/part-00000.parquet", [table], rows.ANSWERS)
+    entry = parquet.write_table(f"{made.output}/answers/part-00000.parquet", [table], schemas.ANSWERS)
     small = table["method"][0].as_py() != "none"
     scored = [
         row
@@ -180,8 +182,8 @@ def answered(made: Job, table: pa.Table, bounds: dict[str, pa.Table]) -> list[di
             full_cache_bytes=266240, latency_s=0.0021 if small else 0.0034, seconds=9.5, uncached_flops=7e9,
         )
     ]  # fmt: skip
-    scores = rows.write_table(
-        f"{made.output}/scores/part-00000.parquet", [pa.Table.from_pylist(scored, schema=rows.SCORES)], rows.SCORES
+    scores = parquet.write_table(
+        f"{made.output}/scores/part-00000.parquet", [pa.Table.from_pylist(scored, schema=schemas.SCORES)], schemas.SCORES
     )
     finish(made, 12.5, tables={"answers": [entry], "scores": [scores]})
     return scored

@@ -10,15 +10,16 @@ import report.page_tags as page_tags
 import report.report_world as report_world
 from report.page_tags import Tags
 
-from voco import manifest, storage
 from voco.errors import Refused
 from voco.evaluate.scores import ALL
 from voco.report import html as report_html
 from voco.report import plots
 from voco.report.answers_section import QUESTIONS_SHOWN, choose
 from voco.report.comparison import compare, headline
-from voco.report.flow_layout import direct
-from voco.report.outputs import gather
+from voco.report.flow_layout import direct_parents
+from voco.report.outputs import gather_outputs
+from voco.run import manifest
+from voco.store import storage
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def flow(tmp_path_factory):
 @pytest.fixture(scope="module")
 def page(flow, tmp_path_factory):
     to = str(tmp_path_factory.mktemp("page") / "report.html")
-    assert report_html.write([str(flow)], to, "A <title>") == to
+    assert report_html.write_report([str(flow)], to, "A <title>") == to
     return Path(to).read_text()
 
 
@@ -70,7 +71,7 @@ def test_every_section_holds_its_facts(page):
 
 
 def test_a_flow_gives_its_stages_parents_first(flow):
-    world = gather([str(flow)])
+    world = gather_outputs([str(flow)])
     names = [output.name for output in world.outputs]
     assert sorted(names) == sorted(path.parent.name for path in flow.glob("*/manifest.json"))
     for output in world.outputs:
@@ -79,12 +80,12 @@ def test_a_flow_gives_its_stages_parents_first(flow):
 
 
 def test_one_output_brings_its_parents(flow):
-    names = {output.name for output in gather([str(flow / "eval-voco")]).outputs}
+    names = {output.name for output in gather_outputs([str(flow / "eval-voco")]).outputs}
     assert names == {"eval-voco", "eval-upper", "eval-lower", "voco", "none", "base", "features-test", "ingest-test"}
 
 
 def test_roles_order_and_bounds_of_the_comparison(flow):
-    comparison = compare(gather([str(flow)]))[0]
+    comparison = compare(gather_outputs([str(flow)]))[0]
     assert [row["stage"] for row in comparison.rows] == ["eval-upper", "eval-base", "eval-voco", "eval-avg-pool", "eval-lower"]
     assert [row["role"] for row in comparison.rows] == ["upper", "compared", "compared", "compared", "lower"]
     assert comparison.bound("upper") == comparison.rows[0]["score"] == comparison.rows[2]["upper_bound"]
@@ -98,7 +99,7 @@ def test_roles_order_and_bounds_of_the_comparison(flow):
 
 
 def test_the_same_outputs_give_the_same_bytes(flow, page):
-    assert report_html.page(gather([str(flow)]), "A <title>") == page
+    assert report_html.render_page(gather_outputs([str(flow)]), "A <title>") == page
 
 
 def _copy(flow, tmp_path):
@@ -119,7 +120,9 @@ def test_missing_pieces_are_written_as_missing(flow, tmp_path):
     (copy / "avg-pool").mkdir()
     (copy / "avg-pool" / "run.json").write_text('{"run_id": "x", "job": {}}')
     text = " ".join(
-        "".join(Tags(report_html.page(gather([str(copy), str(copy / "avg-pool"), str(copy / "nowhere")]), "t")).text).split()
+        "".join(
+            Tags(report_html.render_page(gather_outputs([str(copy), str(copy / "avg-pool"), str(copy / "nowhere")]), "t")).text
+        ).split()
     )
     assert "metrics missing" in text
     assert "eval-base: scores missing" in text
@@ -133,11 +136,11 @@ def test_a_parent_that_changed_or_went_is_said(tmp_path):
     report_world.features(tmp_path)
     place = f"{tmp_path}/ingest-test/manifest.json"
     storage.write_json(place, {**storage.read_json(place), "seconds": 1.0})
-    assert gather([f"{tmp_path}/features-test"]).outputs[-1].parents[0].state == "changed"
+    assert gather_outputs([f"{tmp_path}/features-test"]).outputs[-1].parents[0].state == "changed"
     shutil.rmtree(tmp_path / "ingest-test")
-    world = gather([f"{tmp_path}/features-test"])
+    world = gather_outputs([f"{tmp_path}/features-test"])
     assert world.outputs[0].parents[0].state == "absent"
-    page = report_html.page(world, "t")
+    page = report_html.render_page(world, "t")
     assert 'class="stage absent"' in page
     assert "No scores: no finished evaluation" in page
     assert "No training output" in page
@@ -145,7 +148,7 @@ def test_a_parent_that_changed_or_went_is_said(tmp_path):
 
 def test_nothing_finished_is_refused(tmp_path):
     with pytest.raises(Refused, match="expected a finished output"):
-        gather([str(tmp_path / "none")])
+        gather_outputs([str(tmp_path / "none")])
 
 
 def test_the_choice_of_questions_sees_no_result_and_no_sample_twice():
@@ -159,14 +162,14 @@ def test_the_choice_of_questions_sees_no_result_and_no_sample_twice():
 
 def test_an_arrow_is_left_out_where_a_longer_way_leads():
     parents = {"a": [], "b": ["a"], "c": ["a", "b"]}
-    assert direct("c", parents) == ["b"]
+    assert direct_parents("c", parents) == ["b"]
 
 
 def test_a_mean_is_over_a_window_and_ticks_are_round():
     assert plots.smooth(np.array([0.0, 3.0, 0.0, 3.0])) == pytest.approx([1.5, 1.0, 2.0, 1.5])
     assert plots.nice_ticks(0, 73) == [0, 20, 40, 60, 80]
     assert plots.nice_ticks(1, 1)[0] < 1
-    x, y = plots.thin(np.arange(1000.0), np.arange(1000.0), 100)
+    x, y = plots.downsample(np.arange(1000.0), np.arange(1000.0), 100)
     assert len(x) == 100
     assert x[0] == y[0] == 4.5
 
@@ -181,8 +184,8 @@ def test_the_pipeline_writes_page_summary_and_manifest(flow, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "VoCo, N=1" in printed
     assert f"{made.output}/report.html" in printed
-    assert manifest.read(made.output) == done
-    output = gather([made.output]).at(made.output)
+    assert manifest.read_manifest(made.output) == done
+    output = gather_outputs([made.output]).at(made.output)
     summary = output.read("summary").to_pylist()
     assert storage.read_json(f"{made.output}/summary.json") == summary
     assert [row["role"] for row in summary if row["category"] == "all"] == ["upper", "compared", "compared", "lower"]
@@ -193,7 +196,7 @@ def test_outputs_and_report_may_lie_on_s3(flow, s3_server):
     (s3_server / "bucket").mkdir()
     for name in ("eval-voco", "ingest-test"):
         storage.put_directory(flow / name, f"s3://bucket/{name}")
-    to = report_html.write(["s3://bucket/eval-voco", "s3://bucket/ingest-test"], "s3://bucket/report.html", "On S3")
+    to = report_html.write_report(["s3://bucket/eval-voco", "s3://bucket/ingest-test"], "s3://bucket/report.html", "On S3")
     page = storage.read_bytes(to).decode()
     assert "On S3" in page
     assert "s3://bucket/eval-voco" in page
@@ -221,7 +224,9 @@ def test_one_evaluation_of_several_n_has_a_line_for_each(tmp_path):
     report_world.evaluation(together, "eval-voco", "voco", pa.concat_tables(tables.values()), {})
     for n, table in tables.items():
         report_world.evaluation(apart, f"eval-voco{n}", "voco", table, {})
-    ((one,), (other,)) = (compare(gather([str(place) for place in sorted(root.glob("eval-*"))])) for root in (together, apart))
+    ((one,), (other,)) = (
+        compare(gather_outputs([str(place) for place in sorted(root.glob("eval-*"))])) for root in (together, apart)
+    )
     labels = ["VoCo, N=1", "VoCo, N=2", "VoCo, N=4", "FastV, N=64"]
     assert sorted(row["label"] for row in one.rows) == sorted(labels)
     assert {row["label"]: (row["score"], row["cache_bytes"]) for row in one.rows} == {
@@ -230,7 +235,9 @@ def test_one_evaluation_of_several_n_has_a_line_for_each(tmp_path):
     assert not one.unpaired
     assert len(one.differences) == 3 + 3  # each pair of N, and each N against FastV
     assert sorted(map(repr, one.differences)) == sorted(map(repr, other.differences))
-    page = Path(report_html.write([str(place) for place in together.glob("eval-*")], str(tmp_path / "r.html"), "r")).read_text()
+    page = Path(
+        report_html.write_report([str(place) for place in together.glob("eval-*")], str(tmp_path / "r.html"), "r")
+    ).read_text()
     text = " ".join("".join(Tags(page).text).split())
     assert all(label in text for label in labels)
     assert "7 GFLOP without a cache" in text
@@ -241,7 +248,7 @@ def test_parts_of_a_video_at_several_n_are_told_apart(tmp_path):
     for method in ("voco", "shuffled_frames"):
         tables = [report_world.answers(method, method, 0.1 * n, n=n, checkpoint="video") for n in (1, 2)]
         report_world.evaluation(tmp_path, f"eval-{method[:4]}", "voco", pa.concat_tables(tables), {})
-    (found,) = compare(gather([str(place) for place in tmp_path.glob("eval-*")]))
+    (found,) = compare(gather_outputs([str(place) for place in tmp_path.glob("eval-*")]))
     assert {row["label"] for row in found.rows} == {
         "VoCo, N=1", "VoCo, N=2", "frames shuffled, N=1", "frames shuffled, N=2",
     }  # fmt: skip

@@ -3,8 +3,8 @@
 import pytest
 import report.report_world as report_world
 
+from voco.commands.show import printable, show_output
 from voco.errors import Refused
-from voco.show import printable, show
 
 
 @pytest.fixture(scope="module")
@@ -13,7 +13,7 @@ def flow(tmp_path_factory):
 
 
 def test_ingest_shows_a_sample_and_rejects_by_reason(flow):
-    text = show(str(flow / "ingest-test"))
+    text = show_output(str(flow / "ingest-test"))
     assert "read 363, written 360" in text.replace("samples 120, ", "")
     assert "scene0.png: png, 128 x 128" in text
     assert "user: How many shapes are red?" in text
@@ -24,7 +24,7 @@ def test_ingest_shows_a_sample_and_rejects_by_reason(flow):
 
 
 def test_evaluation_shows_answers_and_scores(flow):
-    text = show(str(flow / "eval-voco"))
+    text = show_output(str(flow / "eval-voco"))
     assert "answers: 360, the first 8" in text
     assert "[right]" in text
     assert "[wrong]" in text
@@ -33,16 +33,16 @@ def test_evaluation_shows_answers_and_scores(flow):
 
 
 def test_other_outputs_show_their_tables(flow):
-    assert show(str(flow / "features-test")).startswith("features-test: features, run features-test-")
+    assert show_output(str(flow / "features-test")).startswith("features-test: features, run features-test-")
 
 
 def test_unfinished_and_absent_outputs_are_refused(flow, tmp_path):
     with pytest.raises(Refused, match="does not exist"):
-        show(str(tmp_path / "nowhere"))
+        show_output(str(tmp_path / "nowhere"))
     (tmp_path / "half").mkdir()
     (tmp_path / "half" / "run.json").write_text("{}")
     with pytest.raises(Refused, match="is not finished"):
-        show(str(tmp_path / "half"))
+        show_output(str(tmp_path / "half"))
 
 
 def test_printable_shows_codes_and_cuts():

@@ -18,18 +18,19 @@ import video_world
 from PIL import Image
 from report.page_tags import Tags, assert_alone
 
-from voco import manifest, rows, storage
 from voco.evaluate.retention import bootstrap
 from voco.evaluate.scores import join_correct
 from voco.report import html as report_html
 from voco.report.answers_section import QUESTIONS_SHOWN
 from voco.report.comparison import compare, headline
-from voco.report.flow_layout import draw
-from voco.report.frames_section import frame_cache
-from voco.report.outputs import gather
+from voco.report.flow_layout import layout_flow
+from voco.report.frames_section import frames_section
+from voco.report.outputs import gather_outputs
 from voco.report.pictures import BETWEEN, FRAMES_SHOWN, picture
 from voco.report.ratio_plot import Point, ratio_plot
-from voco.report.sweep_section import sweep
+from voco.report.sweep_section import sweep_section
+from voco.run import manifest
+from voco.store import parquet, schemas, storage
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def flow(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(flow):
-    return report_html.page(gather([str(flow)]), "Whole")
+    return report_html.render_page(gather_outputs([str(flow)]), "Whole")
 
 
 def section(page: str, name: str) -> Tags:
@@ -54,7 +55,7 @@ def test_the_page_is_one_file_that_asks_for_nothing_and_runs_nothing(page):
 
 
 def test_one_sweep_brings_its_trials_and_all_that_they_read(flow):
-    world = gather([str(flow / "sft")])
+    world = gather_outputs([str(flow / "sft")])
     names = {output.name for output in world.outputs}
     assert {"none-1", "voco-1", "voco-4", "avg-pool-1", "lower-none-1", "answers-voco-4", "base", "align", "cc3m"} <= names
     assert "video" not in names
@@ -66,11 +67,11 @@ def test_one_sweep_brings_its_trials_and_all_that_they_read(flow):
 
 def test_a_sweep_that_was_moved_still_has_its_trials(flow, tmp_path):
     moved = shutil.copytree(flow / "sft", tmp_path / "sft")
-    world = gather([str(moved)])
+    world = gather_outputs([str(moved)])
     assert [output.uri for _, output in world.trials(world.at(str(moved)))] == [
         f"{moved}/runs/{name}/train" for name in ("none-1", "voco-1", "voco-4", "avg-pool-1")
     ]
-    assert sweep(world.at(str(moved)))["plot"]
+    assert sweep_section(world.at(str(moved)))["plot"]
 
 
 def test_a_flows_stages_are_found_from_anywhere_and_where_they_were_moved_to(flow, tmp_path, monkeypatch):
@@ -80,16 +81,16 @@ def test_a_flows_stages_are_found_from_anywhere_and_where_they_were_moved_to(flo
     shutil.copytree(flow, tmp_path / "run")
     storage.write_json(f"{tmp_path}/run/run.json", run)
     monkeypatch.chdir("/")
-    held = gather([str(tmp_path / "run")])
+    held = gather_outputs([str(tmp_path / "run")])
     assert held.missing == ((f"{tmp_path}/run/later", "not there"),)
     (tmp_path / "run").rename(tmp_path / "moved")
-    held = gather([str(tmp_path / "moved")])
+    held = gather_outputs([str(tmp_path / "moved")])
     assert {f"{tmp_path}/moved/{name}" for name in names} <= {output.uri for output in held.outputs}
     assert held.missing == ((f"{tmp_path}/run/later", "not there"),)
 
 
 def test_the_trials_stand_at_their_ratios_with_the_bounds(flow, page):
-    item = sweep(gather([str(flow)]).at(str(flow / "sft")))
+    item = sweep_section(gather_outputs([str(flow)]).at(str(flow / "sft")))
     ratios = {(trial["row"]["trial"], trial["part"]): trial["ratio"] for trial in item["trials"]}
     assert ratios == {
         ("none-1", "upper bound"): 1.0, ("none-1", "lower bound"): 1.0, ("voco-1", ""): 64.0, ("voco-4", ""): 16.0,
@@ -112,9 +113,9 @@ def test_the_trials_stand_at_their_ratios_with_the_bounds(flow, page):
 def test_a_ratio_that_is_missing_is_said(flow, tmp_path):
     moved = shutil.copytree(flow / "sft", tmp_path / "sft")
     (moved / "runs/voco-4/train/model/config.json").unlink()
-    assert sweep(gather([str(moved)]).at(str(moved)))["left_out"] == ["voco-4: its compression ratio is missing"]
+    assert sweep_section(gather_outputs([str(moved)]).at(str(moved)))["left_out"] == ["voco-4: its compression ratio is missing"]
     (moved / "trials/part-00000.parquet").unlink()
-    assert "its trials' table is missing" in section(report_html.page(gather([str(moved)]), "t"), "sweep").words
+    assert "its trials' table is missing" in section(report_html.render_page(gather_outputs([str(moved)]), "t"), "sweep").words
 
 
 def test_points_stand_where_their_values_are():
@@ -137,7 +138,7 @@ def test_points_stand_where_their_values_are():
 
 
 def test_a_frames_bytes_are_the_formulas(flow, page):
-    item = frame_cache(gather([str(flow)]).at(str(flow / "frames")))
+    item = frames_section(gather_outputs([str(flow)]).at(str(flow / "frames")))
     assert item["formula"] == 2 * 2 * 2 * 8 * 1 * 4  # keys and values, layers, kv_heads, head_dim, N, float32
     assert item["equal"] is True
     assert (item["frames"], item["media"]) == (4 * 64, 64)
@@ -155,11 +156,11 @@ def test_bytes_that_are_not_the_formulas_are_said(flow, tmp_path):
     run = storage.read_json(f"{moved}/run.json")
     run["job"]["frame_cache"] = {"frames": 4}
     storage.write_json(f"{moved}/run.json", run)
-    assert "not those of the formula" in section(report_html.page(gather([str(moved)]), "t"), "frames").words
-    assert "4 of each" in section(report_html.page(gather([str(moved)]), "t"), "frames").words
+    assert "not those of the formula" in section(report_html.render_page(gather_outputs([str(moved)]), "t"), "frames").words
+    assert "4 of each" in section(report_html.render_page(gather_outputs([str(moved)]), "t"), "frames").words
     shutil.rmtree(moved / "frame_cache")
     storage.write_json(place, {**held, "statistics": {}})
-    assert "cannot be checked" in section(report_html.page(gather([str(moved)]), "t"), "frames").words
+    assert "cannot be checked" in section(report_html.render_page(gather_outputs([str(moved)]), "t"), "frames").words
 
 
 def test_a_clip_is_a_strip_of_its_own_frames_in_order():
@@ -201,7 +202,7 @@ def test_each_kind_of_training_has_axes_of_its_own(page):
 
 
 def test_benchmarks_stand_apart_and_variants_have_names(flow):
-    scenes, clips = compare(gather([str(flow)]))
+    scenes, clips = compare(gather_outputs([str(flow)]))
     assert [row["label"] for row in scenes.rows] == [
         "upper bound", "VoCo, N=4", "uncompressed, base", "VoCo, N=1", "average pooling, N=1", "lower bound",
     ]  # fmt: skip
@@ -214,11 +215,11 @@ def test_benchmarks_stand_apart_and_variants_have_names(flow):
 
 
 def test_order_is_worth_a_paired_difference_by_category(flow, page):
-    clips = compare(gather([str(flow)]))[1]
+    clips = compare(gather_outputs([str(flow)]))[1]
     found = {(one.other, one.category): one for one in clips.differences}
     assert set(found) == {(other, name) for other in ("frames shuffled", "one frame only") for name in ("all", "kind", "order")}
     tables = {
-        name: rows.read_table(str(flow / place / "answers/part-00000.parquet"))
+        name: parquet.read_table(str(flow / place / "answers/part-00000.parquet"))
         for name, place in (("in order", "answers-video"), ("shuffled", "answers-shuffled"))
     }
     samples, categories, correct = join_correct(tables)
@@ -236,11 +237,11 @@ def test_order_is_worth_a_paired_difference_by_category(flow, page):
 
 def test_variants_of_another_checkpoint_are_not_paired(flow, tmp_path):
     copy = Path(shutil.copytree(flow / "answers-shuffled", tmp_path / "answers-shuffled"))
-    scores = rows.read_table(str(copy / "scores/part-00000.parquet")).to_pylist()
+    scores = parquet.read_table(str(copy / "scores/part-00000.parquet")).to_pylist()
     moved = [{**row, "checkpoint": "/another"} for row in scores]
-    table = report_world.pa.Table.from_pylist(moved, schema=rows.SCORES)
-    rows.write_table(str(copy / "scores/part-00000.parquet"), [table], rows.SCORES)
-    (comparison,) = compare(gather([str(copy), str(flow / "answers-video")]))[-1:]
+    table = report_world.pa.Table.from_pylist(moved, schema=schemas.SCORES)
+    parquet.write_table(str(copy / "scores/part-00000.parquet"), [table], schemas.SCORES)
+    (comparison,) = compare(gather_outputs([str(copy), str(flow / "answers-video")]))[-1:]
     assert comparison.benchmark == "clips"
     assert comparison.differences == []
 
@@ -294,7 +295,7 @@ def test_the_flow_has_one_box_a_stage_and_the_trials_in_their_sweeps(flow, page)
 
 def test_arrows_keep_out_of_the_boxes_that_they_pass():
     parents = {"a": [], "b": ["a"], "c": ["b"], "d": ["c"], "x": ["a"], "y": ["x", "d"], "z": ["x"], "w": ["z", "y"]}
-    drawing = draw(parents, 100, dict.fromkeys(parents, 40) | {"b": 120})
+    drawing = layout_flow(parents, 100, dict.fromkeys(parents, 40) | {"b": 120})
     for arrow in drawing.arrows:
         for (x1, y1), (x2, y2) in itertools.pairwise(arrow):
             assert y1 <= y2
@@ -307,7 +308,7 @@ def test_arrows_keep_out_of_the_boxes_that_they_pass():
 
 
 def test_boxes_without_arrows_stand_in_rows_below():
-    drawing = draw({"a": [], "b": ["a"], **{f"x{index}": [] for index in range(7)}}, 100, {"a": 40, "b": 40} | {
+    drawing = layout_flow({"a": [], "b": ["a"], **{f"x{index}": [] for index in range(7)}}, 100, {"a": 40, "b": 40} | {
         f"x{index}": 40 for index in range(7)
     })  # fmt: skip
     tops = [drawing.boxes[f"x{index}"][1] for index in range(7)]
@@ -315,7 +316,7 @@ def test_boxes_without_arrows_stand_in_rows_below():
     assert tops[5] == tops[6] >= tops[0] + 40
     assert drawing.height >= tops[6] + 40
     assert drawing.width >= drawing.boxes["x4"][0] + 100
-    assert draw({"a": []}, 100, {"a": 40}).boxes == {"a": (6, 6)}
+    assert layout_flow({"a": []}, 100, {"a": 40}).boxes == {"a": (6, 6)}
 
 
 @pytest.mark.slow

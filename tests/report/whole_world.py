@@ -11,12 +11,13 @@ import report.report_world as report_world
 import video_world
 import world
 
-from voco import rows, storage, work
-from voco.blocks import Model, Text
-from voco.model import new, weights
-from voco.spec import Job
-from voco.trials import trials
-from voco.video.frame_cache import FrameWorker, write_list
+from voco.job.config import Model, Text
+from voco.job.spec import Job
+from voco.job.trials import sweep_trials
+from voco.model import build, weights
+from voco.precompute.frame_cache import FrameWorker, list_media_samples
+from voco.run import units
+from voco.store import parquet, schemas, storage
 
 CLIPS = 60
 LLAMA = {"layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "mlp_width": 48, "vocabulary": 300}
@@ -36,8 +37,8 @@ def ingested(root: Path, name: str, form: str, made: list[dict[str, Any]]) -> No
     annotations.write_text("[]")
     block = {"format": form, "dataset": name, "split": made[0]["split"]}
     job = report_world.job(root, name, "ingest", inputs={"annotations": str(annotations)}, ingest=block)
-    entry = rows.write_table(
-        f"{job.output}/samples/part-00000.parquet", [pa.Table.from_pylist(made, schema=rows.SAMPLES)], rows.SAMPLES
+    entry = parquet.write_table(
+        f"{job.output}/samples/part-00000.parquet", [pa.Table.from_pylist(made, schema=schemas.SAMPLES)], schemas.SAMPLES
     )
     asked = sum(len(row["conversations"]) for row in made)
     key = "width" if made[0]["modality"] == "image" else "duration_s"
@@ -69,9 +70,9 @@ def clips() -> list[dict[str, Any]]:
 def checkpoint(output: str, method: str, tokens: int) -> None:
     """A real model's files, untrained."""
     block = Model.model_validate({"llama": LLAMA, "tower": TOWER})
-    model = new.create(block, method, tokens, Text(template="question_answer"), ["does it get brighter?"], seed=3)
+    model = build.create_model(block, method, tokens, Text(template="question_answer"), ["does it get brighter?"], seed=3)
     with tempfile.TemporaryDirectory() as folder:
-        weights.save(model, weights.own_state(model), Path(folder) / "model")
+        weights.save_checkpoint(model, weights.own_state(model), Path(folder) / "model")
         storage.put_directory(Path(folder) / "model", f"{output}/model")
 
 
@@ -86,7 +87,7 @@ def sweep(root: Path) -> None:
     made = report_world.job(root, "sft", "sweep", sweep={"axes": {"compression": AXIS}, "train": train, "evaluate": evaluate})
     bounds: dict[str, pa.Table] = {}
     found: list[dict[str, Any]] = []
-    for trial in sorted(trials(made), key=lambda trial: not trial.is_bound):
+    for trial in sorted(sweep_trials(made), key=lambda trial: not trial.is_bound):
         assert trial.train.compression is not None
         begun(trial.train)
         checkpoint(trial.train.output, trial.train.compression.method, trial.train.compression.tokens)
@@ -103,13 +104,13 @@ def sweep(root: Path) -> None:
                 bounds["lower" if low else "upper"] = table
             facts = {"trial": trial.name, "output": evaluation.output, "final_loss": 1.1 - SKILLS[trial.name]}
             found += [{**facts, "train_seconds": 104.0, **row} for row in scored]
-    table = pa.Table.from_pylist(found, schema=rows.TRIALS)
-    entry = rows.write_table(f"{made.output}/trials/part-00000.parquet", [table], rows.TRIALS)
+    table = pa.Table.from_pylist(found, schema=schemas.TRIALS)
+    entry = parquet.write_table(f"{made.output}/trials/part-00000.parquet", [table], schemas.TRIALS)
     report_world.finish(made, 470.0, counts={"trials": len(AXIS)}, tables={"trials": [entry]})
 
 
 def begun(made: Job) -> None:
-    report_world.manifest.begin(made, report_world.manifest.job_run_id(made))
+    report_world.manifest.claim_output(made, report_world.manifest.job_run_id(made))
 
 
 def frame_cache(root: Path) -> None:
@@ -118,12 +119,12 @@ def frame_cache(root: Path) -> None:
     samples = [str(root / "webvid"), str(root / "clips-test")]
     inputs = {"samples": [{"uri": uri} for uri in samples], "checkpoint": str(root / "sft/runs/voco-1/train")}
     made = report_world.job(root, "frames", "frame_cache", inputs=inputs, frame_cache=block)
-    units = write_list(made.output, samples, 40)
+    count = list_media_samples(made.output, samples, 40)
     worker = FrameWorker(made.output, str(root / "sft/runs/voco-1/train"), block)
-    with rows.open_parquet(work.list_uri(made.output)) as file:
-        done = [worker(unit, file.read_row_group(unit)) for unit in range(units)]
-    index = pa.Table.from_pylist([line for record in done for line in record["index"]], schema=rows.FRAME_INDEX)
-    entry = rows.write_table(f"{made.output}/index.parquet", [index], rows.FRAME_INDEX)
+    with parquet.open_parquet(units.work_list_uri(made.output)) as file:
+        done = [worker(unit, file.read_row_group(unit)) for unit in range(count)]
+    index = pa.Table.from_pylist([line for record in done for line in record["index"]], schema=schemas.FRAME_INDEX)
+    entry = parquet.write_table(f"{made.output}/index.parquet", [index], schemas.FRAME_INDEX)
     files = [one for record in done for one in record["tables"]["frame_cache"]]
     frames = sum(record["counts"]["written"] for record in done)
     stored = sum(one["bytes"] for one in files) / frames

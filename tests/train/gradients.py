@@ -11,16 +11,16 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from voco.blocks import Training
-from voco.features import FeatureStore
+from voco.job.config import Training
 from voco.model import weights
-from voco.model.batch import collate, taught
+from voco.model.batch import collate, with_teacher
 from voco.model.voco_llama import Distillation
-from voco.tokens import Layout
-from voco.train.data import TrainingSamples
-from voco.train.order import epoch_order
-from voco.train.packing import deal
-from voco.train.sample_tables import SampleTables, images_of
+from voco.precompute.feature_store import FeatureStore
+from voco.sequence.sequence import Layout
+from voco.store.samples import SampleTables, images_of
+from voco.train.batches import TrainingSamples
+from voco.train.packing import split_evenly
+from voco.train.sampler import epoch_order
 from voco.train.step import backward
 from voco.train.zero import deepspeed_config
 
@@ -39,7 +39,7 @@ def main(folder: str, cases: list[str]) -> None:
         layout = Layout(**weights.read_config(f"{folder}/initial")["layout"])
         if "queries" in name:
             layout = layout.model_copy(update={"method": "q_former", "tokens": 2, "q_former_layers": 2})
-        model = weights.load(f"{folder}/initial", layout, torch.float32, new_q_former=3)
+        model = weights.load_checkpoint(f"{folder}/initial", layout, torch.float32, new_q_former=3)
         model.tower = None
         if name == "recomputed":
             model.language_model.train()
@@ -51,7 +51,7 @@ def main(folder: str, cases: list[str]) -> None:
         samples = TrainingSamples(tables, model.tokenizer, model.layout, block, images_of)
         mine = order.of_rank(0, rank, world)
         taken = samples.take(mine)
-        parts = [[taken[at] for at in row] for row in deal([len(one) for one in taken], int(accumulation))]
+        parts = [[taken[at] for at in row] for row in split_evenly([len(one) for one in taken], int(accumulation))]
         if share == "alone":  # the same conversations, each a sample of its own
             one_each = block.model_copy(update={"share_vision": False})
             loose = SampleTables([f"{folder}/samples"], [1.0], False)
@@ -65,10 +65,10 @@ def main(folder: str, cases: list[str]) -> None:
         if "taught" in name:
             plain = layout.model_copy(update={"method": "none"})
             theirs = TrainingSamples(tables, model.tokenizer, plain, block, images_of).take(mine)
-            rows = deal([len(one) for one in taken], int(accumulation))
+            rows = split_evenly([len(one) for one in taken], int(accumulation))
             read = [collate([theirs[at] for at in row], store, store.shape) for row in rows]
-            batches = [taught(batch, teacher) for batch, teacher in zip(batches, read, strict=True)]
-            other = weights.load(f"{folder}/other", plain, torch.float32) if "other" in name else None
+            batches = [with_teacher(batch, teacher) for batch, teacher in zip(batches, read, strict=True)]
+            other = weights.load_checkpoint(f"{folder}/other", plain, torch.float32) if "other" in name else None
             model.distillation = Distillation(0.7, 2.0, other)
         if stage == "1" and name.startswith("plain"):  # the obvious form: one backward, no DeepSpeed
             (batch,) = batches

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from voco.train.packing import deal, pack
+from voco.train.packing import pack, split_evenly
 
 
 def llava_like(count: int, seed: int = 0) -> list[int]:
@@ -39,7 +39,7 @@ def test_no_row_is_too_long_and_none_could_be_joined_with_another(lengths: list[
 
 @given(st.lists(st.integers(1, 50), max_size=6), st.integers(1, 3))
 def test_samples_are_dealt_nearly_as_evenly_as_possible(lengths: list[int], count: int) -> None:
-    rows = deal(lengths, count)
+    rows = split_evenly(lengths, count)
     assert len(rows) == count
     assert sorted(index for row in rows for index in row) == list(range(len(lengths)))
     ways = itertools.product(range(count), repeat=len(lengths))

@@ -17,8 +17,9 @@ import yaml
 from safetensors.torch import load_file
 
 import pipelines
-from voco import manifest, rows
 from voco.errors import Refused
+from voco.run import manifest
+from voco.store import parquet
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 STEPS = {"epochs": 12, "save_every": 8}  # 5 steps an epoch
@@ -37,7 +38,7 @@ def job(place, name, **changes):
 
 
 def outcome(place, name):
-    return load_file(f"{place}/{name}/model/model.safetensors"), rows.read_table(f"{place}/{name}/metrics.parquet")
+    return load_file(f"{place}/{name}/model/model.safetensors"), parquet.read_table(f"{place}/{name}/metrics.parquet")
 
 
 def assert_same(place, one, other):
@@ -78,9 +79,9 @@ def test_driver_killed_under_zero_2(inputs, ray_local, tmp_path):
     finally:
         os.killpg(driver.pid, signal.SIGKILL)
         driver.wait()
-    assert manifest.read(f"{inputs}/killed2") is None
+    assert manifest.read_manifest(f"{inputs}/killed2") is None
     (first, *_) = sorted(Path(f"{inputs}/killed2/checkpoints").glob("*/step-*/metrics.parquet"))
-    before = rows.read_table(str(first))["seconds"].to_pylist()
+    before = parquet.read_table(str(first))["seconds"].to_pylist()
     done = pipelines.run(killed)
     assert done.counts["steps"] == 60
     assert_same(inputs, "whole2", "killed2")

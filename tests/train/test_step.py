@@ -12,10 +12,11 @@ import pytest
 import torch
 import world
 
-from voco import features, storage
 from voco.demo.cluster import free_ports
+from voco.precompute import features
+from voco.store import storage
 from voco.train import launch
-from voco.train.order import Mix, epoch_order
+from voco.train.sampler import TableMix, epoch_order
 from voco.train.step import learning_rate
 
 HERE = Path(__file__).parent
@@ -37,12 +38,13 @@ def folder(tmp_path_factory):
 
 def write_features(output: str, samples: list[str]) -> None:
     worker = features.FeatureWorker(output, world.TOWER, 8, threads=2)
-    for unit in range(features.write_list(output, samples, 100)):
-        from voco import rows, work
+    for unit in range(features.list_images(output, samples, 100)):
+        from voco.run import units
+        from voco.store import parquet
 
-        with rows.open_parquet(work.list_uri(output)) as file:
+        with parquet.open_parquet(units.work_list_uri(output)) as file:
             worker(unit, file.read_row_group(unit))
-    assert storage.names(f"{output}/features")
+    assert storage.list_names(f"{output}/features")
 
 
 def launch_ranks(folder, ranks, cases):
@@ -98,7 +100,7 @@ def test_distillation_and_queries_do_not_depend_on_the_cut_either(folder, what):
 
 
 def test_every_sample_once_an_epoch_and_another_order_each():
-    mix = Mix((7, 3, 8, 1, 5) * 5, (0,) * 25, (1.0,))
+    mix = TableMix((7, 3, 8, 1, 5) * 5, (0,) * 25, (1.0,))
     first, again, second = (epoch_order(mix, 5, epoch, 16) for epoch in (0, 0, 1))
     assert (first.rows == again.rows).all()
     assert (first.rows != second.rows).any()
@@ -112,7 +114,7 @@ def test_every_sample_once_an_epoch_and_another_order_each():
 
 
 def test_weights_repeat_and_thin_out_tables_however_they_are_cut():
-    mix = Mix((10, 10, *[1] * 20), (0, 0, *[1] * 20), (2.0, 0.25))
+    mix = TableMix((10, 10, *[1] * 20), (0, 0, *[1] * 20), (2.0, 0.25))
     order = epoch_order(mix, 1, 0, 5)
     groups = [group for group, _ in order.rows.reshape(-1, 2).tolist()]
     assert groups.count(0) == groups.count(1) == 20

@@ -15,14 +15,15 @@ import torch
 import world
 from PIL import Image
 
-from voco import rows, storage, work
-from voco.blocks import Model, Text
 from voco.errors import Refused
-from voco.model import new, weights
-from voco.model.cache import join
-from voco.video import frame_cache
+from voco.job.config import Model, Text
+from voco.model import build, weights
+from voco.model.cache import join_caches
+from voco.precompute import frame_cache
+from voco.precompute.frame_store import FrameStore, check_compressor
+from voco.run import units
+from voco.store import parquet, schemas, storage
 from voco.video.decode import Video
-from voco.video.frame_store import FrameStore, check_maker
 
 LLAMA = {"layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "mlp_width": 48, "vocabulary": 300}
 
@@ -47,8 +48,8 @@ def video_row(index: int, frames: int) -> dict[str, Any]:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
     place = tmp_path_factory.mktemp("checkpoint")
     block = Model.model_validate({"llama": LLAMA, "tower": world.TOWER})
-    model = new.create(block, "voco", 2, Text(template="question_answer"), ["what happens?"], seed=3)
-    weights.save(model, weights.own_state(model), place / "model")
+    model = build.create_model(block, "voco", 2, Text(template="question_answer"), ["what happens?"], seed=3)
+    weights.save_checkpoint(model, weights.own_state(model), place / "model")
     return str(place)
 
 
@@ -59,16 +60,16 @@ def made(checkpoint: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str
     listed = [video_row(0, 32), video_row(1, 80), video_row(2, 3), *world.sample_rows(2)]
     (large,) = listed[1]["media"]
     stored = [*listed[:1], {**listed[1], "media": [{**large, "bytes": None}]}, *listed[2:]]
-    storage.write_bytes(rows.blob_uri(str(place / "samples"), large["sha256"]), large["bytes"])
+    storage.write_bytes(parquet.blob_uri(str(place / "samples"), large["sha256"]), large["bytes"])
     samples = world.write_samples(str(place / "samples"), stored, rows_per_group=2)
     output = str(place / "cache")
-    assert frame_cache.write_list(output, [samples], unit_samples=2) == 2  # of four rows with media
+    assert frame_cache.list_media_samples(output, [samples], unit_samples=2) == 2  # of four rows with media
     worker = frame_cache.FrameWorker(output, checkpoint, {"fps": 1.0, "batch": 3})
     index = []
     for unit in range(2):
-        with rows.open_parquet(work.list_uri(output)) as file:
+        with parquet.open_parquet(units.work_list_uri(output)) as file:
             index += worker(unit, file.read_row_group(unit))["index"]
-    rows.write_table(f"{output}/index.parquet", [pa.Table.from_pylist(index, schema=rows.FRAME_INDEX)], rows.FRAME_INDEX)
+    parquet.write_table(f"{output}/index.parquet", [pa.Table.from_pylist(index, schema=schemas.FRAME_INDEX)], schemas.FRAME_INDEX)
     return output, [row for row in listed if row["media"]]
 
 
@@ -87,7 +88,7 @@ def test_what_is_no_video_is_a_clear_error(damage: Any) -> None:
 
 def test_a_cached_frame_is_what_the_model_makes_of_it(made: tuple[str, list[dict[str, Any]]], checkpoint: str) -> None:
     output, listed = made
-    store, model = FrameStore(output), weights.load(checkpoint)
+    store, model = FrameStore(output), weights.load_checkpoint(checkpoint)
     assert model.tower is not None
     assert [store.frames(row["sample_id"]) for row in listed] == [8, 20, 1, 1]
     for row in listed:
@@ -97,7 +98,7 @@ def test_a_cached_frame_is_what_the_model_makes_of_it(made: tuple[str, list[dict
             pictures = [Image.fromarray(frame) for frame in video.frames(list(range(0, video.num_frames, 4)))]
         else:
             pictures = [data]
-        one_by_one = join([model.compress(model.tower.preprocess(picture)[None]) for picture in pictures])
+        one_by_one = join_caches([model.compress(model.tower.preprocess(picture)[None]) for picture in pictures])
         read = store.read(row["sample_id"], range(len(pictures)))
         assert read.key == one_by_one.key
         assert read.tokens == one_by_one.tokens
@@ -125,7 +126,7 @@ def test_files_are_as_the_design_says(made: tuple[str, list[dict[str, Any]]], ch
     config = weights.read_config(checkpoint)
     held = []
     for unit in range(2):
-        with pq.ParquetFile(work.part(output, "frame_cache", unit)) as file:
+        with pq.ParquetFile(units.part_uri(output, "frame_cache", unit)) as file:
             facts = json.loads(file.schema_arrow.metadata[b"voco.frame_cache"])
             assert facts["shape"] == [2, 2, 2, 8]
             assert facts["dtype"] == "float32"
@@ -150,14 +151,14 @@ def test_a_sample_with_a_frame_that_cannot_be_decoded_is_a_reject_and_not_in_the
     broken["media"][0]["bytes"] = b"no video"
     samples = world.write_samples(str(tmp_path / "samples"), [good, broken])
     output = str(tmp_path / "cache")
-    frame_cache.write_list(output, [samples, samples], unit_samples=5)  # named twice, cached once
-    with rows.open_parquet(work.list_uri(output)) as file:
+    frame_cache.list_media_samples(output, [samples, samples], unit_samples=5)  # named twice, cached once
+    with parquet.open_parquet(units.work_list_uri(output)) as file:
         assert file.metadata.num_rows == 2
         record = frame_cache.FrameWorker(output, checkpoint, {"fps": 1.0})(0, file.read_row_group(0))
     assert record["counts"] == {"read": 2, "written": 8, "rejected": 1}
     assert [reject["reason"] for reject in record["rejects"]] == ["corrupt_media"]
-    index = pa.Table.from_pylist(record["index"], schema=rows.FRAME_INDEX)
-    rows.write_table(f"{output}/index.parquet", [index], rows.FRAME_INDEX)
+    index = pa.Table.from_pylist(record["index"], schema=schemas.FRAME_INDEX)
+    parquet.write_table(f"{output}/index.parquet", [index], schemas.FRAME_INDEX)
     store = FrameStore(output)
     assert store.rejected == {"f" * 32}
     assert store.frames(good["sample_id"]) == 8
@@ -166,12 +167,12 @@ def test_a_sample_with_a_frame_that_cannot_be_decoded_is_a_reject_and_not_in_the
 
 def test_caches_of_another_maker_or_too_few_tokens_are_refused(made: tuple[str, list[dict[str, Any]]], checkpoint: str) -> None:
     store, config = FrameStore(made[0]), weights.read_config(checkpoint)
-    check_maker(store, config, 2)
+    check_compressor(store, config, 2)
     for wrong in ({"compressor": "f" * 64}, {"preprocessing": "other"}):
         with pytest.raises(Refused, match=f"was made with {next(iter(wrong))}"):
-            check_maker(store, {**config, **wrong}, 2)
+            check_compressor(store, {**config, **wrong}, 2)
     with pytest.raises(Refused, match="expected at most the 2 tokens of each cached frame, got 3"):
-        check_maker(store, config, 3)
+        check_compressor(store, config, 3)
 
 
 def test_row_groups_stay_below_their_limit(
@@ -179,13 +180,13 @@ def test_row_groups_stay_below_their_limit(
 ) -> None:
     """With room for seven frames of 2 x 256 bytes in a group, twenty frames are three groups, and read the same."""
     output, listed = made
-    monkeypatch.setattr(rows, "FRAME_GROUP_BYTES", 7 * 2 * 256)
+    monkeypatch.setattr(schemas, "FRAME_GROUP_BYTES", 7 * 2 * 256)
     samples = world.write_samples(str(tmp_path / "samples"), [listed[1]])
-    frame_cache.write_list(str(tmp_path / "cache"), [samples], unit_samples=2)
-    with rows.open_parquet(work.list_uri(str(tmp_path / "cache"))) as file:
+    frame_cache.list_media_samples(str(tmp_path / "cache"), [samples], unit_samples=2)
+    with parquet.open_parquet(units.work_list_uri(str(tmp_path / "cache"))) as file:
         record = frame_cache.FrameWorker(str(tmp_path / "cache"), checkpoint, {"fps": 1.0})(0, file.read_row_group(0))
-    index = pa.Table.from_pylist(record["index"], schema=rows.FRAME_INDEX)
-    rows.write_table(str(tmp_path / "cache" / "index.parquet"), [index], rows.FRAME_INDEX)
+    index = pa.Table.from_pylist(record["index"], schema=schemas.FRAME_INDEX)
+    parquet.write_table(str(tmp_path / "cache" / "index.parquet"), [index], schemas.FRAME_INDEX)
     assert [line["frames"] for line in record["index"]] == [7, 7, 6]
     name = listed[1]["sample_id"]
     ours, theirs = FrameStore(str(tmp_path / "cache")).read(name, range(20)), FrameStore(output).read(name, range(20))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from voco.video.sample_frames import at_rate, evenly, thin
+from voco.video.sample_frames import evenly_spaced, frames_at_rate, thin_evenly
 
 
 @pytest.mark.parametrize(
@@ -21,19 +21,19 @@ from voco.video.sample_frames import at_rate, evenly, thin
     ],
 )
 def test_frames_at_a_rate(num_frames: int, fps: float, wanted: float, expected: list[int]) -> None:
-    assert at_rate(num_frames, fps, wanted) == expected
+    assert frames_at_rate(num_frames, fps, wanted) == expected
 
 
 @pytest.mark.parametrize(
     ("num_frames", "count", "expected"), [(8, 4, [1, 3, 5, 7]), (8, 1, [4]), (3, 8, [0, 1, 2]), (10, 3, [1, 5, 8])]
 )
 def test_frames_in_the_middle_of_equal_parts(num_frames: int, count: int, expected: list[int]) -> None:
-    assert evenly(num_frames, count) == expected
+    assert evenly_spaced(num_frames, count) == expected
 
 
 @given(st.integers(1, 5000), st.integers(1, 300))
 def test_evenly_is_inside_and_in_order(num_frames: int, count: int) -> None:
-    taken = evenly(num_frames, count)
+    taken = evenly_spaced(num_frames, count)
     assert len(taken) == min(num_frames, count)
     assert taken == sorted(set(taken))
     assert 0 <= taken[0] <= taken[-1] < num_frames
@@ -41,7 +41,7 @@ def test_evenly_is_inside_and_in_order(num_frames: int, count: int) -> None:
 
 @given(st.lists(st.integers(), min_size=1, max_size=200, unique=True), st.integers(1, 50))
 def test_thinning_keeps_order_and_its_limit(frames: list[int], limit: int) -> None:
-    kept = thin(frames, limit)
+    kept = thin_evenly(frames, limit)
     assert len(kept) == min(limit, len(frames))
     places = [frames.index(frame) for frame in kept]
     assert places == sorted(set(places))

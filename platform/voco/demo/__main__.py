@@ -12,10 +12,13 @@ from typing import Any
 
 import psutil
 
-from voco import jobs, manifest, spec, storage
+from voco.commands import submit
 from voco.demo import cluster
 from voco.errors import exit_code
+from voco.job import spec
 from voco.report import table
+from voco.run import manifest
+from voco.store import storage
 
 FLOW = "jobs/demo/flow.yaml"
 DATA = Path(".demo/data")
@@ -26,15 +29,15 @@ def main() -> int:
     spent: dict[str, float] = {}
     if "VOCO_ENVIRONMENT_S" in os.environ:
         spent["environment"] = float(os.environ["VOCO_ENVIRONMENT_S"])
-    timed(spent, "data", write_data)
-    job = spec.load(FLOW)
-    if jobs.finished(job, manifest.job_run_id(job)):
+    timed(spent, "data", write_demo_data)
+    job = spec.load_job(FLOW)
+    if submit.output_is_finished(job, manifest.job_run_id(job)):
         print(f"everything is done already: {job.output}")
         code = 0
     else:
-        with memory() as peak:
-            where = jobs.target(timed(spent, "Ray start", cluster.start).dashboard)
-            code = timed(spent, "flow", lambda: jobs.submit(FLOW, job, where))
+        with peak_memory() as peak:
+            where = submit.find_cluster(timed(spent, "Ray start", cluster.start).dashboard)
+            code = timed(spent, "flow", lambda: submit.submit(FLOW, job, where))
         print(f"\npeak memory: {peak[0] / 2**30:.1f} GiB more than the machine used before Ray started")
     if code == 0:
         print_end(job, spent)
@@ -42,7 +45,7 @@ def main() -> int:
 
 
 @contextmanager
-def memory() -> Iterator[list[int]]:
+def peak_memory() -> Iterator[list[int]]:
     """Holds the most memory, in bytes, that the machine uses in here beyond what it did at the start; sampled each second."""
     before, peak, ended = psutil.virtual_memory().used, [0], threading.Event()
 
@@ -57,11 +60,11 @@ def memory() -> Iterator[list[int]]:
         ended.set()
 
 
-def write_data() -> None:
+def write_demo_data() -> None:
     """The four datasets in their own file formats; nothing is written twice."""
     from voco.demo import write
 
-    write.write(DATA)
+    write.write_data(DATA)
 
 
 def timed(spent: dict[str, float], part: str, call: Callable[[], Any]) -> Any:
@@ -75,7 +78,7 @@ def timed(spent: dict[str, float], part: str, call: Callable[[], Any]) -> Any:
 def print_end(job: spec.Job, spent: dict[str, float]) -> None:
     """Seconds by part and by stage, the scores, and the report's path."""
     output = storage.resolve(job.output)
-    done = manifest.read(output)
+    done = manifest.read_manifest(output)
     assert done is not None
     assert job.flow is not None
     print("\nseconds")

@@ -45,7 +45,7 @@ ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # of every member, so that the archive depends
 VERSION = 1  # of what is written; raise it when the same parameters would write something else
 
 
-def write(out: Path, count: int = 3000, seed: int = 0) -> None:
+def write_captions(out: Path, count: int = 3000, seed: int = 0) -> None:
     """Write `count` captioned images, or nothing when a call with the same parameters has finished.
 
     The bytes depend on the arguments and on Pillow's JPEG encoder only. Other parameters replace what is there. Raises
@@ -76,7 +76,7 @@ def write(out: Path, count: int = 3000, seed: int = 0) -> None:
 
 def _pictures(count: int, rng: random.Random) -> list[tuple[str, Image.Image]]:
     """(caption, image) in random order: half of them different train images, the others grids."""
-    tiles = scenes.tiles("train", easy_vqa_shapes.labels(easy_vqa_shapes.questions("train")))
+    tiles = scenes.tiles("train", easy_vqa_shapes.labels(easy_vqa_shapes.shape_questions("train")))
     single = [(label, tile) for label, some in tiles.items() for tile in some]
     if count > 2 * len(single):
         raise ValueError(f"expected at most {2 * len(single)} captions, got {count}")
@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    write(given.out, given.count, given.seed)
+    write_captions(given.out, given.count, given.seed)
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ VERSION = 1  # of what is written; raise it when the same parameters would write
 Pixels = NDArray[np.uint8]
 
 
-class Drawing(NamedTuple):
+class DrawnClip(NamedTuple):
     """A clip with the images it is drawn with."""
 
     clip: Clip
@@ -58,7 +58,7 @@ class Drawing(NamedTuple):
     background: int
 
 
-def write(out: Path, train_clips: int = 1200, test_clips: int = 300, webvid_clips: int = 300, seed: int = 0) -> None:
+def write_clips(out: Path, train_clips: int = 1200, test_clips: int = 300, webvid_clips: int = 300, seed: int = 0) -> None:
     """Write everything, or nothing when a call with the same parameters has finished.
 
     The bytes depend on the arguments and on the version of PyAV's libraries only. Other parameters replace what is there.
@@ -84,7 +84,7 @@ def write(out: Path, train_clips: int = 1200, test_clips: int = 300, webvid_clip
 
 
 def _write_webvid(folder: Path, count: int, rng: random.Random) -> None:
-    videos: list[tuple[Path, Drawing]] = []
+    videos: list[tuple[Path, DrawnClip]] = []
     folder.mkdir(parents=True)
     with (folder / "results_2M_train.csv").open("w", newline="") as handle:
         rows = csv.writer(handle, lineterminator="\n")
@@ -102,13 +102,13 @@ def _write_webvid(folder: Path, count: int, rng: random.Random) -> None:
 
 
 def _write_video_chatgpt(folder: Path, clips: dict[str, int], rng: random.Random) -> None:
-    videos: dict[Path, Drawing] = {}
+    videos: dict[Path, DrawnClip] = {}
     for split, count in clips.items():
         rows: list[dict[str, Any]] = []
         for drawing in _drawings(split, count, rng):
             path = _new_name(folder / "videos", videos, rng)
             videos[path] = drawing
-            for category, question, answer in motion_questions.questions(drawing.clip, rng):
+            for category, question, answer in motion_questions.clip_questions(drawing.clip, rng):
                 noisy = NOISY if split == "train" and rng.random() < NOISY_SHARE else ""
                 rows.append({"q": question, "a": answer + noisy, "video_id": path.stem, "category": category})
         folder.mkdir(parents=True, exist_ok=True)
@@ -116,21 +116,21 @@ def _write_video_chatgpt(folder: Path, clips: dict[str, int], rng: random.Random
     _encode_all(list(videos.items()))
 
 
-def _new_name(folder: Path, taken: dict[Path, Drawing], rng: random.Random) -> Path:
+def _new_name(folder: Path, taken: dict[Path, DrawnClip], rng: random.Random) -> Path:
     while (path := folder / f"v_{''.join(rng.choices(ID_CHARACTERS, k=11))}.mp4") in taken:
         pass
     return path
 
 
-def _drawings(split: str, count: int, rng: random.Random) -> Iterator[Drawing]:
+def _drawings(split: str, count: int, rng: random.Random) -> Iterator[DrawnClip]:
     """`count` clips of the package's images of one split."""
-    labels = easy_vqa_shapes.labels(easy_vqa_shapes.questions(split))
+    labels = easy_vqa_shapes.labels(easy_vqa_shapes.shape_questions(split))
     tiles = {label: [np.asarray(tile) for tile in some] for label, some in scenes.tiles(split, labels).items()}
-    for clip in motion_questions.draw(count, rng):
-        yield Drawing(clip, rng.choice(tiles[clip.mover]), rng.choice(tiles[clip.blinker]), rng.randint(*BACKGROUND))
+    for clip in motion_questions.draw_clips(count, rng):
+        yield DrawnClip(clip, rng.choice(tiles[clip.mover]), rng.choice(tiles[clip.blinker]), rng.randint(*BACKGROUND))
 
 
-def frames(drawing: Drawing) -> Iterator[Pixels]:
+def frames(drawing: DrawnClip) -> Iterator[Pixels]:
     """FRAMES pictures (SIDE, SIDE, 3) RGB.
 
     Frame FPS * s is the state of second s. Shapes appear and disappear halfway between two seconds; the mover slides all the
@@ -154,7 +154,7 @@ def _paste(picture: Pixels, tile: Pixels, corner: NDArray[np.int64]) -> None:
     picture[row : row + CELL, column : column + CELL] = tile
 
 
-def _encode_all(videos: list[tuple[Path, Drawing]]) -> None:
+def _encode_all(videos: list[tuple[Path, DrawnClip]]) -> None:
     """Encode every clip. The encoder holds no lock, so two threads keep two cores busy."""
     for folder in {path.parent for path, _ in videos}:
         folder.mkdir(parents=True, exist_ok=True)
@@ -163,7 +163,7 @@ def _encode_all(videos: list[tuple[Path, Drawing]]) -> None:
             pass
 
 
-def _encode(path: Path, drawing: Drawing) -> None:
+def _encode(path: Path, drawing: DrawnClip) -> None:
     with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=FPS, options=ENCODER)
         stream.width = stream.height = SIDE
@@ -184,7 +184,7 @@ def main() -> None:
     parser.add_argument("--webvid-clips", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    write(given.out, given.train_clips, given.test_clips, given.webvid_clips, given.seed)
+    write_clips(given.out, given.train_clips, given.test_clips, given.webvid_clips, given.seed)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def start(folder: Path = FOLDER, cpus: int = LOGICAL_CPUS) -> Cluster:
     Raises JobFailed when Ray does not answer within 90 s.
     """
     folder = folder.absolute()
-    running = read(folder)
+    running = read_cluster(folder)
     if running is not None and alive(running):
         print(f"Ray cluster: running already, dashboard {running.dashboard}", flush=True)
         return running
@@ -76,7 +76,7 @@ def stop(folder: Path = FOLDER) -> int:
     `ray start --block` is asked first and ends its children itself; what is left after that is killed.
     """
     folder = folder.absolute()
-    cluster = read(folder)
+    cluster = read_cluster(folder)
     if cluster is None:
         return 0
     known = set(members(cluster.mark))
@@ -98,7 +98,7 @@ def stop(folder: Path = FOLDER) -> int:
     return len(known)
 
 
-def read(folder: Path = FOLDER) -> Cluster | None:
+def read_cluster(folder: Path = FOLDER) -> Cluster | None:
     """What `cluster.json` says, or None."""
     file = folder / "cluster.json"
     return Cluster(**json.loads(file.read_text())) if file.exists() else None

@@ -18,7 +18,7 @@ WORD = re.compile(r"[a-z]+")
 
 
 @dataclass(frozen=True)
-class Question:
+class ShapeQuestion:
     """One row of the package's questions.json."""
 
     text: str
@@ -31,12 +31,12 @@ def folder(split: str) -> Path:
     return Path(easy_vqa.__file__).parent / "data" / split
 
 
-def questions(split: str) -> list[Question]:
+def shape_questions(split: str) -> list[ShapeQuestion]:
     rows = json.loads((folder(split) / "questions.json").read_text())
-    return [Question(text=text, answer=answer, image=image) for text, answer, image in rows]
+    return [ShapeQuestion(text=text, answer=answer, image=image) for text, answer, image in rows]
 
 
-def labels(asked: list[Question]) -> dict[int, tuple[str, str]]:
+def labels(asked: list[ShapeQuestion]) -> dict[int, tuple[str, str]]:
     """Image to (color, shape), for the images whose questions leave one of each possible.
 
     A "what" question states every color and shape in its text and its answer; a yes/no question states its word or

@@ -110,7 +110,7 @@ def timelines() -> dict[bool, list[dict[Outcome, list[Timeline]]]]:
     return allowed
 
 
-def draw(count: int, rng: random.Random) -> Iterator[Clip]:
+def draw_clips(count: int, rng: random.Random) -> Iterator[Clip]:
     """`count` clips. Ways, orders, numbers, pairs of shapes and orders of naming come equally often, independently."""
     everything = list(itertools.product(WAYS, (False, True), COUNTS, itertools.permutations(SHAPES, 2), (False, True)))
     deck: list[tuple[str, bool, int, tuple[str, ...], bool]] = []
@@ -126,7 +126,7 @@ def draw(count: int, rng: random.Random) -> Iterator[Clip]:
         yield Clip(*labels, way, path, spot, timeline, mover_named_first)
 
 
-def questions(clip: Clip, rng: random.Random) -> list[tuple[str, str, str]]:
+def clip_questions(clip: Clip, rng: random.Random) -> list[tuple[str, str, str]]:
     """(category, question, answer): one of each category, in random order."""
     mover, blinker = clip.mover[1], clip.blinker[1]
     one, other = (mover, blinker) if clip.mover_named_first else (blinker, mover)

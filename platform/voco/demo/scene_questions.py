@@ -86,7 +86,7 @@ def number(scene: Scene) -> int:
 
 
 @cache
-def table(query: Query) -> NDArray[np.int8]:
+def answer_table(query: Query) -> NDArray[np.int8]:
     """The answer's index in every scene (331776,), or UNASKABLE."""
     colors, shapes = _scenes()
     asked = colors if query.asks == "color" else shapes
@@ -112,7 +112,7 @@ def table(query: Query) -> NDArray[np.int8]:
 @cache
 def agreeing(query: Query, answer: int) -> NDArray[np.uint64]:
     """The scenes where the question has this answer, one bit each (5184,)."""
-    return np.packbits(table(query) == answer).view(np.uint64)
+    return np.packbits(answer_table(query) == answer).view(np.uint64)
 
 
 class Independent:
@@ -173,17 +173,17 @@ class Asker:
         candidates, row = _candidates(scene), number(scene)
         # A "yes" fits beside the other questions less often than a "no", so the rarer of the two is insisted on.
         wanted = min((0, 1), key=lambda answer: self._given[("presence", "yes/no", answer)])
-        candidates["presence"] = [query for query in candidates["presence"] if int(table(query)[row]) == wanted]
+        candidates["presence"] = [query for query in candidates["presence"] if int(answer_table(query)[row]) == wanted]
         # So does a count of 0: none is asked for while 0 leads 1.
         leads = {asks for asks in ("color", "shape") if self._given[("count", asks, 0)] > self._given[("count", asks, 1)]}
-        candidates["count"] = [query for query in candidates["count"] if query.asks not in leads or int(table(query)[row])]
+        candidates["count"] = [query for query in candidates["count"] if query.asks not in leads or int(answer_table(query)[row])]
         taken, drawn = Independent(), []
         for category in MIX:
             for _ in range(MIX[category]):
                 query = self._draw(candidates[category], taken, row)
                 if query is None:
                     return None
-                drawn.append((query, int(table(query)[row])))
+                drawn.append((query, int(answer_table(query)[row])))
         self._given.update((query.category, query.asks, answer) for query, answer in drawn)
         self._rng.shuffle(drawn)
         return [(query.category, query.text(), query.answers()[answer]) for query, answer in drawn]
@@ -191,9 +191,11 @@ class Asker:
     def _draw(self, left: list[Query], taken: Independent, row: int) -> Query | None:
         """Take, and remove from `left`, the question whose answer is furthest below its even share and that may be taken."""
         self._rng.shuffle(left)
-        left.sort(key=lambda query: self._given[(query.category, query.asks, int(table(query)[row]))] * len(query.answers()))
+        left.sort(
+            key=lambda query: self._given[(query.category, query.asks, int(answer_table(query)[row]))] * len(query.answers())
+        )
         while left:
             query = left.pop(0)
-            if taken.take(query, int(table(query)[row])):
+            if taken.take(query, int(answer_table(query)[row])):
                 return query
         return None

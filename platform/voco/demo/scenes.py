@@ -32,7 +32,7 @@ VERSION = 1  # of what is written; raise it when the same parameters would write
 Row = dict[str, Any]
 
 
-def write(out: Path, train_scenes: int = 6000, test_scenes: int = 1500, seed: int = 0) -> None:
+def write_scenes(out: Path, train_scenes: int = 6000, test_scenes: int = 1500, seed: int = 0) -> None:
     """Write everything, or nothing when a call with the same parameters has finished. Depends on the arguments only.
 
     Other parameters replace what is there. Raises ValueError when more text-only rows are asked for than exist.
@@ -44,7 +44,7 @@ def write(out: Path, train_scenes: int = 6000, test_scenes: int = 1500, seed: in
     marker.unlink(missing_ok=True)
     shutil.rmtree(out / "images", ignore_errors=True)
     for split, scenes in (("train", train_scenes), ("test", test_scenes)):
-        asked = easy_vqa_shapes.questions(split)
+        asked = easy_vqa_shapes.shape_questions(split)
         _write_rows(out / f"shapes_{split}.json", _shape_rows(out / "images", split, asked))
         rng = random.Random(f"{seed} {split}")
         rows = _scene_rows(out / "images", split, easy_vqa_shapes.labels(asked), scenes, rng)
@@ -65,7 +65,7 @@ def _write_rows(path: Path, rows: list[Row]) -> None:
     path.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
 
 
-def _shape_rows(images: Path, split: str, asked: list[easy_vqa_shapes.Question]) -> list[Row]:
+def _shape_rows(images: Path, split: str, asked: list[easy_vqa_shapes.ShapeQuestion]) -> list[Row]:
     """Copy the package's images and make its questions rows."""
     shutil.copytree(easy_vqa_shapes.folder(split) / "images", images / "shapes" / split)
     rows = []
@@ -166,7 +166,7 @@ def main() -> None:
     parser.add_argument("--test-scenes", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    write(given.out, given.train_scenes, given.test_scenes, given.seed)
+    write_scenes(given.out, given.train_scenes, given.test_scenes, given.seed)
 
 
 if __name__ == "__main__":

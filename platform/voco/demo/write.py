@@ -14,12 +14,12 @@ from voco.demo import captions, clips, scenes
 CAPTIONS = 1500
 
 
-def write(out: Path) -> None:
+def write_data(out: Path) -> None:
     """Write what is not there yet; a function of the packages' images and fixed seeds."""
-    scenes.write(out)
-    captions.write(out, CAPTIONS)
-    clips.write(out)
+    scenes.write_scenes(out)
+    captions.write_captions(out, CAPTIONS)
+    clips.write_clips(out)
 
 
 if __name__ == "__main__":
-    write(Path(sys.argv[1]))
+    write_data(Path(sys.argv[1]))

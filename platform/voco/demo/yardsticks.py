@@ -55,7 +55,7 @@ def _chance(category: str, question: str, shapes: list[Label]) -> float:
 
 
 def _labels_by_pixels() -> dict[bytes, Label]:
-    labels = easy_vqa_shapes.labels(easy_vqa_shapes.questions("test"))
+    labels = easy_vqa_shapes.labels(easy_vqa_shapes.shape_questions("test"))
     folder = easy_vqa_shapes.folder("test") / "images"
     return {Image.open(folder / f"{number}.png").convert("RGB").tobytes(): label for number, label in labels.items()}
 

@@ -14,21 +14,23 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from voco import rows, work
-from voco.anyres import Size
 from voco.errors import Refused
-from voco.evaluate.scores import exact_match
-from voco.evaluation import Evaluate
-from voco.features import FeatureStore
-from voco.model import fastv, weights
+from voco.evaluate.metrics.gqa import exact_match
+from voco.job.config import Evaluate
+from voco.methods import fastv
+from voco.model import weights
 from voco.model.cache import VocoCache
 from voco.model.flops import cache_bytes, compress_flops, fastv_bytes, fastv_flops, read_flops
-from voco.model.reader import prompt_ids
-from voco.model.rope import longest
-from voco.tokens import Layout
-from voco.train.sample_tables import COLUMNS, SampleTables, images_of, sizes_of
-from voco.video.frame_store import FrameStore
-from voco.work import part
+from voco.model.generation import prompt_ids
+from voco.model.rope import max_positions
+from voco.precompute.feature_store import FeatureStore
+from voco.precompute.frame_store import FrameStore
+from voco.run import units
+from voco.run.units import part_uri
+from voco.sequence.anyres import Size
+from voco.sequence.sequence import Layout
+from voco.store import parquet, schemas
+from voco.store.samples import COLUMNS, ROW_ADDRESS, SampleTables, images_of, list_rows, sizes_of
 
 VIEWS_AT_ONCE = 64  # compressed in one forward pass, or read from a frame cache
 HELD_BYTES = 2 << 30  # of keys and values in memory at a time; a sample that is larger is alone
@@ -37,12 +39,12 @@ FIGURES = ("compress_seconds", "answer_seconds", "cache_bytes", "full_cache_byte
 VARIANTS = {"shuffled": "shuffled_frames", "one": "one_frame"}  # what answers to less than the video are called
 
 
-def write_list(output: str, samples: list[str], unit_samples: int) -> int:
+def list_evaluation_rows(output: str, samples: list[str], unit_samples: int) -> int:
     """The work list of an evaluate job: every row of the `samples/` tables. Returns the number of units."""
-    return work.write_list(output, work.cut(work.sample_rows(samples), unit_samples, work.SAMPLE_LIST), work.SAMPLE_LIST)
+    return units.write_work_list(output, units.cut_units(list_rows(samples), unit_samples, ROW_ADDRESS), ROW_ADDRESS)
 
 
-def layout_for(config: dict[str, Any], block: Evaluate) -> Layout:
+def reading_layout(config: dict[str, Any], block: Evaluate) -> Layout:
     """How the checkpoint of this configuration is read: its own layout, or under `read_as: voco` the voco mask and positions
     on a `none` checkpoint, the paper's lower bound. Raises ValueError for what this checkpoint cannot be asked.
     """
@@ -61,16 +63,16 @@ def layout_for(config: dict[str, Any], block: Evaluate) -> Layout:
         raise ValueError("fastv: not for a checkpoint that cuts images into tiles (LLaVA-1.6)")
     if block.fastv is not None and block.fastv.layer >= layers:
         raise ValueError(f"fastv.layer: expected fewer than the model's {layers} layers, got {block.fastv.layer}")
-    if block.fastv is not None and fastv.kept(layout.vision_slots, block.fastv.keep) < 1:
+    if block.fastv is not None and fastv.kept_tokens(layout.vision_slots, block.fastv.keep) < 1:
         raise ValueError(f"fastv.keep: expected a share that leaves one of {layout.vision_slots} vision tokens")
     return layout.model_copy(update={"method": "voco"}) if block.read_as == "voco" else layout
 
 
 def check_length(config: dict[str, Any], block: Evaluate, store: FrameStore) -> None:
     """Refuse videos whose frames leave no position for a question: it would only be seen when a worker comes to one."""
-    layout, positions = Layout(**config["layout"]), longest(config["language_model"])
+    layout, positions = Layout(**config["layout"]), max_positions(config["language_model"])
     taken = max((min(store.frames(sample_id), block.max_frames) for sample_id in store.groups), default=0)
-    most = (positions - layout.cached_from - block.max_new_tokens - 1) // max(counts_of(layout, block))
+    most = (positions - layout.cached_from - block.max_new_tokens - 1) // max(answer_token_counts(layout, block))
     if taken > most:
         raise Refused(
             f"evaluate.max_frames: a video has {taken} frames, and {positions} positions hold {max(0, most)} with "
@@ -93,10 +95,10 @@ def _check_row(sample_id: str, conversation: dict[str, Any]) -> None:
         )
 
 
-def counts_of(layout: Layout, block: Evaluate) -> list[int]:
+def answer_token_counts(layout: Layout, block: Evaluate) -> list[int]:
     """The `n` of the answers: under FastV the vision tokens of a view that stay, else each N asked for, or the layout's."""
     if block.fastv is not None:
-        return [fastv.kept(layout.vision_slots, block.fastv.keep)]
+        return [fastv.kept_tokens(layout.vision_slots, block.fastv.keep)]
     return block.tokens or [layout.tokens]
 
 
@@ -113,9 +115,9 @@ class AnswerWorker:
         self.output, self.checkpoint = output, checkpoint
         self.block = Evaluate.model_validate(block)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        layout = layout_for(weights.read_config(checkpoint), self.block)
-        self.counts = counts_of(layout, self.block)
-        self.model = weights.load(checkpoint, layout, device=device)
+        layout = reading_layout(weights.read_config(checkpoint), self.block)
+        self.counts = answer_token_counts(layout, self.block)
+        self.model = weights.load_checkpoint(checkpoint, layout, device=device)
         self.features = FeatureStore(features) if features is not None else None
         self.frames = FrameStore(frame_cache) if frame_cache is not None else None
         held, number_bytes = self.model.language_model.config, next(self.model.parameters()).element_size()
@@ -128,7 +130,7 @@ class AnswerWorker:
         self.sizes: dict[str, Size] = {}  # of the unit's images, by sha256
 
     def __call__(self, unit: int, listed: pa.Table) -> dict[str, Any]:
-        samples = [sample for sample in read_rows(listed.to_pylist()) if not self._rejected(sample)]
+        samples = [sample for sample in read_evaluation_rows(listed.to_pylist()) if not self._rejected(sample)]
         self.sizes = {name: size for one in samples for name, size in zip(images_of(one), sizes_of(one), strict=True)}
         answered: list[dict[str, Any]] = []
         figures = {str(n): dict.fromkeys(FIGURES, 0.0) for n in self.counts}
@@ -159,8 +161,8 @@ class AnswerWorker:
                     mine["uncached_flops"] += none
                 for question in questions:  # what the first N had made, the others find
                     question["cache_hit"] = bool(question["media"]) and self.block.fastv is None
-        table = pa.Table.from_pylist(answered, schema=rows.ANSWERS)
-        entry = rows.write_table(part(self.output, "answers", unit), [table], rows.ANSWERS)
+        table = pa.Table.from_pylist(answered, schema=schemas.ANSWERS)
+        entry = parquet.write_table(part_uri(self.output, "answers", unit), [table], schemas.ANSWERS)
         counts = {"read": listed.num_rows, "written": len(answered), "images": images}
         return {"tables": {"answers": [entry]}, "counts": counts, "figures": figures}
 
@@ -240,7 +242,7 @@ class AnswerWorker:
         if self.frames is None or not sample["media"]:
             return tuple(one["sha256"] for one in sample["media"] or [])
         sample_id = sample["sample_id"]
-        places = ordered(self.frames.taken(sample_id, self.block.max_frames), self.block.frames, sample_id)
+        places = reading_order(self.frames.taken(sample_id, self.block.max_frames), self.block.frames, sample_id)
         return (sample_id, *(str(place) for place in places))
 
     def _questions(self, samples: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -266,7 +268,7 @@ class AnswerWorker:
         made = [held[question["media"]] if question["media"] else None for question in questions]
         if self.block.fastv is not None:
             views = [one if isinstance(one, list) else [] for one in made]
-            return fastv.answer(self.model, views, prompts, self.block.fastv.layer, self.counts[0], most)
+            return fastv.fastv_answers(self.model, views, prompts, self.block.fastv.layer, self.counts[0], most)
         return self.model.answer([one if isinstance(one, VocoCache) else None for one in made], prompts, most)
 
     def _answer(self, questions: list[dict[str, Any]], held: dict[Media, Made], n: int) -> list[dict[str, Any]]:
@@ -295,7 +297,7 @@ class AnswerWorker:
         ]
 
 
-def ordered(places: list[int], how: str, sample_id: str) -> list[int]:
+def reading_order(places: list[int], how: str, sample_id: str) -> list[int]:
     """A video's frames as they are read: all in order, all in an order drawn from the sample's id, or the middle one only."""
     if how == "one":
         return [places[len(places) // 2]]
@@ -305,12 +307,12 @@ def ordered(places: list[int], how: str, sample_id: str) -> list[int]:
     return places
 
 
-def read_rows(wanted: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def read_evaluation_rows(wanted: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows of `samples/` without their bytes, in the order of the list; each row group is read once."""
     held: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for one in wanted:
         where = (one["part"], one["group"])
         if where not in held:
-            with rows.open_parquet(one["part"]) as file:
+            with parquet.open_parquet(one["part"]) as file:
                 held[where] = file.read_row_group(one["group"], columns=COLUMNS).to_pylist()
     return [held[(one["part"], one["group"])][one["row"]] for one in wanted]

@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from voco import rows
 from voco.errors import Refused
 from voco.evaluate.retention import Resampled, bootstrap, retention, share_of_upper
+from voco.store import schemas
 
 ALL = "all"  # the category that holds every question
 MEASURED = ("checkpoint", "cache_bytes", "full_cache_bytes", "prefill_flops", "uncached_flops", "latency_s", "seconds")
-
-
-def exact_match(prediction: str, references: Sequence[str]) -> float:
-    """1.0 when the prediction equals one of the references, else 0.0.
-
-    The rule of LLaVA's GQA converter (scripts/convert_gqa_for_eval.py): lower case, trailing full stops off, and
-    blanks around it; no articles, synonyms or number words are forgiven.
-    """
-    return float(_plain(prediction) in {_plain(reference) for reference in references})
-
-
-def _plain(text: str) -> str:
-    return text.strip().rstrip(".").strip().lower()
 
 
 def join_correct(tables: dict[str, pa.Table]) -> tuple[NDArray[np.str_], NDArray[np.str_], dict[str, NDArray[np.float64]]]:
@@ -86,7 +72,7 @@ def score_rows(
         drawn = bootstrap(held, samples[chosen], resamples, seed)
         counts = {"questions": int(chosen.sum()), "samples": len(np.unique(samples[chosen]))}
         row = {**identity, "category": category, "seed": seed, **_figures(drawn), **counts, **measures}
-        found.append({column: row.get(column) for column in rows.SCORES.names})
+        found.append({column: row.get(column) for column in schemas.SCORES.names})
     return found
 
 

@@ -13,15 +13,15 @@ def load(uri: str, device: str = "cpu") -> VocoLlama:
 
     A LLaVA that others saved is read too, as it is: without <voco>.
     """
-    from voco import storage
-    from voco.model import new, weights
+    from voco.model import build, weights
+    from voco.store import storage
 
     ours = storage.exists(storage.join(storage.resolve(uri), "model", "config.json"))
-    return weights.load(uri, device=device) if ours else new.load(uri, device)
+    return weights.load_checkpoint(uri, device=device) if ours else build.load_pretrained(uri, device)
 
 
 def export(checkpoint: str, output: str) -> list[str]:
     """Write a checkpoint as transformers' plain LLaVA and return what that cannot keep; `llava_export.py` says more."""
-    from voco.model import llava_export
+    from voco.model.interop import llava_export
 
-    return llava_export.export(checkpoint, output)
+    return llava_export.export_llava(checkpoint, output)

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from voco.anyres import NEWLINE
+from voco.model.attention.voco_mask import TokenIds
 from voco.model.cache import VocoCache
-from voco.model.voco_mask import TokenIds
-from voco.tokens import VISION, TokenSample
+from voco.sequence.anyres import NEWLINE
+from voco.sequence.sequence import VISION, TokenSample
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def _packing(samples: Sequence[TokenSample], tiles: Sequence[int], slots: int) -
     return torch.from_numpy(np.concatenate(parts))
 
 
-def taught(student: Batch, teacher: Batch) -> Batch:
+def with_teacher(student: Batch, teacher: Batch) -> Batch:
     """The student's batch with its teacher's. Raises ValueError unless both predict the same ids, row by row."""
     if not torch.equal(student.predict_id, teacher.predict_id):
         raise ValueError(f"teacher and student do not predict the same tokens in samples {', '.join(student.sample_ids)}")

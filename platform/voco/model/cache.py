@@ -64,7 +64,7 @@ class VocoCache:
         return replace(self, keys=self.keys[:, :, rows], values=self.values[:, :, rows], tokens=(n,) * len(self.tokens))
 
 
-def join(caches: Sequence[VocoCache]) -> VocoCache:
+def join_caches(caches: Sequence[VocoCache]) -> VocoCache:
     """One cache of all views, in order. Raises ValueError when they were made under different keys, or cannot be joined."""
     first = caches[0]
     for other in caches[1:]:

@@ -15,8 +15,8 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from voco import storage
 from voco.model.cache import CacheKey, VocoCache
+from voco.store import storage
 
 STATED = "voco.cache"
 
@@ -69,7 +69,7 @@ class CacheStore:
         return place
 
 
-def content_of(media: Sequence[tuple[bytes, Sequence[int]]], text_ids: Sequence[int] = (), tokens: int | None = None) -> str:
+def content_key(media: Sequence[tuple[bytes, Sequence[int]]], text_ids: Sequence[int] = (), tokens: int | None = None) -> str:
     """sha256 of what a cache is of: encoded images and videos in order, each with the numbers of its frames (none: an image);
     and text that is kept with them, which has read `tokens` of each view.
     """

@@ -58,7 +58,7 @@ class Cost:
     compress: float  # once per image, in no other column
 
 
-def cost(config: Any, text: int, n: int) -> Cost:
+def answer_cost(config: Any, text: int, n: int) -> Cost:
     """What `text` tokens cost without a cache, with all 576 vision tokens cached, and with N <voco> cached."""
     image = image_flops(config, TOWER)
     return Cost(
@@ -74,13 +74,13 @@ def cost(config: Any, text: int, n: int) -> Cost:
     )
 
 
-def lengths(cell: float, counted: Callable[[Cost], float], config: Any = SHAPES["7B"]) -> tuple[int, int]:
+def matching_lengths(cell: float, counted: Callable[[Cost], float], config: Any = SHAPES["7B"]) -> tuple[int, int]:
     """The shortest and the longest text at which a count, in TFLOP to one decimal, is the paper's cell."""
-    fitting = [text for text in range(1, 1024) if round(counted(cost(config, text, 1)) / 1e12, 1) == cell]
+    fitting = [text for text in range(1, 1024) if round(counted(answer_cost(config, text, 1)) / 1e12, 1) == cell]
     return fitting[0], fitting[-1]
 
 
-def table() -> str:
+def efficiency_table() -> str:
     """The whole table, and under it what the paper's own says."""
     lines = [
         "one image, 576 vision tokens, bf16; TFLOP to the first token, dense attention; saved: against no cache",
@@ -90,7 +90,7 @@ def table() -> str:
     for name, config in SHAPES.items():
         for text in TEXTS:
             for n in TOKENS:
-                one = cost(config, text, n)
+                one = answer_cost(config, text, n)
                 none, full, voco, compress = (flops / 1e12 for flops in (one.none, one.full, one.voco, one.compress))
                 lines.append(
                     f"{name:5}{text:5}{n:4}{one.full_bytes / 1e6:10.1f} MB{one.voco_bytes / 1e6:9.3f} MB"
@@ -98,17 +98,17 @@ def table() -> str:
                     f"{1 - full / none:12.1%}{1 - voco / none:12.1%}{compress:13.2f}"
                     f"{one.fastv / 1e12:8.2f}{1 - one.fastv / one.none:13.1%}"
                 )
-    return "\n".join([*lines, paper()])
+    return "\n".join([*lines, paper_note()])
 
 
-def paper() -> str:
+def paper_note() -> str:
     """Why no text length gives all of the paper's cells."""
     columns = {"without a cache": (9.6, "none"), "with the full cache": (1.2, "full"), "with VoCo": (0.5, "voco")}
     needs = []
     for what, (cell, name) in columns.items():
-        first, last = lengths(cell, lambda one, name=name: float(getattr(one, name)))  # type: ignore[misc]
+        first, last = matching_lengths(cell, lambda one, name=name: float(getattr(one, name)))  # type: ignore[misc]
         needs.append(f"{cell} TFLOP {what} needs {first} to {last} text tokens")
-    one = cost(SHAPES["7B"], 34, 1)
+    one = answer_cost(SHAPES["7B"], 34, 1)
     return (
         f"The paper's cells at 7B cannot all hold: {', '.join(needs)}, and at one length the two caches differ by "
         f"{(one.full - one.voco) / 34 / 1e9:.2f} GFLOP per text token only, the attention to 575 rows. Its -94.8 % is that of 34 "
@@ -117,4 +117,4 @@ def paper() -> str:
 
 
 if __name__ == "__main__":
-    print(table())
+    print(efficiency_table())

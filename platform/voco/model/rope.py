@@ -23,19 +23,19 @@ def check_rope(config: Any) -> None:
         )
 
 
-def window(config: dict[str, Any]) -> int | None:
+def sliding_window(config: dict[str, Any]) -> int | None:
     """The sliding window of a configuration as `to_dict` gives it, in positions; None without one."""
     size = config.get("sliding_window") if config.get("use_sliding_window", True) else None
     return int(size) if size else None
 
 
-def longest(config: dict[str, Any]) -> int:
+def max_positions(config: dict[str, Any]) -> int:
     """Positions that a sample may have, of a configuration as `to_dict` gives it.
 
     Inside a sliding window nothing is out of sight, so a model that has one is exact up to there.
     """
     most = int(config["max_position_embeddings"])
-    return min(most, window(config) or most)
+    return min(most, sliding_window(config) or most)
 
 
 class ExactRotary(nn.Module):

@@ -93,7 +93,7 @@ class Answer:
         return new
 
 
-def write(tokens: Iterator[Tensor], answers: list[Answer], max_new_tokens: int) -> Iterator[list[Answer]]:
+def collect_answers(tokens: Iterator[Tensor], answers: list[Answer], max_new_tokens: int) -> Iterator[list[Answer]]:
     """The answers after each of the `tokens` (B,) int64, until all have ended, at the latest after `max_new_tokens`."""
     for step, some in enumerate(tokens):
         for answer, token in zip(answers, some.tolist(), strict=True):

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from voco.model.attention.voco_mask import allowed
 from voco.model.batch import collate
-from voco.model.voco_mask import allowed
-from voco.tokens import NONE, PREFIX, TEXT, VISION, VOCO, Layout, TokenSample
+from voco.sequence.sequence import NONE, PREFIX, TEXT, VISION, VOCO, Layout, TokenSample
 
 NAMES = {TEXT: "text", PREFIX: "prefix", VISION: "vision", VOCO: "voco"}
 

@@ -15,17 +15,18 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from voco.anyres import Size
-from voco.model.attention import NAME, check_backend
+from voco.methods.avg_pool import group_means
+from voco.methods.q_former import QFormer
+from voco.model.attention.backends import NAME, check_backend
 from voco.model.batch import Batch, CachedBatch, collate
-from voco.model.cache import VocoCache, join
-from voco.model.capture import keys_values
-from voco.model.head import Head, Soft
-from voco.model.q_former import QFormer, means
-from voco.model.reader import Reader, cache_size, ids_of_read, kept_states
-from voco.model.rope import ExactRotary, check_rope, window
-from voco.model.vision_tower import VisionTower
-from voco.tokens import PAD, VOCO, Layout, build
+from voco.model.cache import VocoCache, join_caches
+from voco.model.generation import CacheReader, cached_tokens, reading_token_ids, to_dynamic_cache
+from voco.model.kv_capture import compute_keys_values
+from voco.model.lm_head import DistillTarget, LMHead
+from voco.model.rope import ExactRotary, check_rope, sliding_window
+from voco.model.vision.tower import VisionTower
+from voco.sequence.anyres import Size
+from voco.sequence.sequence import PAD, VOCO, Layout, build_sample
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Distillation:
     teacher: VocoLlama | None = None
 
 
-class VocoLlama(Reader):
+class VocoLlama(CacheReader):
     """A language model that reads images through <voco> tokens.
 
     `language_model` is a transformers causal LM of the Llama family, whose attention, rotary embedding and output head are
@@ -69,10 +70,10 @@ class VocoLlama(Reader):
         check_rope(language_model.config)
         check_backend(attention)
         self.attention = attention
-        self.window = window(language_model.config.to_dict())
+        self.window = sliding_window(language_model.config.to_dict())
         self.language_model = language_model
         language_model.set_attn_implementation(NAME)
-        language_model.lm_head = Head(language_model.lm_head)
+        language_model.lm_head = LMHead(language_model.lm_head)
         language_model.model.rotary_emb = ExactRotary(language_model.model.rotary_emb)
         width = language_model.config.hidden_size
         self.projector = Projector(feature_width, width).module()
@@ -109,7 +110,7 @@ class VocoLlama(Reader):
         if self.q_former is not None:
             pooled: Tensor = self.q_former(features)
             return pooled
-        return means(features, self.layout.tokens) if self.layout.method == "avg_pool" else features
+        return group_means(features, self.layout.tokens) if self.layout.method == "avg_pool" else features
 
     def hidden(self, batch: Batch, method: str | None = None) -> Tensor:
         """(1, L, W): the last layer's normalised states under the mask of a method, our own by default, and its positions."""
@@ -133,23 +134,23 @@ class VocoLlama(Reader):
         return summed
 
     @torch.no_grad()
-    def _soft(self, batch: Batch) -> Soft:
+    def _soft(self, batch: Batch) -> DistillTarget:
         """The teacher's states of its predictions. Its own head is used whole: only ours may be a shard elsewhere."""
         told = self.distillation
         assert told is not None
         teacher = told.teacher or self
         states = teacher.hidden(batch, "none")[0].index_select(0, batch.predict_at)
         head = None if told.teacher is None else told.teacher.language_model.lm_head.weight
-        return Soft(states, head, told.weight, told.temperature)
+        return DistillTarget(states, head, told.weight, told.temperature)
 
     def hidden_cached(self, batch: CachedBatch) -> Tensor:
         """(1, L, W): states of text that reads caches: pass 2 alone. Gradients reach this model's weights, not the caches."""
         text, caches = batch.text, batch.caches
-        owner = torch.cat([torch.full((cache_size(cache),), index) for index, cache in enumerate(caches)])[None]
-        ids = ids_of_read(torch.ones_like(owner, dtype=torch.bool), owner, text.kind, text.sample, text.conversation)
+        owner = torch.cat([torch.full((cached_tokens(cache),), index) for index, cache in enumerate(caches)])[None]
+        ids = reading_token_ids(torch.ones_like(owner, dtype=torch.bool), owner, text.kind, text.sample, text.conversation)
         seen = self._see(ids, "voco", queries=text.ids.shape[1])
         keys, values = self.place(caches)
-        past = kept_states(keys[:, None], values[:, None])
+        past = to_dynamic_cache(keys[:, None], values[:, None])
         return self._run(self.language_model.model.embed_tokens(text.ids), seen, text.position, past)
 
     # ---- compress -------------------------------------------------------------------------------------------------
@@ -200,7 +201,7 @@ class VocoLlama(Reader):
             return made
         caches, start = [], 0
         for sample in samples:
-            caches.append(join(made[start : start + len(sample)]))
+            caches.append(join_caches(made[start : start + len(sample)]))
             start += len(sample)
         return caches
 
@@ -210,7 +211,7 @@ class VocoLlama(Reader):
         store = {str(at): view for at, view in enumerate(view for unit in units for view in unit)}
         names = iter(store)
         samples = [
-            build("", [], [next(names) for _ in unit], None, self.layout, voco_tokens=count, sizes=images)
+            build_sample("", [], [next(names) for _ in unit], None, self.layout, voco_tokens=count, sizes=images)
             for unit, count, images in zip(units, counts, sizes, strict=True)
         ]
         empty = (self.layout.vision_slots, self.feature_width)
@@ -219,7 +220,7 @@ class VocoLlama(Reader):
         kept = torch.nonzero(batch.kind[0] == VOCO if voco else batch.kind[0] != PAD)[:, 0].to(self.device)
         seen = self._see(batch.token_ids, self.layout.method)
         self._check_window(batch.position)
-        keys, values = keys_values(self.language_model, self.embed(batch), batch.position, seen, kept)
+        keys, values = compute_keys_values(self.language_model, self.embed(batch), batch.position, seen, kept)
         tokens = [n if voco else np.bincount(sample.view).tolist() for n, sample in zip(counts, samples, strict=True)]
         kept_of = [sum(each) for each in tokens]
         # copies: a cache must not hold on to the others that were made with it

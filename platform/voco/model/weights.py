@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from voco import storage
-from voco.model import vision_tower
 from voco.model.fingerprint import hash_tensors
+from voco.model.vision.tower import empty_tower
 from voco.model.voco_llama import VocoLlama
-from voco.tokens import Layout
+from voco.sequence.sequence import Layout
+from voco.store import storage
 
 FORMAT = 1
 PREPROCESSOR = "preprocessor_config.json"
@@ -37,7 +37,7 @@ def own_state(model: VocoLlama) -> dict[str, Tensor]:
     return state
 
 
-def save(model: VocoLlama, state: dict[str, Tensor], folder: Path, keep_compressor: bool = False) -> str:
+def save_checkpoint(model: VocoLlama, state: dict[str, Tensor], folder: Path, keep_compressor: bool = False) -> str:
     """Write `state` (names as in `own_state`) with the model's configuration, and return the compressor's hash.
 
     The state is apart from the model because training gathers it from shards. With `keep_compressor` the model goes on
@@ -84,7 +84,7 @@ def read_tokenizer(checkpoint: str) -> Any:
     """A checkpoint's tokenizer alone, without its weights."""
     uri = storage.join(storage.resolve(checkpoint), "model")
     with tempfile.TemporaryDirectory() as folder:
-        for name in storage.names(uri):
+        for name in storage.list_names(uri):
             if name.startswith(("tokenizer", "special_tokens")):
                 (Path(folder) / name).write_bytes(storage.read_bytes(storage.join(uri, name)))
         return AutoTokenizer.from_pretrained(folder)
@@ -94,10 +94,10 @@ def load_compressor(checkpoint: str, device: str = "cpu") -> VocoLlama:
     """The model that makes the caches which a checkpoint reads: what it was trained against, or itself."""
     kept = storage.join(storage.resolve(checkpoint), COMPRESSOR)
     place = kept if storage.exists(storage.join(kept, "model", "config.json")) else checkpoint
-    return load(place, device=device)
+    return load_checkpoint(place, device=device)
 
 
-def load(
+def load_checkpoint(
     checkpoint: str,
     layout: Layout | None = None,
     dtype: torch.dtype | None = None,
@@ -125,7 +125,7 @@ def load(
         language_model = AutoModelForCausalLM.from_config(lm_config)
     rotary = language_model.model.rotary_emb
     language_model.model.rotary_emb = type(rotary)(lm_config)  # its frequencies are in no file
-    tower = vision_tower.empty(config["tower"], config["net"], stored) if config["tower"] is not None else None
+    tower = empty_tower(config["tower"], config["net"], stored) if config["tower"] is not None else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(new_q_former or 0)
         reads = layout or Layout(**config["layout"])

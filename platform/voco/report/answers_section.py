@@ -8,14 +8,14 @@ from typing import Any
 import pyarrow.compute as pc
 
 from voco.report.comparison import Comparison
-from voco.report.differences import answers_of
-from voco.report.outputs import Output, World
+from voco.report.differences import answers_at
+from voco.report.outputs import Output, OutputGraph
 from voco.report.pictures import Picture, picture, rows_by_id
 
 QUESTIONS_SHOWN = 12  # side by side, of each benchmark
 
 
-def side_by_side(world: World, comparison: Comparison) -> tuple[list[dict[str, Any]], str]:
+def side_by_side(world: OutputGraph, comparison: Comparison) -> tuple[list[dict[str, Any]], str]:
     """Questions with the answer of every evaluation, and why there are none.
 
     Which questions: the least hashes of their keys, in turn from each category and never two of one sample, so that no
@@ -25,7 +25,7 @@ def side_by_side(world: World, comparison: Comparison) -> tuple[list[dict[str, A
     sources: list[Output] = []
     for row in comparison.rows:
         output = world.at(row["output"])
-        held = answers_of(output, row["n"]) if output is not None else None
+        held = answers_at(output, row["n"]) if output is not None else None
         if output is not None and held is not None:
             mine = held.filter(pc.equal(held["benchmark"], comparison.benchmark)).to_pylist()
             answers[row["label"]] = {(line["sample_id"], line["conversation_index"]): line for line in mine}

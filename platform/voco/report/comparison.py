@@ -7,11 +7,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from voco import rows
 from voco.evaluate.scores import ALL
-from voco.report.differences import VARIANTS, Difference, differences, in_words
-from voco.report.outputs import Output, World
-from voco.report.table import MEDIA, one_view
+from voco.report.differences import VARIANTS, Difference, difference_text, differences
+from voco.report.outputs import Output, OutputGraph
+from voco.report.table import MEDIA, shared_view
+from voco.store import schemas
 
 ROLES = ("upper", "compared", "lower")
 METHODS = {
@@ -27,7 +27,7 @@ SUMMARY = pa.schema(
         ("role", pa.string()),  # upper, compared or lower
         ("label", pa.string()),
         ("view", pa.string()),  # what one cache is of: image or frame
-        *rows.SCORES,
+        *schemas.SCORES,
     ]
 )
 
@@ -46,7 +46,7 @@ class Comparison:
     @property
     def view(self) -> str:
         """image, frame, or view where both are compared."""
-        return one_view(self.rows)
+        return shared_view(self.rows)
 
     @property
     def media(self) -> str:
@@ -67,7 +67,7 @@ class Comparison:
         return float(next(iter(values))) if len(values) == 1 else None
 
 
-def compare(world: World) -> list[Comparison]:
+def compare(world: OutputGraph) -> list[Comparison]:
     """One comparison a benchmark, in the order in which they were evaluated."""
     evaluations = world.of_kind("evaluate")
     roles = _roles(evaluations)
@@ -163,7 +163,7 @@ def headline(comparison: Comparison) -> str:
         text += "; without both bounds nothing can be said of what it keeps."
     for difference in comparison.differences:
         if difference.label == best["label"] and difference.category == ALL:
-            text += " " + in_words(difference)
+            text += " " + difference_text(difference)
     for row in others:
         if row["retention"] is not None:
             text += f" {row['label']} keeps {100 * row['retention']:.1f} %{_interval(row, 'retention')}."

@@ -9,10 +9,10 @@ from markupsafe import Markup
 from voco.evaluate.scores import ALL
 from voco.report import plots
 from voco.report.comparison import Comparison
-from voco.report.differences import VARIANTS, Difference, in_words
+from voco.report.differences import VARIANTS, Difference, difference_text
 
 
-def benchmark(comparison: Comparison) -> dict[str, Any]:
+def benchmark_section(comparison: Comparison) -> dict[str, Any]:
     """One benchmark: the template's values."""
     variants = [difference for difference in comparison.differences if difference.other_method in VARIANTS]
     return {
@@ -22,7 +22,7 @@ def benchmark(comparison: Comparison) -> dict[str, Any]:
         "questions": {row["category"]: row["questions"] for row in comparison.by_category},
         "bars": Markup(_bars(comparison)), "dots": Markup(_dots(comparison)),
         "compared": [row["label"] for row in comparison.rows if row["role"] == "compared"],
-        "differences": [in_words(difference, whole=True) for difference in comparison.differences if difference.category == ALL],
+        "differences": [difference_text(difference, whole=True) for difference in comparison.differences if difference.category == ALL],
         "variants": _variants(variants),
     }  # fmt: skip
 

@@ -53,7 +53,7 @@ def differences(whole: list[Held]) -> tuple[list[Difference], list[str]]:
         for line, one in ((row, output), (against, other)):
             key = (one.uri, line["n"])
             if key not in answers:
-                answers[key] = answers_of(one, line["n"])
+                answers[key] = answers_at(one, line["n"])
             held[line["label"]] = answers[key]
         tables = {label: table for label, table in held.items() if table is not None}
         if len(tables) < 2:
@@ -66,7 +66,7 @@ def differences(whole: list[Held]) -> tuple[list[Difference], list[str]]:
     return found, unpaired
 
 
-def answers_of(output: Output, n: int) -> pa.Table | None:
+def answers_at(output: Output, n: int) -> pa.Table | None:
     """An evaluation's answers with `n` tokens, which may be one of several; None when they are gone."""
     table = output.read("answers")
     return None if table is None else table.filter(pc.equal(table["n"], n))
@@ -105,7 +105,7 @@ def _paired(tables: dict[str, pa.Table], row: dict[str, Any], against: dict[str,
         yield Difference(label, other, against["method"], category, value, low, high, int(chosen.sum()))
 
 
-def in_words(difference: Difference, whole: bool = False) -> str:
+def difference_text(difference: Difference, whole: bool = False) -> str:
     """One sentence; `whole` names both methods and the number of questions."""
     points = f"{abs(100 * difference.value):.1f} points {'above' if difference.value > 0 else 'below'} {difference.other}"
     if difference.other_method in VARIANTS:

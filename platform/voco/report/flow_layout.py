@@ -19,7 +19,7 @@ Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Drawing:
+class FlowLayout:
     """Left upper corners of the boxes, corners of each arrow from the parent's lower edge to the child's upper, the size."""
 
     boxes: dict[str, Point]
@@ -28,7 +28,7 @@ class Drawing:
     height: float
 
 
-def direct(name: str, parents: dict[str, list[str]]) -> list[str]:
+def direct_parents(name: str, parents: dict[str, list[str]]) -> list[str]:
     """The parents that are not also reached through another parent."""
     through = {far for parent in parents[name] for far in _ancestors(parent, parents)}
     return [parent for parent in dict.fromkeys(parents[name]) if parent not in through]
@@ -45,14 +45,14 @@ def _ancestors(name: str, parents: dict[str, list[str]]) -> set[str]:
     return found
 
 
-def draw(parents: dict[str, list[str]], width: float, heights: dict[str, float]) -> Drawing:
+def layout_flow(parents: dict[str, list[str]], width: float, heights: dict[str, float]) -> FlowLayout:
     """Boxes of one width and of their own heights, those that no arrow touches in rows below the others.
 
     Every parent must be a key of `parents` too.
     """
     touched = {name for child, found in parents.items() if found for name in (child, *found)}
     joined = {name: found for name, found in parents.items() if name in touched}
-    drawing = _joined(joined, width, heights) if joined else Drawing({}, [], 2 * MARGIN, MARGIN)
+    drawing = _joined(joined, width, heights) if joined else FlowLayout({}, [], 2 * MARGIN, MARGIN)
     alone = [name for name in parents if name not in touched]
     across = max(IN_ROW, int((drawing.width - 2 * MARGIN + GAP_X) / (width + GAP_X)))
     boxes, right, down = dict(drawing.boxes), drawing.width, drawing.height + (GAP_Y - MARGIN if joined else 0)
@@ -61,11 +61,11 @@ def draw(parents: dict[str, list[str]], width: float, heights: dict[str, float])
         boxes |= {name: (MARGIN + at * (width + GAP_X), down) for at, name in enumerate(row)}
         right = max(right, 2 * MARGIN + len(row) * (width + GAP_X) - GAP_X)
         down += max(heights[name] for name in row) + GAP_X
-    return Drawing(boxes, drawing.arrows, right, down - GAP_X + MARGIN if alone else drawing.height)
+    return FlowLayout(boxes, drawing.arrows, right, down - GAP_X + MARGIN if alone else drawing.height)
 
 
-def _joined(parents: dict[str, list[str]], width: float, heights: dict[str, float]) -> Drawing:
-    edges = [(parent, name) for name in parents for parent in direct(name, parents)]
+def _joined(parents: dict[str, list[str]], width: float, heights: dict[str, float]) -> FlowLayout:
+    edges = [(parent, name) for name in parents for parent in direct_parents(name, parents)]
     layer = _layers(parents)
     count = 1 + max(layer.values())
     rows: list[list[Node]] = [[name for name in parents if layer[name] == at] for at in range(count)]
@@ -97,7 +97,7 @@ def _joined(parents: dict[str, list[str]], width: float, heights: dict[str, floa
         arrows.append([*points, (centre[child], top[layer[child]])])
     right = max(x + width for x, _ in boxes.values())
     right = max([right, *(x for arrow in arrows for x, _ in arrow)])
-    return Drawing(boxes, arrows, right + MARGIN, top[-1] + tall[-1] + MARGIN)
+    return FlowLayout(boxes, arrows, right + MARGIN, top[-1] + tall[-1] + MARGIN)
 
 
 def _layers(parents: dict[str, list[str]]) -> dict[str, int]:
@@ -112,7 +112,7 @@ def _layers(parents: dict[str, list[str]]) -> dict[str, int]:
     for name in parents:
         deep(name)
     for name in parents:
-        children = [found[child] for child in parents if name in direct(child, parents)]
+        children = [found[child] for child in parents if name in direct_parents(child, parents)]
         if not parents[name] and children:
             found[name] = min(children) - 1
     return found

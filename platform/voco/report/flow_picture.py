@@ -5,15 +5,15 @@ from __future__ import annotations
 import itertools
 from html import escape
 
-from voco.report.flow_layout import Drawing, Point, draw
-from voco.report.outputs import Output, World
+from voco.report.flow_layout import FlowLayout, Point, layout_flow
+from voco.report.outputs import Output, OutputGraph
 from voco.report.table import seconds_text
 
 BOX_WIDTH, BOX_HEIGHT, LINE = 166.0, 52.0, 16.0
 TRIALS_SHOWN = 12
 
 
-def flow_picture(world: World) -> str:
+def flow_picture(world: OutputGraph) -> str:
     """Inline SVG. A sweep is one box with its trials in it, parents that are gone are dashed.
 
     An arrow is left out where a longer way leads to the same stage, and for tables whose words alone are read.
@@ -21,7 +21,7 @@ def flow_picture(world: World) -> str:
     parents = _parents(world)
     trials = {output.uri: _trials(world, output) for output in world.of_kind("sweep")}
     heights = {uri: BOX_HEIGHT + (LINE * len(trials[uri]) + 6 if trials.get(uri) else 0) for uri in parents}
-    drawing = draw(parents, BOX_WIDTH, heights)
+    drawing = layout_flow(parents, BOX_WIDTH, heights)
     boxes = [_box(world, uri, place, heights[uri], trials.get(uri, [])) for uri, place in drawing.boxes.items()]
     head = '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" markerHeight="8" orient="auto">'
     head += '<path class="tip" d="M0 0L8 4L0 8z"/></marker></defs>'
@@ -33,7 +33,7 @@ def flow_picture(world: World) -> str:
     )
 
 
-def _parents(world: World) -> dict[str, list[str]]:
+def _parents(world: OutputGraph) -> dict[str, list[str]]:
     """The parents of each box; what a sweep's trials read is read by the sweep, and what they made is made by it."""
 
     def box(uri: str) -> str:
@@ -50,14 +50,14 @@ def _parents(world: World) -> dict[str, list[str]]:
     return {uri: [parent for parent in dict.fromkeys(found) if parent != uri] for uri, found in parents.items()}
 
 
-def _trials(world: World, sweep: Output) -> list[tuple[str, str]]:
+def _trials(world: OutputGraph, sweep: Output) -> list[tuple[str, str]]:
     """Each trial's name and how long it trained; the last line says how many more there are."""
     found = [(name, seconds_text(output.manifest.seconds)) for name, output in world.trials(sweep)]
     more = len(found) - TRIALS_SHOWN
     return found if more <= 0 else [*found[:TRIALS_SHOWN], (f"and {more} more", "")]
 
 
-def _arrows(drawing: Drawing) -> str:
+def _arrows(drawing: FlowLayout) -> str:
     return "".join(f'<path class="arrow" marker-end="url(#tip)" d="{_path(points)}"/>' for points in drawing.arrows)
 
 
@@ -74,7 +74,7 @@ def _path(points: list[Point]) -> str:
     return text
 
 
-def _box(world: World, uri: str, place: Point, height: float, trials: list[tuple[str, str]]) -> str:
+def _box(world: OutputGraph, uri: str, place: Point, height: float, trials: list[tuple[str, str]]) -> str:
     output = world.at(uri)
     x, y = place
     if output is None:

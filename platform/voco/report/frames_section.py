@@ -6,16 +6,16 @@ import json
 import math
 from typing import Any
 
-from voco import rows, storage
 from voco.report.outputs import Output
+from voco.store import parquet, storage
 
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
-def frame_cache(output: Output) -> dict[str, Any]:
+def frames_section(output: Output) -> dict[str, Any]:
     """One frame_cache output in figures; None where a file that says it is gone."""
     place = storage.join(output.uri, "index.parquet")
-    index = rows.read_table(place) if storage.exists(place) else None
+    index = parquet.read_table(place) if storage.exists(place) else None
     files = output.manifest.tables.get("frame_cache", [])
     stored = sum(entry["bytes"] for entry in files)
     facts, fields = _first_file(output)
@@ -42,7 +42,7 @@ def _first_file(output: Output) -> tuple[dict[str, Any], int | None]:
     """What the files say of themselves, and the bytes of keys and values in one of their rows."""
     for place in output.files("frame_cache"):
         if storage.exists(place):
-            with rows.open_parquet(place) as opened:
+            with parquet.open_parquet(place) as opened:
                 schema = opened.schema_arrow
                 facts = dict(json.loads((schema.metadata or {}).get(b"voco.frame_cache", b"{}")))
                 return facts, sum(schema.field(name).type.byte_width for name in ("keys", "values"))

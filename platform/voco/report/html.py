@@ -7,38 +7,38 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from voco import storage
 from voco.report import flow_picture, table
 from voco.report.answers_section import side_by_side
 from voco.report.comparison import compare, headline
-from voco.report.comparison_section import benchmark
-from voco.report.frames_section import frame_cache
-from voco.report.ingest_section import ingest
-from voco.report.outputs import World, gather
-from voco.report.sweep_section import sweep
-from voco.report.training_section import training
+from voco.report.comparison_section import benchmark_section
+from voco.report.frames_section import frames_section
+from voco.report.ingest_section import ingest_section
+from voco.report.outputs import OutputGraph, gather_outputs
+from voco.report.sweep_section import sweep_section
+from voco.report.training_section import training_section
+from voco.store import storage
 
 CONVERSATIONS_SHOWN = 3  # of each sample
 LONGEST_TEXT = 600  # characters of one text
 
 
-def write(outputs: list[str], to: str, title: str) -> str:
+def write_report(outputs: list[str], to: str, title: str) -> str:
     """Write the report on `outputs` (of any kind, local or s3://) as one file at `to`, and return `to`.
 
     The stages of a flow, the trials of a sweep and the parents of every output are found and shown too. What is missing is
     written as missing. Raises Refused when nothing is finished.
     """
-    storage.write_bytes(to, page(gather(outputs), title).encode())
+    storage.write_bytes(to, render_page(gather_outputs(outputs), title).encode())
     return to
 
 
-def page(world: World, title: str) -> str:
+def render_page(world: OutputGraph, title: str) -> str:
     """The whole page as text."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters |= {
         "percent": table.percent,
-        "span": table.span,
+        "span": table.interval_text,
         "bytes": table.bytes_text,
         "duration": table.seconds_text,
         "flops": table.flops_text,
@@ -51,11 +51,11 @@ def page(world: World, title: str) -> str:
         world=world,
         picture=Markup(flow_picture.flow_picture(world)),
         headlines=[headline(comparison) for comparison in comparisons],
-        ingests=[ingest(output) for output in world.of_kind("ingest")],
-        training=training(world),
-        sweeps=[sweep(output) for output in world.of_kind("sweep")],
-        frame_caches=[frame_cache(output) for output in world.of_kind("frame_cache")],
-        comparisons=[benchmark(comparison) for comparison in comparisons],
+        ingests=[ingest_section(output) for output in world.of_kind("ingest")],
+        training=training_section(world),
+        sweeps=[sweep_section(output) for output in world.of_kind("sweep")],
+        frame_caches=[frames_section(output) for output in world.of_kind("frame_cache")],
+        comparisons=[benchmark_section(comparison) for comparison in comparisons],
         answers=[(comparison, *side_by_side(world, comparison)) for comparison in comparisons],
         unscored=[output.name for output in world.of_kind("evaluate") if output.read("scores") is None],
         conversations_shown=CONVERSATIONS_SHOWN,

@@ -10,7 +10,7 @@ from voco.report.pictures import first_rows, picture
 SAMPLES_SHOWN = 3  # of each samples table
 
 
-def ingest(output: Output) -> dict[str, Any]:
+def ingest_section(output: Output) -> dict[str, Any]:
     """Counts, statistics and a few rows of one samples table."""
     shown: list[dict[str, Any]] = [{"row": row, "picture": picture(row)} for row in first_rows(output, SAMPLES_SHOWN)]
     counts = output.manifest.counts

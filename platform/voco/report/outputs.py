@@ -8,9 +8,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from voco import manifest, rows, storage
 from voco.errors import Refused
-from voco.manifest import Manifest
+from voco.run import manifest
+from voco.run.manifest import Manifest
+from voco.store import parquet, storage
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Output:
     def parents(self) -> list[Parent]:
         found = []
         for parent in {parent["uri"]: parent for parent in self.manifest.parents}.values():  # one may be read twice
-            now = manifest.sha256(parent["uri"])
+            now = manifest.manifest_sha256(parent["uri"])
             state = "absent" if now is None else "unchanged" if now == parent["manifest_sha256"] else "changed"
             found.append(Parent(parent["uri"], parent["manifest_sha256"], state))
         return found
@@ -77,11 +78,11 @@ class Output:
         files = self.files(table)
         if not files or not all(storage.exists(file) for file in files):
             return None
-        return pa.concat_tables([rows.read_table(file, columns) for file in files])
+        return pa.concat_tables([parquet.read_table(file, columns) for file in files])
 
 
 @dataclass(frozen=True)
-class World:
+class OutputGraph:
     """Every finished output that a report is about, parents before children, and every piece that is not there."""
 
     outputs: tuple[Output, ...]
@@ -108,7 +109,7 @@ class World:
         return [(name, output) for name, output in held if output is not None]
 
 
-def gather(uris: list[str]) -> World:
+def gather_outputs(uris: list[str]) -> OutputGraph:
     """The outputs at `uris`, the stages of flows, the trials of sweeps, and all their parents, as far as they exist.
 
     Raises Refused when none of them is finished.
@@ -121,17 +122,17 @@ def gather(uris: list[str]) -> World:
         if uri in found or uri in missing:
             continue
         stages = _stages(uri)
-        read = manifest.read(uri)
+        read = manifest.read_manifest(uri)
         todo.extend(stages)
         if read is None and not stages:
-            missing[uri] = "unfinished: it has no manifest" if storage.names(uri) else "not there"
+            missing[uri] = "unfinished: it has no manifest" if storage.list_names(uri) else "not there"
         elif read is not None and read.kind != "flow":
             found[uri] = Output(uri, read)
             todo.extend(parent["uri"] for parent in read.parents)
             todo.extend(_trial_outputs(uri) if read.kind == "sweep" else [])
     if not found:
         raise Refused(f"report: expected a finished output of a job, found none in {', '.join(uris)}")
-    return World(_parents_first(list(found.values())), tuple(missing.items()))
+    return OutputGraph(_parents_first(list(found.values())), tuple(missing.items()))
 
 
 def _stages(uri: str) -> list[str]:
@@ -141,7 +142,7 @@ def _stages(uri: str) -> list[str]:
     stages = [stage for stage in (run.get("job", {}).get("flow") or {}).get("stages", []) if stage.get("output")]
     if not stages and storage.exists(storage.join(uri, "manifest.json")):
         return []
-    names = [name for name in storage.names(uri) if not name.startswith(".")]
+    names = [name for name in storage.list_names(uri) if not name.startswith(".")]
     under = [place for name in names if storage.exists(storage.join(place := storage.join(uri, name), "manifest.json"))]
     named = [storage.resolve(stage["output"], run.get("root")) for stage in stages]
     moved = [storage.join(uri, stage["name"]) in under for stage in stages]
@@ -153,7 +154,9 @@ def _trial_outputs(uri: str) -> list[str]:
     """Finished outputs of a sweep's trials where they lie now: its parents' URIs are gone when the sweep was moved."""
     runs = storage.join(uri, "runs")
     under = [
-        storage.join(runs, trial, part) for trial in storage.names(runs) for part in storage.names(storage.join(runs, trial))
+        storage.join(runs, trial, part)
+        for trial in storage.list_names(runs)
+        for part in storage.list_names(storage.join(runs, trial))
     ]
     return [place for place in under if storage.exists(storage.join(place, "manifest.json"))]
 

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from voco import rows, storage
 from voco.report.outputs import Output
 from voco.report.table import seconds_text
+from voco.store import parquet, storage
 from voco.video.decode import Video
-from voco.video.sample_frames import at_rate, evenly, thin
+from voco.video.sample_frames import evenly_spaced, frames_at_rate, thin_evenly
 
 LARGEST_SIDE = 320  # pixels of an image in the report
 LARGEST_PIXELS = 64_000_000  # an image, or a frame, above it is not opened
@@ -70,9 +70,9 @@ def _strip(medium: dict[str, Any]) -> Picture:
         return Picture(problem=f"video not shown: frames of {medium['width']} x {medium['height']} pixels ({told})")
     try:
         video = Video(medium["bytes"])
-        numbers = thin(at_rate(video.num_frames, video.fps, 1.0), FRAMES_SHOWN)
+        numbers = thin_evenly(frames_at_rate(video.num_frames, video.fps, 1.0), FRAMES_SHOWN)
         if len(numbers) < FRAMES_SHOWN // 2:
-            numbers = evenly(video.num_frames, FRAMES_SHOWN)
+            numbers = evenly_spaced(video.num_frames, FRAMES_SHOWN)
         frames = [Image.fromarray(np.asarray(frame)) for frame in video.frames(numbers)]
     except ValueError as error:
         return Picture(problem=f"video not shown: {error} ({told})")
@@ -110,7 +110,7 @@ def first_rows(output: Output, count: int) -> list[dict[str, Any]]:
     for file in output.files("samples"):
         if not storage.exists(file):
             continue
-        with rows.open_parquet(file) as opened:
+        with parquet.open_parquet(file) as opened:
             for group in range(min(opened.num_row_groups, 4)):
                 found += opened.read_row_group(group).slice(0, count).to_pylist()
                 if sum(bool(row["media"]) for row in found) >= count:
@@ -127,7 +127,7 @@ def rows_by_id(outputs: list[Output], sample_ids: set[str]) -> dict[str, dict[st
         wanted = sample_ids - set(found)
         if not wanted or not storage.exists(file):
             continue
-        with rows.open_parquet(file) as opened:
+        with parquet.open_parquet(file) as opened:
             for group in range(opened.num_row_groups):
                 held = opened.read_row_group(group, columns=["sample_id"])["sample_id"].to_pylist()
                 places = [place for place, sample_id in enumerate(held) if sample_id in wanted]

@@ -59,7 +59,7 @@ def smooth(y: Floats, share: float = 0.03) -> Floats:
     return means
 
 
-def thin(x: Floats, y: Floats, limit: int = 400) -> tuple[Floats, Floats]:
+def downsample(x: Floats, y: Floats, limit: int = 400) -> tuple[Floats, Floats]:
     """At most `limit` points: means of consecutive ones."""
     if len(x) <= limit:
         return x, y
@@ -86,20 +86,20 @@ def curves(title: str, lines: Sequence[Curve], x_label: str, y_label: str) -> st
     for tick in y_ticks:
         y = place_y(tick)
         parts.append(f'<line class="grid" x1="{left}" x2="{WIDTH - right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(text(left - 8, float(y) + 4, f"{tick:g}", "end"))
+        parts.append(svg_text(left - 8, float(y) + 4, f"{tick:g}", "end"))
     for tick in x_ticks:
-        parts.append(text(float(place_x(tick)), height - bottom + 18, f"{tick:,g}", "middle"))
-    parts.append(text((left + WIDTH - right) / 2, height - 6, x_label, "middle", "axis"))
+        parts.append(svg_text(float(place_x(tick)), height - bottom + 18, f"{tick:,g}", "middle"))
+    parts.append(svg_text((left + WIDTH - right) / 2, height - 6, x_label, "middle", "axis"))
     parts.append(
         f'<text class="axis" text-anchor="middle" transform="translate(14 {(height - bottom + top) / 2}) rotate(-90)">'
         f"{escape(y_label)}</text>"
     )
     for index, line in enumerate(lines):
         for kind, values in (("raw", line.y), ("mean", smooth(line.y))):
-            x, y = thin(line.x, np.minimum(values, y_ticks[-1]))
+            x, y = downsample(line.x, np.minimum(values, y_ticks[-1]))
             points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(place_x(x), place_y(y), strict=True))  # type: ignore[arg-type]
             parts.append(f'<polyline class="{kind} s{index % COLOURS}" points="{points}"/>')
-    return svg(title, height, parts)
+    return svg_document(title, height, parts)
 
 
 def bars(title: str, items: Sequence[Bar], bounds: Sequence[tuple[str, float]]) -> str:
@@ -113,7 +113,7 @@ def bars(title: str, items: Sequence[Bar], bounds: Sequence[tuple[str, float]]) 
         return left + (value - ticks[0]) / (ticks[-1] - ticks[0]) * (WIDTH - left - right)
 
     parts = [f'<line class="grid" x1="{place(t):.1f}" x2="{place(t):.1f}" y1="{top}" y2="{height - 30}"/>' for t in ticks]
-    parts += [text(place(tick), height - 14, f"{tick:g} %", "middle") for tick in ticks]
+    parts += [svg_text(place(tick), height - 14, f"{tick:g} %", "middle") for tick in ticks]
     colour = 0
     over = []  # drawn above the lines of the bounds
     for index, item in enumerate(items):
@@ -121,18 +121,18 @@ def bars(title: str, items: Sequence[Bar], bounds: Sequence[tuple[str, float]]) 
         width = max(place(item.value) - place(0), 0)
         kind = "muted" if item.muted else f"c{colour % COLOURS}"
         colour += not item.muted
-        parts.append(text(left - 10, y + 15, short(item.label, 30), "end", "name"))
+        parts.append(svg_text(left - 10, y + 15, truncate(item.label, 30), "end", "name"))
         parts.append(f'<rect class="bar {kind}" x="{place(0):.1f}" y="{y}" width="{width:.1f}" height="22" rx="2"/>')
         end = item.value
         if item.low is not None and item.high is not None:
             over.append(whisker(place(item.low), place(item.high), y + 11))
             end = max(end, item.high)
-        over.append(text(max(place(end), place(item.value)) + 8, y + 16, f"{item.value:.1f} %", "start", "value"))
+        over.append(svg_text(max(place(end), place(item.value)) + 8, y + 16, f"{item.value:.1f} %", "start", "value"))
     for name, value in bounds:
         x = place(value)
         parts.append(f'<line class="bound" x1="{x:.1f}" x2="{x:.1f}" y1="{top - 6}" y2="{height - 30}"/>')
-        parts.append(text(x, top - 11, name, "middle", "note"))
-    return svg(title, height, parts + over)
+        parts.append(svg_text(x, top - 11, name, "middle", "note"))
+    return svg_document(title, height, parts + over)
 
 
 def dots(title: str, groups: Sequence[tuple[str, Sequence[Bar], Sequence[tuple[str, float]]]]) -> str:
@@ -147,11 +147,11 @@ def dots(title: str, groups: Sequence[tuple[str, Sequence[Bar], Sequence[tuple[s
         return left + (value - ticks[0]) / (ticks[-1] - ticks[0]) * (WIDTH - left - right)
 
     parts = [f'<line class="grid" x1="{place(t):.1f}" x2="{place(t):.1f}" y1="{top}" y2="{height - 28}"/>' for t in ticks]
-    parts += [text(place(tick), height - 12, f"{tick:g} %", "middle") for tick in ticks]
+    parts += [svg_text(place(tick), height - 12, f"{tick:g} %", "middle") for tick in ticks]
     y = float(top)
     for (name, items, bounds), tall in zip(groups, heights, strict=True):
         middle = y + tall / 2
-        parts.append(text(left - 12, middle + 4, short(name, 20), "end", "name"))
+        parts.append(svg_text(left - 12, middle + 4, truncate(name, 20), "end", "name"))
         for _, value in bounds:
             x = place(value)
             parts.append(f'<line class="bound" x1="{x:.1f}" x2="{x:.1f}" y1="{y + 4:.1f}" y2="{y + tall - 4:.1f}"/>')
@@ -161,10 +161,10 @@ def dots(title: str, groups: Sequence[tuple[str, Sequence[Bar], Sequence[tuple[s
                 parts.append(whisker(place(item.low), place(item.high), at, 3))
             parts.append(f'<circle class="c{index % COLOURS}" cx="{place(item.value):.1f}" cy="{at:.1f}" r="5"/>')
             end = item.value if item.high is None else max(item.high, item.value)
-            parts.append(text(place(end) + 8, at + 4, f"{item.value:.1f}", "start", "small"))
+            parts.append(svg_text(place(end) + 8, at + 4, f"{item.value:.1f}", "start", "small"))
         y += tall
         parts.append(f'<line class="grid" x1="8" x2="{WIDTH - right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-    return svg(title, height, parts)
+    return svg_document(title, height, parts)
 
 
 def whisker(low: float, high: float, y: float, cap: float = 5) -> str:
@@ -172,15 +172,15 @@ def whisker(low: float, high: float, y: float, cap: float = 5) -> str:
     return f'<path class="whisker" d="M{low:.1f} {y:.1f}H{high:.1f}{ends}"/>'
 
 
-def short(words: str, length: int) -> str:
+def truncate(words: str, length: int) -> str:
     return words if len(words) <= length else words[: length - 1] + "…"
 
 
-def text(x: float, y: float, words: str, anchor: str, kind: str = "tick") -> str:
+def svg_text(x: float, y: float, words: str, anchor: str, kind: str = "tick") -> str:
     return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'
 
 
-def svg(title: str, height: float, parts: list[str]) -> str:
+def svg_document(title: str, height: float, parts: list[str]) -> str:
     return (
         f'<svg class="plot" viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(title)}">'
         f"<title>{escape(title)}</title>{''.join(parts)}</svg>"

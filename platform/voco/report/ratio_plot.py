@@ -62,12 +62,12 @@ def ratio_plot(title: str, y_label: str, points: Sequence[Point], bounds: Sequen
     for tick in y_ticks:
         y = down(tick)
         parts.append(f'<line class="grid" x1="{left}" x2="{end}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(plots.text(left - 8, y + 4, f"{tick:g}", "end"))
+        parts.append(plots.svg_text(left - 8, y + 4, f"{tick:g}", "end"))
     for power in range(first, last + 1, max(1, math.ceil((last - first) / 9))):
         x = across(2.0**power)
         parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{height - bottom}" y2="{height - bottom + 5}"/>')
-        parts.append(plots.text(x, height - bottom + 19, f"{2.0**power:g}", "middle"))
-    parts.append(plots.text((left + end) / 2, height - 8, "compression ratio V/N, log scale", "middle", "axis"))
+        parts.append(plots.svg_text(x, height - bottom + 19, f"{2.0**power:g}", "middle"))
+    parts.append(plots.svg_text((left + end) / 2, height - 8, "compression ratio V/N, log scale", "middle", "axis"))
     parts.append(
         f'<text class="axis" text-anchor="middle" transform="translate(14 {(height - bottom + top) / 2}) rotate(-90)">'
         f"{escape(y_label)}</text>"
@@ -92,7 +92,7 @@ def ratio_plot(title: str, y_label: str, points: Sequence[Point], bounds: Sequen
         notes.append(
             Note(max(same) + 9 if alone else x - 9, down(one.value) + (-5 if alone else 15), one.label, "value", not alone)
         )
-    return plots.svg(title, height, parts + _labels(notes))
+    return plots.svg_document(title, height, parts + _labels(notes))
 
 
 def _offsets(points: Sequence[Point]) -> list[float]:
@@ -126,5 +126,5 @@ def _labels(notes: list[Note]) -> list[str]:
         while any(abs(at - line) < LABEL_HEIGHT and near < far and close < near + wide for close, far, line in taken):
             at += 1.0
         taken.append((near, near + wide, at))
-        made.append(plots.text(note.x, at, note.words, "end" if note.left else "start", note.kind))
+        made.append(plots.svg_text(note.x, at, note.words, "end" if note.left else "start", note.kind))
     return made

@@ -6,16 +6,17 @@ from typing import Any
 
 from markupsafe import Markup
 
-from voco import storage, trials
 from voco.evaluate.scores import ALL
+from voco.job import trials
 from voco.report.comparison import METHODS
 from voco.report.outputs import Output
 from voco.report.ratio_plot import Point, ratio_plot
+from voco.store import storage
 
 LOWER = "lower_bound"  # the method of answers that are the lower bound
 
 
-def sweep(output: Output) -> dict[str, Any]:
+def sweep_section(output: Output) -> dict[str, Any]:
     """One sweep: a row of each evaluation of each trial, the plot with its legend, and what the plot leaves out."""
     table = output.read("trials")
     rows = [row for row in (table.to_pylist() if table is not None else []) if row["category"] == ALL]
@@ -44,11 +45,11 @@ def sweep(output: Output) -> dict[str, Any]:
 def _values(output: Output) -> dict[str, dict[str, Any]]:
     """The values of each trial by dotted key, a block's entries apart; empty when the job as sent is gone."""
     found = {}
-    for values in trials.product(output.job.get("sweep", {}).get("axes", {})):
+    for values in trials.axis_product(output.job.get("sweep", {}).get("axes", {})):
         flat: dict[str, Any] = {}
         for key, value in values.items():
             flat |= {f"{key}.{name}": inner for name, inner in value.items()} if isinstance(value, dict) else {key: value}
-        found[trials.name_of(values)] = flat
+        found[trials.trial_name(values)] = flat
     return found
 
 

@@ -17,7 +17,7 @@ def _figure(row: dict[str, Any], name: str) -> str:
     return "-" if row[name] is None and unasked else percent(row[name])
 
 
-def span(low: float | None, high: float | None) -> str:
+def interval_text(low: float | None, high: float | None) -> str:
     """An interval in percent; empty when there is none."""
     return "" if low is None or high is None else f"{100 * low:.1f} to {100 * high:.1f}"
 
@@ -65,7 +65,7 @@ def text_tables(rows: list[dict[str, Any]]) -> str:
     for benchmark in benchmarks:
         held = [row for row in rows if row["benchmark"] == benchmark]
         first = held[0]
-        head = f"{benchmark}: {first['questions']:,} questions about {first['samples']:,} {MEDIA[one_view(held)]}"
+        head = f"{benchmark}: {first['questions']:,} questions about {first['samples']:,} {MEDIA[shared_view(held)]}"
         parts.append(f"{head}\n{text_table(held)}")
     return "\n\n".join(parts) or "no scores"
 
@@ -73,7 +73,7 @@ def text_tables(rows: list[dict[str, Any]]) -> str:
 MEDIA = {"image": "images", "frame": "videos", "view": "samples"}
 
 
-def one_view(rows: list[dict[str, Any]]) -> str:
+def shared_view(rows: list[dict[str, Any]]) -> str:
     """What the caches of these rows are of: image, frame, or view where that differs or is not known."""
     views = {row.get("view", "view") for row in rows}
     return str(views.pop()) if len(views) == 1 else "view"
@@ -93,9 +93,11 @@ def text_table(rows: list[dict[str, Any]]) -> str:
     titles = {"score": "score %", "retention": "retention %", "share_of_upper": "of upper %"}
     head = ["benchmark"] * wide + ["category"] * by_category + ["method"]
     head += [title for name in names for title in (titles[name], "95 %")]
-    lines = [[*head, f"cache/{one_view(rows)}", "s/question"]]
+    lines = [[*head, f"cache/{shared_view(rows)}", "s/question"]]
     for row in rows:
-        figures = [text for name in names for text in (_figure(row, name), span(row[f"{name}_low"], row[f"{name}_high"]))]
+        figures = [
+            text for name in names for text in (_figure(row, name), interval_text(row[f"{name}_low"], row[f"{name}_high"]))
+        ]
         name = row.get("label") or f"{row['method']} N={row['n']}"
         measures = [bytes_text(row["cache_bytes"]), seconds_text(row["latency_s"])]
         lines.append([row["benchmark"]] * wide + [row["category"]] * by_category + [name, *figures, *measures])

@@ -7,15 +7,15 @@ from typing import Any
 
 from markupsafe import Markup
 
-from voco import rows, storage
 from voco.report import plots
-from voco.report.outputs import Output, World
+from voco.report.outputs import Output, OutputGraph
+from voco.store import parquet, storage
 
 KINDS = {"align": "Alignment", "image_sft": "Image SFT", "video_sft": "Video SFT"}
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainingRun:
     """One training run in figures; None where its metrics have none."""
 
     output: Output
@@ -32,21 +32,21 @@ class Run:
         return self.tokens / self.seconds if self.tokens and self.seconds else None
 
 
-def training(world: World) -> dict[str, Any]:
+def training_section(world: OutputGraph) -> dict[str, Any]:
     """`groups`: (title, plot, legend) of each kind of run, those of a sweep's trials apart; `runs`: a row of each run."""
-    runs: list[Run] = []
+    runs: list[TrainingRun] = []
     lines: dict[str, list[plots.Curve]] = {}
     for output, group, name in _runs(world):
         place = storage.join(output.uri, "metrics.parquet")
-        held = rows.read_table(place).sort_by("step") if storage.exists(place) else None
+        held = parquet.read_table(place).sort_by("step") if storage.exists(place) else None
         if held is None or held.num_rows == 0:
-            runs.append(Run(output, group))
+            runs.append(TrainingRun(output, group))
             continue
         curve = plots.Curve(name, held["step"].to_numpy().astype(float), held["loss"].to_numpy().astype(float))
         lines.setdefault(group, []).append(curve)
         mean = plots.smooth(curve.y)
         tokens, seconds = sum(held["tokens"].drop_null().to_pylist()), sum(held["seconds"].drop_null().to_pylist())
-        runs.append(Run(output, group, held.num_rows, float(mean[0]), float(mean[-1]), int(tokens), float(seconds)))
+        runs.append(TrainingRun(output, group, held.num_rows, float(mean[0]), float(mean[-1]), int(tokens), float(seconds)))
     groups = [
         {
             "title": title,
@@ -58,7 +58,7 @@ def training(world: World) -> dict[str, Any]:
     return {"runs": runs, "groups": groups}
 
 
-def _runs(world: World) -> list[tuple[Output, str, str]]:
+def _runs(world: OutputGraph) -> list[tuple[Output, str, str]]:
     """Training outputs with their group's title and their names: in the order of the kinds, then of each sweep's axes."""
     found = [(output, KINDS[kind], output.name) for kind in KINDS for output in world.of_kind(kind)]
     alone = [item for item in found if world.sweep_of(item[0].uri) is None]

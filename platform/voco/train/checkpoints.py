@@ -10,19 +10,19 @@ import pyarrow as pa
 import ray.train
 import torch.distributed as dist
 
-from voco import rows, storage
 from voco.model import weights
 from voco.model.voco_llama import VocoLlama
-from voco.train.zero import gathered
+from voco.store import parquet, schemas, storage
+from voco.train.zero import gather_parameter
 
 TAG = "state"
 
 
-class OtherWorkers(Exception):
+class WorkerCountChanged(Exception):
     """The checkpoint holds the shards of another number of workers."""
 
 
-def save(engine: Any, metrics: list[dict[str, Any]], step: int, rank: int, world: int) -> None:
+def save_training_state(engine: Any, metrics: list[dict[str, Any]], step: int, rank: int, world: int) -> None:
     """A checkpoint of every rank's shards, with the next step and the metrics so far."""
     with tempfile.TemporaryDirectory() as folder:
         engine.save_checkpoint(folder, tag=TAG)
@@ -37,7 +37,7 @@ def save(engine: Any, metrics: list[dict[str, Any]], step: int, rank: int, world
         )
 
 
-def resume(engine: Any, world: int) -> tuple[int, list[dict[str, Any]]] | None:
+def load_training_state(engine: Any, world: int) -> tuple[int, list[dict[str, Any]]] | None:
     """Load the last checkpoint into the engine: the next step and the metrics so far; None when there is none.
 
     Raises OtherWorkers when it is of another number of workers.
@@ -48,17 +48,17 @@ def resume(engine: Any, world: int) -> tuple[int, list[dict[str, Any]]] | None:
     with checkpoint.as_directory() as folder:
         progress = storage.read_json(str(Path(folder) / "progress.json"))
         if progress["workers"] != world:
-            raise OtherWorkers(
+            raise WorkerCountChanged(
                 f"its checkpoint holds the shards of {progress['workers']} workers, the job now has {world}; "
                 f"set resources.workers back to {progress['workers']}"
             )
         found, _ = engine.load_checkpoint(folder, tag=TAG)
         if found is None:
             raise RuntimeError(f"DeepSpeed could not load the checkpoint of step {progress['step']}")
-        return int(progress["step"]), rows.read_table(str(Path(folder) / "metrics.parquet")).to_pylist()
+        return int(progress["step"]), parquet.read_table(str(Path(folder) / "metrics.parquet")).to_pylist()
 
 
-def export(config: dict[str, Any], model: VocoLlama, zero_stage: int, metrics: list[dict[str, Any]], rank: int) -> None:
+def export_weights(config: dict[str, Any], model: VocoLlama, zero_stage: int, metrics: list[dict[str, Any]], rank: int) -> None:
     """Whole weights to `<output>/model`, the metrics beside it; rank 0 writes, every rank gathers what was trained.
 
     The rest is as the model to start from holds it: training may have rounded it to its own number type.
@@ -66,18 +66,18 @@ def export(config: dict[str, Any], model: VocoLlama, zero_stage: int, metrics: l
     named = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     state: dict[str, Any] = {}
     for name in (name for name in weights.own_state(model) if name in named):
-        with gathered(named[name], zero_stage):
+        with gather_parameter(named[name], zero_stage):
             if rank == 0:
                 state[name] = named[name].detach().cpu().clone()
     if rank == 0:
         with tempfile.TemporaryDirectory() as folder:
-            whole = weights.load(config["model"], model.layout, new_q_former=config["seed"])
+            whole = weights.load_checkpoint(config["model"], model.layout, new_q_former=config["seed"])
             state = {**weights.own_state(whole), **state}
-            weights.save(whole, state, Path(folder) / "model", keep_compressor=config["kind"] == "video_sft")
+            weights.save_checkpoint(whole, state, Path(folder) / "model", keep_compressor=config["kind"] == "video_sft")
             storage.put_directory(Path(folder) / "model", storage.join(config["output"], "model"))
         _write_metrics(storage.join(config["output"], "metrics.parquet"), metrics)
     dist.barrier()
 
 
 def _write_metrics(uri: str, metrics: list[dict[str, Any]]) -> None:
-    rows.write_table(uri, [pa.Table.from_pylist(metrics, schema=rows.METRICS)], rows.METRICS)
+    parquet.write_table(uri, [pa.Table.from_pylist(metrics, schema=schemas.METRICS)], schemas.METRICS)

@@ -7,13 +7,14 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from voco import manifest, rows, running, storage, tracking
-from voco.blocks import Training
 from voco.errors import JobFailed, Stopped
-from voco.manifest import Manifest
-from voco.spec import Job
-from voco.train.check import check, check_teacher
-from voco.train.starting_point import starting_point
+from voco.job.config import Training
+from voco.job.spec import Job
+from voco.run import claim, manifest, ray_init, wandb_tracking
+from voco.run.manifest import Manifest
+from voco.store import parquet, storage
+from voco.train.initial_model import initial_model
+from voco.train.preflight import check_teacher, check_training
 
 STARTS = 3  # of the worker group, when a worker dies before training begins
 
@@ -24,12 +25,12 @@ def fit(job: Job, run_id: str, output: str) -> dict[str, Any]:
     Raises Stopped after a clean stop, JobFailed when a worker failed.
     """
     block: Training = job.block
-    model, layout = starting_point(job, output)
+    model, layout = initial_model(job, output)
     config = {
         "name": job.name,
         "kind": job.kind,
-        "run": running.current(),
-        "tracked": tracking.tracked(job, run_id),
+        "run": claim.current_run(),
+        "tracked": wandb_tracking.tracked_job(job, run_id),
         "seed": job.seed,
         "block": block.model_dump(),
         "samples": [{"uri": storage.resolve(item.uri), "weight": item.weight} for item in job.inputs.samples],
@@ -39,7 +40,7 @@ def fit(job: Job, run_id: str, output: str) -> dict[str, Any]:
         "layout": layout.model_dump(),
         "output": output,
     }
-    check(job, layout, model)
+    check_training(job, layout, model)
     teacher = check_teacher(job, layout, model)
     told = None if job.inputs.teacher is None else storage.resolve(job.inputs.teacher)
     config["teacher"] = None if teacher is None else {"uri": told, "layout": teacher.model_dump()}
@@ -83,7 +84,7 @@ def _run(job: Job, run_id: str, output: str, config: dict[str, Any]) -> dict[str
             ),
         )
         try:
-            returned: dict[str, Any] = running.apart(trainer.fit).return_value
+            returned: dict[str, Any] = ray_init.run_in_thread(trainer.fit).return_value
             return returned
         except ray.train.TrainingFailedError as error:
             if not isinstance(error, ray.train.ControllerError) or start == STARTS - 1:
@@ -92,17 +93,17 @@ def _run(job: Job, run_id: str, output: str, config: dict[str, Any]) -> dict[str
     raise AssertionError("unreachable")
 
 
-def finish(job: Job, run_id: str, started: float, returned: dict[str, Any]) -> Manifest:
+def finish_training(job: Job, run_id: str, started: float, returned: dict[str, Any]) -> Manifest:
     """The manifest of a checkpoint directory whose training ended."""
     output = storage.resolve(job.output)
-    metrics = rows.read_table(storage.join(output, "metrics.parquet"))
-    files = [storage.join("model", name) for name in storage.names(storage.join(output, "model"))]
+    metrics = parquet.read_table(storage.join(output, "metrics.parquet"))
+    files = [storage.join("model", name) for name in storage.list_names(storage.join(output, "model"))]
     entries = [
-        {"path": name, "bytes": storage.size(place), "sha256": storage.sha256(place)}
+        {"path": name, "bytes": storage.file_size(place), "sha256": storage.file_sha256(place)}
         for name in files
         for place in [storage.join(output, name)]
     ]
-    return manifest.finish(
+    return manifest.write_manifest(
         job,
         run_id,
         started,

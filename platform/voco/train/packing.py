@@ -26,7 +26,7 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     return rows
 
 
-def deal(lengths: Sequence[int], count: int) -> list[list[int]]:
+def split_evenly(lengths: Sequence[int], count: int) -> list[list[int]]:
     """All samples in `count` rows of nearly equal length, some empty when there are fewer samples.
 
     The least capacity at which `pack` needs no more rows, found by halving (MULTIFIT; Coffman, Garey and Johnson, 1978). A

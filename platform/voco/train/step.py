@@ -48,7 +48,7 @@ def learning_rate(step: int, total: int, peak: float, warmup_share: float, final
 
 
 @dataclass(frozen=True)
-class Backward:
+class BackwardResult:
     """Gradients are in place and reduced; nothing is updated yet."""
 
     loss: float
@@ -58,7 +58,7 @@ class Backward:
     stop: bool
 
 
-def backward(engine: Any, batches: Sequence[Batch | CachedBatch], step: int, stop: bool, cut: int = 0) -> Backward:
+def backward(engine: Any, batches: Sequence[Batch | CachedBatch], step: int, stop: bool, cut: int = 0) -> BackwardResult:
     """Forward and backward of this rank's micro-batches, of whose text `cut` tokens were left out.
 
     Every rank's gradient of sum/count is wanted, with one count for all. DeepSpeed averages gradients over ranks and
@@ -89,7 +89,7 @@ def backward(engine: Any, batches: Sequence[Batch | CachedBatch], step: int, sto
         bad = [batch for loss, batch in zip(losses.tolist(), batches, strict=True) if not math.isfinite(loss)]
         guilty = [sample_id for batch in bad for sample_id in batch.sample_ids]
         raise NonFinite(f"loss is {mean} at step {step}; samples: {', '.join(_gather(guilty))}")
-    return Backward(mean, kl if distils else None, count, lost, bool(asked))
+    return BackwardResult(mean, kl if distils else None, count, lost, bool(asked))
 
 
 def _gather(mine: list[str]) -> list[str]:
@@ -99,7 +99,7 @@ def _gather(mine: list[str]) -> list[str]:
     return [item for theirs in everyone for item in theirs]
 
 
-def trained_on(batches: Sequence[Batch | CachedBatch], device: Any) -> str:
+def sample_ids_digest(batches: Sequence[Batch | CachedBatch], device: Any) -> str:
     """What `StepResult.sample_ids_sha256` holds; one small collective."""
     ids = "\n".join(sample_id for batch in batches for sample_id in batch.sample_ids)
     mine = torch.frombuffer(bytearray(hashlib.sha256(ids.encode()).digest()), dtype=torch.uint8).to(device)
@@ -110,7 +110,7 @@ def trained_on(batches: Sequence[Batch | CachedBatch], device: Any) -> str:
 
 def train_step(engine: Any, batches: Sequence[Batch | CachedBatch], step: int, stop: bool, cut: int) -> StepResult:
     """One optimizer step over the global batch, of which `batches` are this rank's micro-batches; as `backward`."""
-    ids = trained_on(batches, engine.device)
+    ids = sample_ids_digest(batches, engine.device)
     done = backward(engine, batches, step, stop, cut)
     engine.step()
     norm = float(engine.get_global_grad_norm() or 0.0)

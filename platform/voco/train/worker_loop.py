@@ -9,21 +9,21 @@ from typing import Any
 import ray.train
 import torch
 
-from voco import running, tracking
-from voco.blocks import ImageSft, Training, VideoSft
-from voco.features import FeatureStore
+from voco.job.config import ImageSft, Training, VideoSft
 from voco.model import weights
 from voco.model.voco_llama import Distillation, VocoLlama
-from voco.tokens import Layout
-from voco.tracking import TrackedRun
+from voco.precompute.feature_store import FeatureStore
+from voco.precompute.frame_store import FrameStore
+from voco.run import claim, wandb_tracking
+from voco.run.wandb_tracking import TrackedRun
+from voco.sequence.sequence import Layout
+from voco.store.samples import SampleTables
 from voco.train import checkpoints
-from voco.train.data import ImageBatches
-from voco.train.order import Rows, epoch_order
-from voco.train.sample_tables import SampleTables
+from voco.train.batches import ImageBatches
+from voco.train.sampler import Rows, epoch_order
 from voco.train.step import NonFinite, NothingLearned, StepResult, learning_rate, train_step
-from voco.train.video_data import VideoBatches
+from voco.train.video_batches import VideoBatches
 from voco.train.zero import deepspeed_config
-from voco.video.frame_store import FrameStore
 
 MOST_WITHOUT = 20  # steps without a supervised token, at the start of a run, before it is ended
 SECONDS_BETWEEN_LINES = 5.0
@@ -52,7 +52,7 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
     rank, world = context.get_world_rank(), context.get_world_size()
     torch.manual_seed(config["seed"])
     layout = Layout(**config["layout"])
-    model = weights.load(config["model"], layout, torch.float32, block.attention, new_q_former=config["seed"])
+    model = weights.load_checkpoint(config["model"], layout, torch.float32, block.attention, new_q_former=config["seed"])
     model.tower = None  # its features, or the frames' caches, are there already
     newline = ("image_newline",) if model.layout.method == "none" and config["kind"] != "video_sft" else ()
     for name, weight in model.named_parameters():
@@ -73,16 +73,16 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
         data = ImageBatches(tables, FeatureStore(config["features"]), model, block, reads)
         if isinstance(block, ImageSft) and block.distill is not None:
             model.distillation = Distillation(block.distill.weight, block.distill.temperature, _teacher(config, block, engine))
-    with tracking.start(config["tracked"] if rank == 0 else None) as record:
+    with wandb_tracking.start_tracking(config["tracked"] if rank == 0 else None) as record:
         loop = TrainLoop(config, block, engine, model, data, record, rank, world)
         try:
             loop.resume()
             stopped = loop.run()
-        except (NonFinite, NothingLearned, checkpoints.OtherWorkers) as error:
+        except (NonFinite, NothingLearned, checkpoints.WorkerCountChanged) as error:
             record.finish(1)
             return {"failed": str(error)}
         if not stopped:
-            checkpoints.export(config, model, block.zero_stage, loop.metrics, rank)
+            checkpoints.export_weights(config, model, block.zero_stage, loop.metrics, rank)
         record.finish(130 if stopped else 0)
     return {"stopped": stopped, "steps": loop.step}
 
@@ -92,7 +92,7 @@ def _teacher(config: dict[str, Any], block: Training, engine: Any) -> VocoLlama 
     if not config["teacher"]["uri"]:
         return None
     dtype = torch.bfloat16 if block.precision == "bf16" else torch.float32
-    teacher = weights.load(config["teacher"]["uri"], Layout(**config["teacher"]["layout"]), dtype, block.attention)
+    teacher = weights.load_checkpoint(config["teacher"]["uri"], Layout(**config["teacher"]["layout"]), dtype, block.attention)
     teacher.tower = None
     return teacher.requires_grad_(False).to(engine.device)
 
@@ -150,7 +150,7 @@ class TrainLoop:
             group["lr"] = rate
         before = self.data.samples.cut
         micro = self.data.passes(mine, len(mine) // block.micro_batch)
-        asked = self.rank == 0 and self.config["run"] is not None and running.stop_requested(self.config["run"])
+        asked = self.rank == 0 and self.config["run"] is not None and claim.stop_requested(self.config["run"])
         result = train_step(self.engine, micro, self.step, asked, self.data.samples.cut - before)
         self.metrics.append(
             {
@@ -183,12 +183,12 @@ class TrainLoop:
 
     def save(self) -> None:
         """A checkpoint, and what W&B has recorded up to it."""
-        checkpoints.save(self.engine, self.metrics, self.step, self.rank, self.world)
+        checkpoints.save_training_state(self.engine, self.metrics, self.step, self.rank, self.world)
         self.record.flush()
 
     def resume(self) -> None:
         """Continue after the last checkpoint, if there is one. Raises OtherWorkers when it is of another number of them."""
-        found = checkpoints.resume(self.engine, self.world)
+        found = checkpoints.load_training_state(self.engine, self.world)
         if found is None:
             return
         self.step, self.metrics = found

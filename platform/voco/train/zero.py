@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from voco.blocks import Training
+from voco.job.config import Training
 
 
 def deepspeed_config(block: Training, workers: int) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def deepspeed_config(block: Training, workers: int) -> dict[str, Any]:
 
 
 @contextmanager
-def gathered(parameter: torch.nn.Parameter, zero_stage: int) -> Iterator[None]:
+def gather_parameter(parameter: torch.nn.Parameter, zero_stage: int) -> Iterator[None]:
     """Under ZeRO-3 a parameter is whole only in here."""
     if zero_stage < 3:
         yield

@@ -1,0 +1,1 @@
+"""Benchmark metrics, one file a rule."""

@@ -1,0 +1,232 @@
+"""The answers of an evaluation set, which lie in a second file, and how each question finds its own: never by order.
+
+What joins the two follows from the answers' file (`Join`): GQA and VQAv2 by question id; TextVQA, whose LLaVA file has the
+image's id in the place of the question's, by (image_id, question); POPE, whose ids start again in each category, by
+(image, question); MME, with two questions under one id, by (subtask, file, question), from the text files in its zip.
+Answers are held in memory: the largest set, VQAv2 val, has 214,354 times ten, of few different words.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from dataclasses import replace as changed
+from pathlib import PurePosixPath
+from typing import Any
+
+from voco.errors import Refused
+from voco.ingest.parsing import json_records
+from voco.ingest.source_row import BadRow, SourceRow, make_source_row
+from voco.job.config import Ingest
+from voco.store import storage
+
+KEY = "inputs.answers"
+SHORT = "Answer the question using a single word or phrase."
+LETTER = "Answer with the option's letter from the given choices directly."
+INSTRUCTIONS = (SHORT, LETTER, "Please answer yes or no.")  # after the question, in one file and not in the other
+OCR = "Reference OCR token:"  # begins TextVQA's line with what an OCR system read
+LETTERS = "ABCDEFGHIJ"
+NOTES = ("question_id", "types", "question_type", "answer_type", "type", "fullAnswer", "image_classes")  # kept from answers
+MEMBER = 1 << 20  # bytes of one text file in MME's zip
+
+Key = tuple[str, ...]
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class AnswerKey:
+    """The answers to one question, and what else their file says about it, as JSON."""
+
+    answers: tuple[str, ...]
+    notes: str = "{}"
+
+
+@dataclass(frozen=True)
+class JoinKey:
+    """The key by which a question and its answer find each other, made from either side's record."""
+
+    said: str
+    question: Callable[[Record], Key]
+    answer: Callable[[Record], Key]
+
+
+def record_id(record: Record, *names: str) -> str:
+    """The first of these ids that the record has, a string or an integer. Raises BadRow when it has none."""
+    for name in names or ("question_id", "id"):
+        value = record.get(name)
+        if isinstance(value, str | int) and not isinstance(value, bool) and str(value).strip():
+            return str(value).strip()
+    raise BadRow("bad_record", f"{(names or ('question_id',))[0]}: expected a string or an integer")
+
+
+def bare_question(record: Record) -> str:
+    """The question alone, lower-cased: without instructions, OCR tokens and line breaks."""
+    text = record.get("text", record.get("question"))
+    if not isinstance(text, str):
+        raise BadRow("bad_record", f"text: expected a string, got {type(text).__name__}")
+    kept = " ".join(line for line in text.split("\n") if not line.lstrip().startswith(OCR))
+    question = " ".join(kept.split())
+    while ends := [end for end in INSTRUCTIONS if question.endswith(end)]:
+        question = question.removesuffix(ends[0]).rstrip()
+    return question.lower()
+
+
+def _file(record: Record) -> str:
+    return record_id(record, "image").rsplit("/", 1)[-1]
+
+
+def _subtask(record: Record) -> Key:
+    subtask, _, rest = record_id(record).partition("/")
+    return subtask, rest.rsplit("/", 1)[-1].rsplit(".", 1)[0], bare_question(record)
+
+
+BY_ID = JoinKey("question_id", lambda row: (record_id(row),), lambda record: (record_id(record),))
+BY_IMAGE_ID = JoinKey(
+    "(image_id, question)",
+    lambda row: (record_id(row), bare_question(row)),
+    lambda record: (record_id(record, "image_id"), bare_question(record)),
+)
+BY_IMAGE = JoinKey(
+    "(image, question)", lambda row: (_file(row), bare_question(row)), lambda rec: (_file(rec), bare_question(rec))
+)
+BY_SUBTASK = JoinKey("(subtask, file, question)", _subtask, _subtask)
+
+
+class AnswerKeys:
+    """Every answer of a file, by its key. Raises Refused for a file that is none of the layouts."""
+
+    def __init__(self, uri: str) -> None:
+        self.name = uri.rsplit("/", 1)[-1]
+        self.join, records = _open(uri)
+        self.found: dict[Key, AnswerKey | None] = {}  # None: answered twice, and not the same
+        self.asked: dict[Key, int] = {}
+        for record in records:
+            self._add(record)
+        if not self.found:
+            raise Refused(f"{KEY}: {uri}: expected records with {self.join.said} and an answer, got none")
+
+    def _add(self, record: Any) -> None:
+        if not isinstance(record, dict):
+            return
+        try:
+            key = self.join.answer(record)
+        except BadRow:  # whoever asks for this answer is told that there is none
+            return
+        answers = record_answers(record)
+        if not answers:
+            return
+        notes = {name: record[name] for name in NOTES if name in record and not (name == "question_id" and self.join is BY_ID)}
+        new = AnswerKey(answers, sys.intern(json.dumps(notes)))
+        known = self.found.setdefault(key, new)
+        if known is not None and known.answers != answers:
+            self.found[key] = None
+
+    def of(self, row: Record) -> AnswerKey:
+        """The answers to a question. Raises BadRow: none, several, or its key stood for another question before."""
+        key = self.join.question(row)
+        shown = f"{self.join.said} {', '.join(key)[:120]!r}"
+        if key not in self.found:
+            raise BadRow("bad_record", f"no answer: {self.name} has no {shown}")
+        reference = self.found[key]
+        if reference is None:
+            raise BadRow("bad_record", f"{self.name} has different answers for {shown}")
+        about = hash(json.dumps([row.get(name) for name in ("image", "video_id", "video_name", "text", "question")]))
+        if self.asked.setdefault(key, about) != about:
+            raise BadRow("bad_record", f"{shown} is of an earlier, other question too")
+        return reference
+
+
+def _open(uri: str) -> tuple[JoinKey, Iterable[Any]]:
+    if uri.lower().endswith(".zip"):
+        return BY_SUBTASK, _subtasks(uri)
+    kind = json_records.detect_layout(uri, KEY)
+    if kind == "data":
+        return BY_IMAGE_ID, (record for _, record in json_records.iterate_records(uri, KEY, kind))
+    if kind in (json_records.BY_ID, "annotations", "questions"):
+        return BY_ID, _with_ids(uri, kind)
+    first = next((record for _, record in json_records.iterate_records(uri, KEY, kind) if isinstance(record, dict)), {})
+    join = BY_ID
+    if "text" in first or "question" in first:
+        join = BY_IMAGE if "image" in first else BY_SUBTASK if "/" in str(first.get("question_id")) else BY_ID
+    return join, _with_ids(uri, kind)
+
+
+def _with_ids(uri: str, kind: str) -> Iterator[Any]:
+    for key, record in json_records.iterate_records(uri, KEY, kind):
+        yield {**record, "question_id": key} if key and isinstance(record, dict) else record
+
+
+def _subtasks(uri: str) -> Iterator[Record]:
+    """MME's release: `<subtask>/[questions_answers_YN/]<file>.txt`, in each two lines: a question, a tab, the answer."""
+    try:
+        with storage.open_read(uri) as handle, zipfile.ZipFile(handle) as archive:
+            for member in archive.infolist():
+                path = PurePosixPath(member.filename)
+                folders = [part for part in path.parts[:-1] if part != "questions_answers_YN"]
+                if path.suffix != ".txt" or not folders or member.file_size > MEMBER:
+                    continue
+                with archive.open(member) as packed:
+                    text = packed.read(MEMBER).decode("utf-8", "replace")
+                for line in text.splitlines():
+                    question, tab, answer = line.rpartition("\t")
+                    if tab:
+                        yield {"question_id": f"{folders[-1]}/{path.name}", "question": question, "answer": answer.strip()}
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, RuntimeError, EOFError, zlib.error) as error:
+        raise Refused(f"{KEY}: {uri}: expected a zip archive that can be read: {error}") from error
+
+
+def record_answers(record: Record) -> tuple[str, ...]:
+    """`answers`, strings or objects with `answer`, or `answer`, or POPE's `label`; empty when nothing is said."""
+    listed = record.get("answers")
+    if not isinstance(listed, list):
+        listed = [record.get("answer", record.get("label"))]
+    words = [item.get("answer") if isinstance(item, dict) else item for item in listed]
+    spelled = [str(word) for word in words if isinstance(word, str | int) and not isinstance(word, bool)]
+    return tuple(sys.intern(word) for word in spelled) if any(word.strip() for word in spelled) else ()
+
+
+@dataclass(frozen=True)
+class EvaluationQuestion:
+    """One question of an evaluation set, before it is an item."""
+
+    text: str
+    answers: Sequence[str]
+    source_id: str
+    category: str = ""
+    choices: Sequence[str] = ()
+    extra: Record = field(default_factory=dict)
+
+
+def with_options(question: str, choices: Sequence[str]) -> str:
+    """A multiple choice question as LLaVA asks it: each option behind its letter, then the instruction."""
+    options = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False)]
+    return "\n".join([question, *options, LETTER])
+
+
+def make_evaluation_row(
+    source: str, block: Ingest, question: EvaluationQuestion, modality: str, path: str | None, place: str = ""
+) -> SourceRow:
+    """The item of a question, its placeholder in front. Outside val and test the most common answer is the assistant's turn.
+
+    Two questions about the same medium with other ids or categories are never duplicates: POPE asks the same in three.
+    Raises BadRow: bad_record (no answer) and those of `make_item`.
+    """
+    if not question.text.strip():
+        raise BadRow("empty_text", "the question has no text")
+    spoken = [answer for answer in question.answers if answer.strip()]
+    if not spoken:
+        raise BadRow("bad_record", "no answer: the row has none, and the job has no inputs.answers")
+    item = make_source_row(
+        source, block, modality=modality, path=path, placeholder="none" if path is None else "before",
+        turns=[("user", question.text), ("assistant", Counter(spoken).most_common(1)[0][0])], answers=question.answers,
+        choices=question.choices, source_id=question.source_id, category=question.category, extra=question.extra,
+        place=place,
+    )  # fmt: skip
+    if path is None:  # of text alone the turns are the sample's id
+        return item
+    return changed(item, turns=(("question", f"{question.category}/{question.source_id}"), *item.turns))

@@ -1,0 +1,71 @@
+"""ScienceQA as LLaVA packs it: the questions as conversations, and the problems they are of, joined by id.
+
+    [{"id": "4", "image": "4/image.png", "conversations": [{"from": "human", "value": "<image>\\nWhich is ...\\nOptions: (A) ...
+      (B) ..."}, {"from": "gpt", "value": "The answer is A."}]}, ...]                        llava_test_CQM-A.json
+    {"4": {"choices": ["...", "..."], "answer": 0, "subject": "natural science", ...}, ...}    problems.json, `inputs.answers`
+
+The answer is the letter of the problem's choice, the category its subject; rows without an image are text only. The published
+figure counts those with an image alone. What the gpt turn says is not read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from voco.errors import Refused
+from voco.ingest.answer_keys import KEY, LETTER, LETTERS, EvaluationQuestion, make_evaluation_row
+from voco.ingest.formats import llava_json
+from voco.ingest.parsing import json_list, json_records
+from voco.ingest.source_row import BadRow, Reject, SourceRow, parse_rows
+from voco.job.config import Ingest
+
+NOTES = ("topic", "category", "skill", "grade", "task", "split")  # of the problem, kept in `extra`
+
+Problem = dict[str, Any]
+
+
+def read(uri: str, block: Ingest, answers: str | None) -> Iterator[SourceRow | Reject]:
+    """Every row of the file, in order. Raises Refused when it is not one JSON list, or without problems to join it with."""
+    if answers is None:
+        raise Refused(f"{KEY}: expected ScienceQA's problems.json, got nothing")
+    problems = _problems(answers)
+    return parse_rows(uri, json_list.iterate_list(uri), lambda raw, _, source: parse(raw, source, block, problems))
+
+
+def parse(raw: Any, source: str, block: Ingest, problems: dict[str, Problem]) -> SourceRow:
+    """One row as an item. Raises BadRow with the first thing that is wrong with it."""
+    row = llava_json.parse(raw, source, block)
+    identity = row.conversation["source_id"]
+    problem = problems.get(identity)
+    if problem is None:
+        raise BadRow("bad_record", f"no answer: the problems have no id {identity[:40]!r}")
+    if len(row.turns) > 2:
+        raise BadRow("bad_conversation", f"expected one question, got {len(row.turns)} turns")
+    choices, answer = problem.get("choices"), problem.get("answer")
+    if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
+        raise BadRow("bad_record", f"choices of problem {identity[:40]}: expected a list of strings")
+    if not isinstance(answer, int) or not 0 <= answer < min(len(choices), len(LETTERS)):
+        raise BadRow("bad_record", f"answer of problem {identity[:40]}: expected the number of one of {len(choices)} choices")
+    text = row.turns[0][1].strip()
+    if not text:
+        raise BadRow("empty_text", "the question has no text")
+    subject = problem.get("subject")
+    question = EvaluationQuestion(
+        f"{text}\n{LETTER}", [LETTERS[answer]], identity, subject if isinstance(subject, str) else "", choices,
+        {name: problem[name] for name in NOTES if name in problem},
+    )  # fmt: skip
+    return make_evaluation_row(source, block, question, row.modality, row.paths[0] if row.paths else None)
+
+
+def _problems(uri: str) -> dict[str, Problem]:
+    """What is used of every problem, by its id."""
+    if json_records.detect_layout(uri, KEY) != json_records.BY_ID:
+        raise Refused(f"{KEY}: {uri}: expected an object of problems by their id, each with `answer`")
+    wanted = {"choices", "answer", "subject", *NOTES}
+    records = json_records.iterate_records(uri, KEY, json_records.BY_ID)
+    return {
+        identity: {name: value for name, value in record.items() if name in wanted}
+        for identity, record in records
+        if isinstance(record, dict)
+    }

@@ -1,0 +1,69 @@
+"""SEED-Bench.json: multiple choice questions about images and about videos.
+
+    {"question_type": {"Scene Understanding": 1, ...},
+     "questions": [{"question_id": "101669", "question": "...", "choice_a": "...", ..., "choice_d": "...", "answer": "A",
+                    "data_type": "image", "data_id": "1454426_2591111986", "question_type_id": 1}, ...]}
+
+Media lie as LLaVA has them: `SEED-Bench-image/<data_id>`, and a video's middle frame, extracted before, at
+`SEED-Bench-video-image/<question_type_id>_<question_id>.png`. Whoever has no such frames gets missing_media for each question
+about a video, a quarter of the set, and allows it with `max_missing_share`. The type's name is the category.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import ijson
+
+from voco.errors import Refused
+from voco.ingest.answer_keys import LETTERS, EvaluationQuestion, make_evaluation_row, record_id, with_options
+from voco.ingest.parsing import json_records
+from voco.ingest.source_row import BadRow, Reject, SourceRow, parse_rows
+from voco.job.config import Ingest
+from voco.store import storage
+
+KEY = "inputs.annotations"
+QUESTIONS = "questions"
+NOTES = ("data_type", "data_id", "question_type_id", "segment")  # kept in `extra`
+
+
+def read(uri: str, block: Ingest) -> Iterator[SourceRow | Reject]:
+    """Every question, in order. Raises Refused when the file is not one whole JSON object with `questions`."""
+    if json_records.detect_layout(uri, KEY) != QUESTIONS:
+        raise Refused(f"{KEY}: {uri}: expected an object with a list of `questions`")
+    types = _types(uri)
+    raws = (raw for _, raw in json_records.iterate_records(uri, KEY, QUESTIONS))
+    return parse_rows(uri, raws, lambda raw, _, source: parse(raw, source, block, types))
+
+
+def parse(raw: Any, source: str, block: Ingest, types: dict[str, str]) -> SourceRow:
+    """One question as an item; `types` names its type. Raises BadRow with the first thing that is wrong with it."""
+    if not isinstance(raw, dict):
+        raise BadRow("bad_record", f"expected an object, got {type(raw).__name__}")
+    source_id, media, kind = record_id(raw, "question_id"), record_id(raw, "data_id"), record_id(raw, "question_type_id")
+    given = [raw.get(f"choice_{letter.lower()}") for letter in LETTERS[:4]]
+    choices = [choice for choice in given if isinstance(choice, str)]
+    if not isinstance(raw.get("question"), str) or len(choices) < len(given):
+        raise BadRow("bad_record", "question, choice_a, choice_b, choice_c, choice_d: expected strings")
+    if not raw["question"].strip():
+        raise BadRow("empty_text", "the question has no text")
+    if raw.get("answer") not in tuple(LETTERS[:4]):
+        raise BadRow("bad_record", f"answer: expected A, B, C or D, got {str(raw.get('answer'))[:40]!r}")
+    paths = {"image": f"SEED-Bench-image/{media}", "video": f"SEED-Bench-video-image/{kind}_{source_id}.png"}
+    if raw.get("data_type") not in ("image", "video"):
+        raise BadRow("unsupported_format", f"data_type: expected image or video, got {str(raw.get('data_type'))[:40]!r}")
+    question = EvaluationQuestion(
+        with_options(raw["question"], choices), [raw["answer"]], source_id, types.get(kind, kind), choices,
+        {name: raw[name] for name in NOTES if name in raw},
+    )  # fmt: skip
+    return make_evaluation_row(source, block, question, "image", paths[raw["data_type"]])
+
+
+def _types(uri: str) -> dict[str, str]:
+    """The name of each type by its number, as text."""
+    with storage.open_read(uri) as handle:
+        try:
+            return {str(number): name for name, number in ijson.kvitems(handle, "question_type")}
+        except (ijson.JSONError, UnicodeDecodeError) as error:
+            raise Refused(f"{KEY}: {uri}: not whole JSON: {' '.join(str(error).split())[:200]}") from error

@@ -1,0 +1,1 @@
+"""Image and video files: where they are read from, and the checks that they pass."""

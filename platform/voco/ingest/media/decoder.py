@@ -1,0 +1,160 @@
+"""Decodes media in a process of its own: decoders are native code, and a damaged file can crash them or hang them.
+
+One child process serves all media of a worker: it is sent a file and answers with one line of JSON. When it dies of a
+signal, the one medium is rejected and the next gets a new child.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import weakref
+import zlib
+from contextlib import suppress
+from typing import IO, Any
+
+from voco.errors import one_line
+from voco.ingest.source_row import BadRow
+
+SECONDS = 120  # to decode one image, or to open one video and decode up to three frames; then the child ends itself
+REASONS = {signal.SIGALRM: "decode_timeout"}  # by the signal that ended the child; any other is the file's damage
+IMAGE, VIDEO_START, VIDEO = 0, 1, 2  # what is asked for: an image's pixels, a video's first frame, its middle and last too
+
+# Pillow's decoders by its names (the JPEG one opens MPO too); no other is let near a stranger's file.
+DECODERS = ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF"]
+
+# What Pillow's decoders raise on damaged files: they parse with struct, zlib and plain indexing.
+DECODER_ERRORS = (
+    OSError, SyntaxError, ValueError, EOFError, TypeError, AttributeError, LookupError, ArithmeticError, struct.error, zlib.error,
+)  # fmt: skip
+
+
+class Decoder:
+    """A child process that decodes, started at the first file."""
+
+    def __init__(self) -> None:
+        self.child: subprocess.Popen[bytes] | None = None
+
+    def close(self) -> None:
+        """End the child; the next call starts a new one. It ends too when this object or its process does."""
+        if self.child is not None:
+            self._end()
+            self.child = None
+
+    def image(self, data: bytes) -> None:
+        """Decode every pixel of an image whose header was read. Raises as `video` does."""
+        self._ask(IMAGE, data)
+
+    def video(self, data: bytes, full: bool) -> dict[str, Any]:
+        """Width and height in pixels as decoded, duration_s, fps and num_frames of an encoded video.
+
+        Opens it and decodes its first frame; `full`: the middle and the last one too.
+        Raises BadRow: corrupt_media, decode_timeout. Raises RuntimeError when the child fails by itself, as without decord.
+        """
+        return self._ask(VIDEO if full else VIDEO_START, data)
+
+    def _ask(self, what: int, data: bytes) -> dict[str, Any]:
+        child = self._running()
+        assert child.stdin is not None
+        assert child.stdout is not None
+        try:
+            child.stdin.write(len(data).to_bytes(8, "big") + bytes([what]))
+            child.stdin.write(data)
+            child.stdin.flush()
+            line = child.stdout.readline()
+        except BrokenPipeError:
+            line = b""
+        if not line:
+            self.close()
+            raise _ended(child.returncode)
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise BadRow("corrupt_media", answer["error"])
+        return answer
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self.child is None:
+            path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+            environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+            command = [sys.executable, "-P", "-m", "voco.ingest.media.decoder"]
+            self.child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+            self._end = weakref.finalize(self, _end, self.child)
+        return self.child
+
+
+def _ended(code: int) -> Exception:
+    if code >= 0:
+        return RuntimeError(f"the decoder's process ended with {code}; its message is above")
+    name = signal.Signals(-code)
+    return BadRow(REASONS.get(name, "corrupt_media"), f"the decoder ended by {name.name}")
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """A closed pipe is the child's sign to end; one that is still at work ends with its own alarm."""
+    for pipe in (child.stdin, child.stdout):
+        if pipe is not None:
+            with suppress(BrokenPipeError):  # the rest of a file that killed the child
+                pipe.close()
+    child.wait()
+
+
+def decode_image(data: bytes) -> dict[str, Any]:
+    """What the parent is told of one image, in the child."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data), formats=DECODERS) as image:
+            image.load()
+    except DECODER_ERRORS as error:
+        return {"error": one_line(error)}
+    return {}
+
+
+def measure_video(data: bytes, full: bool) -> dict[str, Any]:
+    """What the parent is told of one video, in the child."""
+    from voco.video.decode import Video
+
+    try:
+        video = Video(data)
+        last = video.num_frames - 1
+        numbers = sorted({0, last // 2, last}) if full else [0]
+        _, height, width, _ = video.frames(numbers).shape
+        (start, _), (_, end) = video.reader.get_frame_timestamp([0, last]).tolist()
+    except ValueError as error:
+        return {"error": str(error)}
+    duration = end - start
+    if not 0 < duration < float("inf"):
+        return {"error": f"a video of {duration} s"}
+    return {"width": width, "height": height, "duration_s": duration, "fps": video.fps, "num_frames": video.num_frames}
+
+
+def serve(asked: IO[bytes], answers: IO[bytes]) -> None:
+    """Answer until the pipe is closed."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+    while len(head := asked.read(9)) == 9:
+        data = asked.read(int.from_bytes(head[:8], "big"))
+        signal.alarm(SECONDS)
+        answer = decode_image(data) if head[8] == IMAGE else measure_video(data, head[8] == VIDEO)
+        signal.alarm(0)
+        answers.write(json.dumps(answer).encode() + b"\n")
+        answers.flush()
+
+
+def main() -> None:
+    # The decoder's own messages, one for each damaged block, are not for the log; ours are.
+    sys.stderr = os.fdopen(os.dup(2), "w")
+    answers = os.fdopen(os.dup(1), "wb")
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 1)
+    os.dup2(silence, 2)
+    serve(sys.stdin.buffer, answers)
+
+
+if __name__ == "__main__":
+    main()

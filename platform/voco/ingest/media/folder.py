@@ -1,0 +1,159 @@
+"""The folder that media paths are relative to, on disk or in S3: files, read without leaving it, and what lies in its folders."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from fsspec.implementations.local import LocalFileSystem
+
+from voco.ingest.media.image import check_size
+from voco.ingest.source_row import BadRow
+from voco.store import storage
+
+ARCHIVE = ".zip"
+
+KEY_BYTES = 1024  # of an object's name in S3; asked for a longer one, it says that the request is bad
+
+# A path that leads to no file, as the system says it; any other failure to read is the machine's, and stops the job.
+ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.ENAMETOOLONG, errno.ELOOP}
+
+
+@dataclass(frozen=True)
+class FolderListing:
+    """What lies directly in a folder. Files are not kept: there may be a million."""
+
+    folders: frozenset[str]
+    archives: tuple[str, ...]  # by name
+
+
+class MediaRoot:
+    """The files of a media folder by their paths."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self.fs, self.root = storage.filesystem(uri)
+        self.real = Path(os.path.realpath(self.root)) if isinstance(self.fs, LocalFileSystem) else None
+
+    def read(self, path: str, limit: int) -> bytes:
+        """The bytes at a normalised path (`items.normal_path`).
+
+        Raises BadRow: missing_media, unsafe_path (a link leads out of the root), media_too_large (more than `limit` bytes),
+        download_failed (S3 refuses this object), corrupt_media (the disk cannot read it).
+        """
+        if self.real is not None:
+            return _read_local(self.real, path, limit)
+        key = f"{self.root}/{path}"
+        if len(key.encode()) > KEY_BYTES:
+            raise BadRow("missing_media", f"{path[:200]}: longer than a key in S3 may be")
+        try:
+            size = int(self.fs.info(key)["size"])
+            check_size(path, size, limit)
+            return bytes(self.fs.cat_file(key, max_concurrency=1))  # more would ask for the size once again
+        except (FileNotFoundError, IsADirectoryError) as error:
+            raise BadRow("missing_media", f"{path}: {os.strerror(errno.ENOENT)}") from error
+        except PermissionError as error:
+            raise BadRow("download_failed", f"{path}: {error}") from error
+
+    def listing(self, folder: str) -> FolderListing:
+        """What lies in a folder of the root, "" the root itself; nothing where there is none, or a link leads out.
+
+        In S3 one request for a thousand names. Raises BadRow(download_failed) where S3 refuses.
+        """
+        if self.real is not None:
+            return _local_listing(self.real, folder)
+        try:
+            return self._stored_listing(folder)
+        except PermissionError as error:
+            raise BadRow("download_failed", f"{folder or self.uri}: the folder cannot be listed: {error}") from error
+
+    def _stored_listing(self, folder: str) -> FolderListing:
+        bucket, key, _ = self.fs.split_path(f"{self.root}/{folder}".rstrip("/"))
+        start = f"{key}/" if key else ""
+        folders: set[str] = set()
+        archives: list[str] = []
+        asked: dict[str, Any] = {"Bucket": bucket, "Prefix": start, "Delimiter": "/"}
+        while True:  # not fs.ls, which would keep a million names
+            page = self.fs.call_s3("list_objects_v2", **asked)
+            folders |= {found["Prefix"].removeprefix(start).rstrip("/") for found in page.get("CommonPrefixes", ())}
+            names = (found["Key"].removeprefix(start) for found in page.get("Contents", ()))
+            archives += [name for name in names if name.lower().endswith(ARCHIVE)]
+            if not page.get("IsTruncated"):
+                return FolderListing(frozenset(folders), tuple(sorted(archives)))
+            asked["ContinuationToken"] = page["NextContinuationToken"]
+
+
+def path_inside(root: Path, path: str) -> Path:
+    """The file or folder that a path below the root leads to. Raises BadRow(unsafe_path), OSError."""
+    real = Path(os.path.realpath(root / path, strict=True))
+    if root != real and root not in real.parents:
+        raise BadRow("unsafe_path", f"{path}: a link leads out of the media folder")
+    return real
+
+
+def _open(root: Path, path: str) -> int:
+    """A descriptor of the file at a path. Only the first file of a folder pays for the check that no link leads out."""
+    folder, _, name = path.rpartition("/")
+    try:
+        return os.open(f"{_folder(root, folder)}/{name}", FLAGS | os.O_NOFOLLOW)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+    return os.open(path_inside(root, path), FLAGS)  # a link, which may stay inside
+
+
+FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # a pipe would be waited for without the last
+_folder = lru_cache(4096)(path_inside)
+
+
+def _read_local(root: Path, path: str, limit: int) -> bytes:
+    try:
+        descriptor = _open(root, path)
+        try:
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode):  # a folder, or a pipe that would never end
+                raise BadRow("missing_media", f"{path}: not a regular file")
+            check_size(path, found.st_size, limit)
+            return _whole(descriptor, found.st_size)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno in ABSENT:
+            raise BadRow("missing_media", f"{path}: {error.strerror}") from error
+        if error.errno == errno.EIO:
+            raise BadRow("corrupt_media", f"{path}: {error.strerror}") from error
+        raise
+
+
+def _whole(descriptor: int, size: int) -> bytes:
+    data = os.read(descriptor, size)
+    while len(data) < size and (more := os.read(descriptor, size - len(data))):  # at most 2 GiB at a time
+        data += more
+    return data
+
+
+def _local_listing(root: Path, folder: str) -> FolderListing:
+    try:
+        entries = os.scandir(path_inside(root, folder))
+    except BadRow:
+        return FolderListing(frozenset(), ())
+    except OSError as error:
+        if error.errno not in ABSENT:
+            raise
+        return FolderListing(frozenset(), ())
+    folders: set[str] = set()
+    archives: list[str] = []
+    with entries:
+        for entry in entries:
+            with suppress(OSError):  # a link to itself is neither
+                if entry.is_dir():
+                    folders.add(entry.name)
+                elif entry.name.lower().endswith(ARCHIVE) and entry.is_file():
+                    archives.append(entry.name)
+    return FolderListing(frozenset(folders), tuple(sorted(archives)))

@@ -1,0 +1,102 @@
+"""One image file: know its format by content, prove that it is whole; and what media are read from."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from PIL import Image
+
+from voco.errors import one_line
+from voco.ingest.media.decoder import DECODER_ERRORS, DECODERS, Decoder
+from voco.ingest.source_row import BadRow
+
+# Formats by Pillow's name, with theirs in the table. MPO is a JPEG with more pictures behind it.
+FORMATS = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png", "GIF": "gif", "WEBP": "webp", "BMP": "bmp", "TIFF": "tiff"}
+
+# How these formats begin: a file that begins so and cannot be read is damaged, any other is of an unknown kind.
+MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM", b"II*\0", b"MM\0*")
+
+
+@dataclass(frozen=True)
+class MediaLimits:
+    """What a medium may be; the keys of the job's `ingest` block."""
+
+    check: str  # header or full
+    max_media_bytes: int
+    max_pixels: int  # Pillow itself refuses more than 357,913,940
+    max_aspect: float = 200.0  # longer side over shorter: images are padded to squares before a model sees them
+    inline_max_bytes: int = 256 << 20
+
+
+class MediaSource(Protocol):
+    """What media are read from: a folder (`folder.MediaRoot`) or an archive (`archive.ZipArchive`)."""
+
+    def read(self, path: str, limit: int) -> bytes:
+        """The bytes at a normalised path, at most `limit`. Raises BadRow."""
+
+
+class LocatedMedia(Protocol):
+    """What media are read from that do not lie at their paths: `tar.TarShards`, `web_media.WebMedia`."""
+
+    def sources(self, places: list[str]) -> Iterator[MediaSource]:
+        """One source for the sample at each place of the work list, in order."""
+
+
+def check_size(path: str, size: int, limit: int) -> None:
+    if size > limit:
+        raise BadRow("media_too_large", f"{path}: {size} bytes, more than ingest.max_media_bytes {limit}")
+
+
+def check_dimensions(width: int, height: int, limits: MediaLimits) -> None:
+    """Raises BadRow(media_too_large) for more than `max_pixels`, and for a strip that padding would blow up."""
+    if width * height > limits.max_pixels:
+        raise BadRow("media_too_large", f"{width} x {height} pixels, more than ingest.max_pixels {limits.max_pixels}")
+    if max(width, height) > limits.max_aspect * min(width, height):
+        raise BadRow("media_too_large", f"{width} x {height} pixels, longer than ingest.max_aspect {limits.max_aspect:g} to 1")
+
+
+def read_image(root: MediaSource, path: str, limits: MediaLimits, decoder: Decoder) -> dict[str, Any]:
+    """One image as a `voco.store.schemas.MEDIUM`. Raises BadRow when it is not there, not safe or not whole."""
+    data = root.read(path, limits.max_media_bytes)
+    try:
+        kind, width, height = check_image(data, limits, decoder)
+    except BadRow as bad:
+        raise BadRow(bad.reason, f"{path}: {bad.detail}") from bad
+    digest = hashlib.sha256(data).hexdigest()
+    nothing = {"duration_s": None, "fps": None, "num_frames": None}
+    return {"bytes": data, "path": path, "format": kind, "sha256": digest, "width": width, "height": height, **nothing}
+
+
+def check_image(data: bytes, limits: MediaLimits, decoder: Decoder) -> tuple[str, int, int]:
+    """Format by content, width and height in pixels as stored (EXIF orientation ignored).
+
+    `header` decodes no pixels where the file shows cheaply that it is whole: a JPEG with an end marker after its last
+    scan, a PNG whose chunks all have their checksums. Any other file is decoded, as with `full`.
+    Raises BadRow: unsupported_format, corrupt_media, media_too_large, decode_timeout.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=DECODERS) as image:
+            kind, (width, height) = FORMATS[str(image.format)], image.size
+            check_dimensions(width, height, limits)
+            if limits.check == "header" and kind == "png":
+                image.verify()
+    except Image.DecompressionBombError as error:
+        raise BadRow("media_too_large", str(error)) from error
+    except DECODER_ERRORS as error:
+        webp = data[:4] == b"RIFF" and data[8:12] == b"WEBP"
+        if data and not webp and not data.startswith(MAGIC):
+            raise BadRow("unsupported_format", f"begins with {data[:12]!r}") from error
+        raise BadRow("corrupt_media", one_line(error)) from error
+    if limits.check == "full" or not (kind == "png" or (kind == "jpeg" and _jpeg_ends(data))):
+        decoder.image(data)
+    return kind, width, height
+
+
+def _jpeg_ends(data: bytes) -> bool:
+    """True when an end marker follows the last start of scan; inside a scan neither pair of bytes can occur."""
+    end = data.rfind(b"\xff\xd9")  # near the end of a file that is whole, so little is searched
+    return end >= 0 and data.find(b"\xff\xda", end) < 0

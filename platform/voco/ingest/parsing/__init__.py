@@ -1,0 +1,1 @@
+"""JSON files parsed as streams."""

@@ -1,0 +1,143 @@
+"""What every source format is read into: one `Item` or one `Reject` for each source row, nothing else.
+
+A new format is one more reader: an iterator of raw rows and a function that makes one of them an item. Numbering, the
+rules that every conversation must keep, grouping, media checks, limits and tables stay as they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from voco.job.config import Ingest
+
+EVALUATION = {"val", "test"}  # splits whose last answer is a reference, not text
+encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+encode_sorted = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), sort_keys=True).encode
+
+
+class BadRow(Exception):
+    """A source row that cannot become a conversation: a reason of `voco.store.schemas.REASONS` and a detail for people."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+
+class DamagedArchive(ValueError):
+    """A zip or tar file that cannot be read, or not on from here."""
+
+
+@dataclass(frozen=True)
+class Reject:
+    """A source row that is left out."""
+
+    source: str  # file and row: "mix.json:17", rows counted from 0, a header not counted
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class SourceRow:
+    """A source row that is one conversation about the media at `paths`."""
+
+    source: str
+    modality: str  # text, image or video
+    paths: tuple[str, ...]  # normalised, relative to the media root, in placeholder order
+    turns: tuple[tuple[str, str], ...]  # (role, text) as the source has them: what makes two rows equal
+    conversation: dict[str, Any]  # one `voco.store.schemas.CONVERSATION`
+    place: str = ""  # where the medium is read from when that is not its path: bytes of a tar shard, a URL
+
+
+def sample_id(dataset: str, split: str, item: SourceRow) -> str:
+    """32 hex digits: rows about the same media paths, or text-only rows with the same turns, are one sample."""
+    about: Any = item.paths or item.turns
+    return hashlib.sha256(encode([dataset, split, about]).encode()).hexdigest()[:32]
+
+
+def normal_path(path: str) -> str:
+    """A media path in its one spelling, relative to the media root: `a/./b//c.jpg` is `a/b/c.jpg`.
+
+    Raises BadRow(unsafe_path) for a path that could leave the root; links are followed, and checked, when it is read.
+    """
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    if path.startswith("/") or "://" in path or "\0" in path or ".." in parts:
+        raise BadRow("unsafe_path", f"{path[:200]!r} is not a path below the media folder")
+    if not parts:
+        raise BadRow("bad_record", f"the media path is empty: {path[:200]!r}")
+    return "/".join(parts)
+
+
+def parse_rows(uri: str, raws: Iterable[Any], parse: Callable[[Any, int, str], SourceRow]) -> Iterator[SourceRow | Reject]:
+    """Number the raw rows of a file and parse each: `parse(raw, index, source)` is an item or raises BadRow."""
+    name = uri.rsplit("/", 1)[-1]
+    for index, raw in enumerate(raws):
+        source = f"{name}:{index}"
+        try:
+            yield parse(raw, index, source)
+        except BadRow as bad:
+            yield Reject(source, bad.reason, bad.detail)
+
+
+def make_source_row(
+    source: str,
+    block: Ingest,
+    *,
+    modality: str,
+    path: str | None,
+    turns: Sequence[tuple[str, str]],
+    placeholder: str,
+    answers: Sequence[str] = (),
+    choices: Sequence[str] = (),
+    source_id: str = "",
+    category: str = "",
+    extra: dict[str, Any] | None = None,
+    place: str = "",
+) -> SourceRow:
+    """One conversation, by the rules of every format. In split val or test a last answer becomes the reference,
+    or gives way to `answers`.
+
+    Raises BadRow: bad_record (text that no UTF-8 file can hold, no path), text_too_large, empty_text, bad_conversation
+    (training without an answer), unsafe_path.
+    """
+    notes = encode_sorted(extra) if extra else "{}"
+    _check_text([source_id, category, notes, path or "", *answers, *choices, *(text for _, text in turns)], block.max_text_bytes)
+    evaluation = block.split in EVALUATION
+    _check_turns(turns, placeholder != "none", evaluation)
+    spoken: list[tuple[str, str]] = list(turns)
+    references: list[str] = []
+    if evaluation and turns[-1][0] == "assistant":
+        spoken, references = spoken[:-1], list(answers) or [turns[-1][1]]
+    conversation = {
+        "source_id": source_id,
+        "turns": [{"role": role, "text": text} for role, text in spoken],
+        "placeholder": placeholder,
+        "answers": references,
+        "choices": list(choices),
+        "category": category,
+        "extra": notes,
+    }
+    paths = () if path is None else (normal_path(path),)
+    return SourceRow(source, modality, paths, tuple(turns), conversation, place)
+
+
+def _check_text(texts: list[str], limit: int) -> None:
+    try:
+        size = len("".join(texts).encode())
+    except UnicodeEncodeError as error:  # a lone surrogate: no UTF-8 file can hold it
+        raise BadRow("bad_record", f"text that is not Unicode: {error.reason}") from error
+    if size > limit:
+        raise BadRow("text_too_large", f"{size} bytes of text, more than ingest.max_text_bytes {limit}")
+
+
+def _check_turns(turns: Sequence[tuple[str, str]], placeholder: bool, evaluation: bool) -> None:
+    for index, (role, text) in enumerate(turns):
+        # A first turn that was the placeholder alone is LLaVA's way to write "caption this".
+        if not text.strip() and not (index == 0 and placeholder):
+            raise BadRow("empty_text", f"turn {index} ({role}) has no text")
+    if len(turns) == 1 and not evaluation:
+        raise BadRow("bad_conversation", "there is no answer to learn from")

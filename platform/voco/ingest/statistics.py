@@ -1,0 +1,40 @@
+"""Count, sum, least and greatest of named figures: small enough for a unit's record, exact when units are joined."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+Figures = dict[str, dict[str, float]]
+
+
+def add_values(figures: Figures, name: str, values: pa.Array) -> None:
+    """Add every value that is not null; a name whose values are all null does not appear."""
+    count = len(values) - values.null_count
+    if count:
+        ends = pc.min_max(values)
+        new = {"count": count, "sum": pc.sum(values).as_py(), "min": ends["min"].as_py(), "max": ends["max"].as_py()}
+        merge_figures(figures, {name: new})
+
+
+def merge_figures(figures: Figures, more: Figures) -> None:
+    """Add `more` to `figures`."""
+    for name, new in more.items():
+        old = figures.get(name)
+        if old is None:
+            figures[name] = dict(new)
+            continue
+        old["count"] += new["count"]
+        old["sum"] += new["sum"]
+        old["min"] = min(old["min"], new["min"])
+        old["max"] = max(old["max"], new["max"])
+
+
+def total_figures(parts: Iterable[Figures]) -> Figures:
+    """All parts joined, each with its mean."""
+    figures: Figures = {}
+    for part in parts:
+        merge_figures(figures, part)
+    return {name: {**held, "mean": held["sum"] / held["count"]} for name, held in sorted(figures.items())}

@@ -1,0 +1,294 @@
+"""The blocks of a job file: one class for every key that holds a mapping, one field for every key in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Method = Literal["voco", "none", "avg_pool", "q_former"]
+
+
+class Strict(BaseModel):
+    """Immutable, no unknown keys, no silent conversion of types."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=(), serialize_by_alias=True)
+
+
+class WeightedSamples(Strict):
+    """One `samples/` table in a training mix."""
+
+    uri: str
+    weight: float = Field(default=1.0, gt=0)  # rows seen in one epoch, as a multiple of the table's rows
+
+
+# inputs that are one URI
+SINGLE = ("annotations", "answers", "media", "features", "frame_cache", "checkpoint", "teacher", "upper", "lower")
+
+
+class Inputs(Strict):
+    """Where a job reads; each kind takes some of these (`TAKES`)."""
+
+    annotations: str | None = None  # the source's annotation file
+    answers: str | None = None  # the file with the answers to an evaluation set's questions, where they lie apart
+    media: str | None = None  # the folder, or the zip file, that media paths are relative to
+    samples: list[WeightedSamples] = []  # outputs of ingest
+    features: str | None = None  # output of features: vision features by image hash
+    frame_cache: str | None = None  # output of frame_cache: keys and values of every frame's <voco> tokens
+    checkpoint: str | None = None  # output of a training job
+    teacher: str | None = None  # image_sft with distill: another checkpoint, of method none; default: the same network
+    vocabulary: list[str] = []  # outputs of ingest whose text a new tokenizer is trained on; default: the job's samples
+    upper: str | None = None  # evaluate: answers of the upper bound, for retention
+    lower: str | None = None  # evaluate: answers of the lower bound
+    outputs: list[str] = []  # report: outputs of any kind
+
+    def uris(self) -> dict[str, str]:
+        """Every input that is given, by its key path."""
+        found = {f"inputs.{key}": uri for key in SINGLE if (uri := getattr(self, key)) is not None}
+        found |= {f"inputs.samples[{index}].uri": item.uri for index, item in enumerate(self.samples)}
+        found |= {f"inputs.vocabulary[{index}]": uri for index, uri in enumerate(self.vocabulary)}
+        return found | {f"inputs.outputs[{index}]": uri for index, uri in enumerate(self.outputs)}
+
+    def replaced(self, real: Callable[[str], str]) -> Inputs:
+        """The same inputs with `real(uri)` in the place of every URI."""
+        changes: dict[str, Any] = {key: real(uri) for key in SINGLE if (uri := getattr(self, key)) is not None}
+        changes["samples"] = [item.model_copy(update={"uri": real(item.uri)}) for item in self.samples]
+        changes["vocabulary"] = [real(uri) for uri in self.vocabulary]
+        changes["outputs"] = [real(uri) for uri in self.outputs]
+        return self.model_copy(update=changes)
+
+
+class Resources(Strict):
+    """What the job's Ray workers take."""
+
+    workers: int = Field(default=1, ge=1)
+    cpus_per_worker: float = Field(default=1, gt=0)
+    gpus_per_worker: float = Field(default=0, ge=0)
+    accelerator: str | None = None  # Ray accelerator type, e.g. A100
+
+
+class Compression(Strict):
+    """How an image's vision tokens reach the text."""
+
+    method: Method
+    tokens: int = Field(ge=1)  # N: <voco> tokens per view; avg_pool: pooled vectors per view; q_former: queries
+    q_former_layers: int | None = Field(default=None, ge=1)  # default: the checkpoint's, or 2 of a new Q-Former
+
+    @model_validator(mode="after")
+    def _layers(self) -> Self:
+        if self.q_former_layers is not None and self.method != "q_former":
+            raise ValueError(f"expected `q_former_layers` with method q_former only, got {self.method}")
+        return self
+
+
+class Tower(Strict):
+    """The frozen vision net and its preprocessing. Both are part of every cache key."""
+
+    name: Literal["efficientnet_lite0", "clip", "siglip"]
+    image_size: int = Field(ge=32)  # pixels; the image is made square and resized
+    fit: Literal["pad", "squeeze"] = "pad"  # how it is made square: LLaVA's padding with the mean colour, or squeezed
+    path: str | None = None  # clip, siglip: a directory or hub name of transformers' weights, or of a LLaVA that holds them
+    layer: int = -2  # clip, siglip: the hidden state that is used, as LLaVA does
+    grid_pinpoints: list[list[int]] | None = Field(
+        default=None, min_length=1
+    )  # LLaVA-1.6: heights and widths that an image is cut into tiles at
+    decoder: Literal["pil", "fast"] = "pil"  # pil: LLaVA's pixels; fast: nearly those (extra `fast`), under keys of their own
+
+    @model_validator(mode="after")
+    def _path(self) -> Self:
+        if (self.name in ("clip", "siglip")) != (self.path is not None):
+            raise ValueError("expected `path` with clip and siglip, and only with them")
+        sides = self.grid_pinpoints or [[self.image_size] * 2]
+        if any(len(one) != 2 or min(one) < 1 or one[0] % self.image_size or one[1] % self.image_size for one in sides):
+            raise ValueError(f"expected grid_pinpoints of [height, width], multiples of image_size, got {self.grid_pinpoints}")
+        if self.decoder != "pil" and (self.grid_pinpoints is not None or self.fit != "pad"):
+            raise ValueError("expected decoder pil with grid_pinpoints or fit squeeze: the fast one only pads")
+        return self
+
+
+class Llama(Strict):
+    """A Llama built from nothing, for small machines."""
+
+    layers: int = Field(ge=1)
+    width: int = Field(ge=8)
+    heads: int = Field(ge=1)
+    kv_heads: int = Field(ge=1)
+    mlp_width: int = Field(ge=8)
+    vocabulary: int = Field(ge=300)  # entries of the byte-level BPE that is trained on the job's own samples
+
+    @model_validator(mode="after")
+    def _heads(self) -> Self:
+        if self.width % self.heads or self.heads % self.kv_heads or self.width // self.heads % 2:
+            raise ValueError("expected width to be an even multiple of heads and heads a multiple of kv_heads")
+        return self
+
+
+class Model(Strict):
+    """A new model; a job that starts from `inputs.checkpoint` has none of it."""
+
+    llama: Llama | None = None
+    pretrained: str | None = None  # or: a directory, whose config.json says what it is, a GGUF file, or smollm2-135m
+    projector: str | None = None  # pretrained: LLaVA's aligned projector, mm_projector.bin or .safetensors; default: a new one
+    tower: Tower | None = None  # default: the LLaVA's own
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.llama is None) == (self.pretrained is None):
+            raise ValueError("expected either `llama`, from nothing, or `pretrained`, a directory, and not both")
+        if self.llama is not None and (self.tower is None or self.projector is not None):
+            raise ValueError("expected `tower`, and no `projector`, with `llama`")
+        return self
+
+
+class Text(Strict):
+    """How turns become a prompt; saved in the checkpoint."""
+
+    template: Literal["vicuna_v1", "plain", "chatml", "question_answer"] = "vicuna_v1"
+    newlines: Literal["keep", "strip"] = "keep"  # strip: as the released code does
+
+
+class Ingest(Strict):
+    """Source files to `samples/` and `rejects/`."""
+
+    format: Literal[
+        "llava_json", "webvid_csv", "video_chatgpt", "webdataset", "cc3m_tsv", "question_jsonl", "video_qa", "mmbench_tsv",
+        "scienceqa", "seed_json",
+    ]  # fmt: skip
+    dataset: str
+    split: str = "train"
+    check: Literal["full", "header"] = Field(default="header", alias="validate")  # decode every pixel, or the header only
+    duplicates: Literal["reject", "keep"] = "reject"
+    max_missing_share: float | None = Field(default=None, ge=0, le=1)  # default 0.02, and 1.0 for video sets
+    max_reject_share: float = Field(default=0.01, ge=0, le=1)
+    max_text_bytes: int = Field(default=1 << 20, ge=1)
+    max_media_bytes: int = Field(default=1 << 30, ge=1)
+    inline_max_bytes: int = Field(default=256 << 20, ge=0)  # a larger medium lies under `blobs/`, by its sha256
+    max_pixels: int = Field(default=178_956_970, ge=1)  # Pillow's own limit against decompression bombs
+    max_aspect: float = Field(default=200.0, ge=1)  # longer side over shorter: it is padded to a square before a model sees it
+    unit_rows: int = Field(default=2000, ge=1)  # samples of one work unit: what a kill costs at most, for each worker
+    shard_bytes: int = Field(default=256 << 20, ge=1)  # of media in one Parquet file; a unit with more writes several
+    allow_private_addresses: bool = False  # cc3m_tsv: download from loopback, private and link-local addresses too
+    honour_noai: bool = True  # cc3m_tsv: leave out what an X-Robots-Tag keeps from training
+    download_threads: int = Field(default=16, ge=1, le=256)  # downloads of one worker at a time
+    download_timeout_s: float = Field(default=20.0, gt=0)  # of one attempt, redirects included
+    download_retries: int = Field(default=2, ge=0, le=10)  # after 0.5 s, 1 s, 2 s, ...
+    in_process_rows: int = Field(default=2000, ge=0)  # up to so many samples the driver does the work itself
+
+
+class Features(Strict):
+    """Vision features of every unique image, once."""
+
+    tower: Tower
+    unit_images: int = Field(default=2000, ge=1)
+    batch: int = Field(default=64, ge=1)
+
+
+class Training(Strict):
+    """Supervised training with DeepSpeed. `align` trains the projector only."""
+
+    epochs: int = Field(ge=1)
+    global_batch: int = Field(ge=1)  # samples of one optimizer step, over all workers
+    micro_batch: int = Field(ge=1)  # samples of one forward pass of one worker, on average: passes get equal numbers of tokens
+    learning_rate: float = Field(gt=0)
+    warmup_share: float = Field(default=0.03, ge=0, le=1)  # of all steps; then a cosine to `final_lr_share`
+    final_lr_share: float = Field(default=0.0, ge=0, le=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    clip_grad_norm: float = Field(default=1.0, gt=0)
+    precision: Literal["bf16", "fp32"] = "bf16"
+    zero_stage: Literal[1, 2, 3] = 2
+    save_every: int = Field(default=500, ge=1)  # steps between checkpoints
+    share_vision: bool = True  # a row whole: its vision prefix once, each conversation a text segment of its own
+    attention: Literal["segments", "dense", "varlen", "flex"] = "segments"  # the same result; varlen: GPU, flash-attn or torch's
+    checkpoint_activations: bool = False  # keep each layer's input only and compute the rest again: less memory, a third slower
+    max_tokens: int = Field(default=2048, ge=8)  # of a prefix with one conversation; text is cut at its end, never the prefix
+    text: Text | None = None  # default: the checkpoint's, or Text() for a new model
+
+
+class Distill(Strict):
+    """Learning from the uncompressed model: the loss is CE + weight x T^2 x KL(teacher || student), over answer tokens."""
+
+    weight: float = Field(ge=0)
+    temperature: float = Field(default=1.0, gt=0)
+
+
+class ImageSft(Training):
+    """Supervised fine-tuning on images under the job's compression method."""
+
+    distill: Distill | None = None  # the teacher is `inputs.teacher`, or the same network under the plain mask
+
+
+class VideoSft(Training):
+    """Supervised fine-tuning on videos, which reads frame caches and no pixel."""
+
+    max_frames: int = Field(default=4096, ge=1)  # of one sample; more are dropped evenly
+
+
+class FrameCache(Strict):
+    """Frames of every video (an image is one frame), each compressed alone by the checkpoint."""
+
+    fps: float | None = Field(default=None, ge=0.001)  # frames of one second ...
+    frames: int | None = Field(default=None, ge=1)  # ... or the midpoints of so many equal parts
+    max_frames: int = Field(default=4096, ge=1)  # of one video; more are dropped evenly
+    batch: int = Field(default=64, ge=1)  # frames of one forward pass
+    unit_samples: int = Field(default=50, ge=1)  # a unit is one file, and a temporary one of that size while it is made
+    max_reject_share: float = Field(default=0.01, ge=0, le=1)  # samples with a frame that cannot be decoded
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.fps is None) == (self.frames is None):
+            raise ValueError("expected either `fps` or `frames`, and not both")
+        return self
+
+
+class Report(Strict):
+    """One HTML file from any outputs."""
+
+    title: str = "VoCo report"
+
+
+class Expect(Strict):
+    """Sizes of inputs that `plan` cannot see."""
+
+    rows: int = Field(ge=1)
+    bytes: int = Field(ge=1)
+
+
+class Tracking(Strict):
+    """Weights & Biases; offline unless WANDB_MODE says otherwise. Not part of a run's id."""
+
+    wandb: bool = True
+    project: str = "voco"
+
+
+class FastV(Strict):
+    """FastV (arXiv 2403.06764): behind layer K a question goes on with the vision tokens that its last token attends to most."""
+
+    layer: int = Field(ge=1)  # K: so many layers see every token
+    keep: float = Field(gt=0, le=1)  # share of the vision tokens that go on, the paper's 1 - R
+
+
+class Evaluate(Strict):
+    """Answers to evaluation rows by the cached path, and their scores."""
+
+    benchmark: str
+    read_as: Literal["own", "voco", "fastv"] = "own"  # of a `none` checkpoint: voco its lower bound, fastv without training
+    fastv: FastV | None = None
+    # every N' <= N of a `voco` checkpoint that is asked, from one compression; default: its own N
+    tokens: list[Annotated[int, Field(ge=1)]] | None = Field(default=None, min_length=1)
+    frames: Literal["all", "shuffled", "one"] = "all"  # of a video: in order, in a drawn order, or the middle one only
+    max_frames: int = Field(default=4096, ge=1)  # of one video; more are dropped evenly
+    max_new_tokens: int = Field(default=8, ge=1)
+    batch: int = Field(default=256, ge=1)  # questions of one forward pass
+    unit_samples: int = Field(default=500, ge=1)
+    resamples: int = Field(default=1000, ge=100)  # of the bootstrap
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if (self.read_as == "fastv") != (self.fastv is not None):
+            raise ValueError("fastv: expected {layer: K, keep: share} with `read_as: fastv`, and only with it")
+        if self.tokens is not None and self.read_as != "own":
+            raise ValueError(f"tokens: expected `read_as: own`, got {self.read_as}")
+        if self.tokens is not None and len(set(self.tokens)) != len(self.tokens):
+            raise ValueError(f"tokens: expected each N once, got {self.tokens}")
+        return self

@@ -1,0 +1,125 @@
+"""A new model: a language model from nothing, for small machines, or a pretrained one, beside a pretrained tower."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from voco.job.config import Llama, Method, Model, Text
+from voco.model.interop import llava_import
+from voco.model.interop.llava_import import ROUND_UP, SPECIAL
+from voco.model.vision.tower import load_tower
+from voco.model.voco_llama import VocoLlama
+from voco.model.weights import compressor_hash, own_state
+from voco.sequence.anyres import Anyres
+from voco.sequence.chat_template import end_of_answer_id
+from voco.sequence.sequence import Layout
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of at most `vocabulary` entries, control tokens included. The same texts give the same tokenizer."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        special_tokens=[AddedToken(token, special=True) for token in SPECIAL.values()],
+        show_progress=False,
+    )
+    core.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token=SPECIAL["bos"], eos_token=SPECIAL["eos"], pad_token=SPECIAL["pad"]
+    )
+
+
+def new_layout(
+    tokenizer: Any,
+    method: Method,
+    tokens: int,
+    text: Text,
+    vision_slots: int,
+    anyres: Anyres | None = None,
+    q_former_layers: int = 0,
+) -> Layout:
+    ids = {name: tokenizer.convert_tokens_to_ids(SPECIAL[name]) for name in ("image", "voco")}
+    ids |= {"bos": tokenizer.bos_token_id, "eos": end_of_answer_id(text.template, tokenizer), "pad": tokenizer.pad_token_id}
+    return Layout(
+        method=method,
+        tokens=tokens,
+        vision_slots=vision_slots,
+        bos_id=ids["bos"],
+        eos_id=ids["eos"],
+        pad_id=ids["pad"],
+        image_id=ids["image"],
+        voco_id=ids["voco"],
+        separator_ids=tuple(tokenizer("\n", add_special_tokens=False)["input_ids"]),
+        template=text.template,
+        newlines=text.newlines,
+        anyres=anyres,
+        q_former_layers=q_former_layers,
+    )
+
+
+def create_model(
+    model: Model, method: Method, tokens: int, text: Text, texts: Iterable[str], seed: int, q_former_layers: int = 0
+) -> VocoLlama:
+    """The job file's `model` block: a language model from nothing (a function of `seed` and `texts`) or a pretrained one, with
+    its own projector, an aligned one or a random one, and the tower with its pretrained weights. `tokens` is N, 0 for a model
+    without <voco>; under q_former a random Q-Former of `q_former_layers`.
+    """
+    tower_block = None if model.tower is None else model.tower.model_dump(exclude_none=True)
+    if model.pretrained is not None:
+        torch.manual_seed(seed)  # for rows of new tokens
+        found = llava_import.read_pretrained(model.pretrained, tower_block, model.projector)
+        vision_slots, feature_width = found.tower.shape
+        layout = new_layout(found.tokenizer, method, tokens, text, vision_slots, found.tower.anyres, q_former_layers)
+        layout = layout.model_copy(update={"bos_id": found.bos_id})
+        made = VocoLlama(found.language_model, layout, feature_width, found.tower, found.tokenizer)
+        if found.projector is not None:
+            made.projector.load_state_dict(found.projector)
+        for part in (made.projector, made.q_former):
+            if part is not None:
+                part.to(found.language_model.dtype)
+        if made.image_newline is not None:
+            given = made.image_newline if found.newline is None else found.newline
+            made.image_newline.data = given.detach().to(found.language_model.dtype)
+        return made.eval()
+    assert model.llama is not None
+    assert tower_block is not None
+    tower = load_tower(tower_block)
+    vision_slots, feature_width = tower.shape
+    torch.manual_seed(seed)
+    tokenizer = train_tokenizer(texts, model.llama.vocabulary)
+    language_model = LlamaForCausalLM(_llama_config(model.llama, tokenizer))
+    layout = new_layout(tokenizer, method, tokens, text, vision_slots, tower.anyres, q_former_layers)
+    return VocoLlama(language_model, layout, feature_width, tower, tokenizer)
+
+
+def load_pretrained(uri: str, device: str = "cpu") -> VocoLlama:
+    """The model of a directory that others saved, as it is: method none without <voco>, its own tower, Vicuna's template."""
+    with torch.random.fork_rng(devices=[]):  # rows of new tokens are drawn, and the caller's numbers go on as they would
+        model = create_model(Model(pretrained=uri), "none", 0, Text(), [], seed=0)
+    model.compressor = compressor_hash(own_state(model))
+    return model.to(device)
+
+
+def _llama_config(llama: Llama, tokenizer: Any) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=-(-len(tokenizer) // ROUND_UP) * ROUND_UP,
+        hidden_size=llama.width,
+        intermediate_size=llama.mlp_width,
+        num_hidden_layers=llama.layers,
+        num_attention_heads=llama.heads,
+        num_key_value_heads=llama.kv_heads,
+        max_position_embeddings=8192,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        tie_word_embeddings=False,
+        initializer_range=llama.width**-0.5,  # the usual 0.02 suits widths of thousands; small ones start too quiet
+    )

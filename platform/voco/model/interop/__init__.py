@@ -1,0 +1,1 @@
+"""Checkpoints in other projects' layouts, read and written."""

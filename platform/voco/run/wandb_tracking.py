@@ -1,0 +1,353 @@
+"""Weights & Biases: one run id per job, offline unless WANDB_MODE says otherwise, and no training step logged twice.
+
+W&B's files lie under `<output>/wandb/`, one directory per attempt. wandb cannot resume a run offline, so a new attempt reads
+back what the earlier ones recorded and logs only what is missing. Reading their own files is the one account that holds
+after SIGKILL: wandb-core writes them in a process of its own, and dies with the worker, with whatever it had not written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import itertools
+import os
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import psutil
+from PIL import Image
+
+from voco.errors import Stopped
+from voco.job.spec import Job
+from voco.run import manifest
+from voco.run.manifest import Manifest
+from voco.run.wandb_records import is_finished, recorded_steps
+from voco.store import storage
+
+if TYPE_CHECKING:  # half a second to import; a job without tracking never does
+    import wandb
+
+CURVES = ("step", "epoch", "loss", "kl", "lr", "grad_norm", "tokens", "seconds")  # of rows.METRICS; `step` marks a training step
+PREDICTIONS = ("image", "question", "references", "prediction", "correct", "category")
+IMAGE_EDGE = 256  # pixels; pictures in a table are for looking at
+GROUP = "WANDB_RUN_GROUP"
+FLUSH_S = 1.0  # wandb-core writes its file this often: what a kill may take from the record
+CALL_S = 60.0  # after it wandb-core counts as hung
+
+
+@dataclass(frozen=True)
+class TrackedJob:
+    """What W&B is told of a job. Made in the driver, which has the user's environment; picklable, for workers."""
+
+    run_id: str
+    group: str | None  # run id of the flow or sweep that the job is part of
+    kind: str
+    name: str
+    project: str
+    output: str  # resolved URI
+    mode: str  # offline or online
+    config: dict[str, Any]
+
+
+@contextmanager
+def wandb_group(run_id: str | None) -> Iterator[None]:
+    """What is tracked in here belongs to this flow or sweep, told in W&B's own variable. None changes nothing."""
+    before = os.environ.get(GROUP)
+    if run_id is not None:
+        os.environ[GROUP] = run_id
+    try:
+        yield
+    finally:
+        if run_id is not None:
+            os.environ.pop(GROUP)
+            if before is not None:
+                os.environ[GROUP] = before
+
+
+def tracked_job(job: Job, run_id: str) -> TrackedJob | None:
+    """The job as W&B sees it; None when `tracking.wandb` is false or WANDB_MODE is disabled.
+
+    Its config is the job file and `parents`, [{uri, manifest_sha256}]: the lineage of inputs, since `use_artifact`
+    works online only.
+    """
+    mode = os.environ.get("WANDB_MODE", "offline")
+    if not job.tracking.wandb or mode == "disabled":
+        return None
+    stages = job.flow.stages if job.flow is not None else [job]
+    parents = []
+    for uri in dict.fromkeys(uri for stage in stages for uri in stage.uris().values() if not uri.startswith("@")):
+        place = storage.resolve(uri)
+        state = manifest.manifest_sha256(place)
+        if state is not None:  # source files have none
+            parents.append({"uri": place, "manifest_sha256": state})
+    config = {**job.model_dump(mode="json", exclude_none=True, exclude={"tracking"}), "parents": parents}
+    mode = "online" if mode in ("online", "run") else "offline"
+    place = storage.resolve(job.output)
+    return TrackedJob(run_id, os.environ.get(GROUP), job.kind, job.name, job.tracking.project, place, mode, config)
+
+
+def start_tracking(job: TrackedJob | None) -> TrackedRun:
+    """One attempt of a run: call it on rank 0 only, after the output is claimed. None gives a run that records nothing.
+
+    Nothing here ends a job: what fails in W&B is said once on stderr, and the job goes on unrecorded.
+    """
+    return TrackedRun(job)
+
+
+class TrackedRun:
+    """One attempt of one job. As a context manager it finishes with the exit code that the block's end stands for."""
+
+    def __init__(self, job: TrackedJob | None) -> None:
+        self.recorded: set[int] = set()  # training steps that this attempt and earlier ones recorded
+        self._job, self._run = job, None
+        self._last = -1  # the last step that this attempt logged
+        self._copied: dict[str, tuple[int, int]] = {}  # to S3: file -> size and mtime_ns
+        if job is None:
+            return
+        with self.guard(2 * CALL_S):
+            self._root = _root(job)
+            self.recorded = recorded_steps(job.output, job.run_id)
+            self._run = _init(job, self._root)
+            self._folder = Path(self._run.dir).parent
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        stopped = kind is not None and issubclass(kind, (KeyboardInterrupt, Stopped))
+        self.finish(130 if stopped else int(error is not None))
+
+    def log_steps(self, rows: list[dict[str, Any]]) -> None:
+        """Training curves: `CURVES` of rows of `rows.METRICS`, in order. A step that any attempt recorded is passed over.
+
+        After a resume, hand over the checkpoint's whole history first: what a kill took from the record is logged from it.
+        Raises ValueError for a new step below one that this attempt has logged: wandb would drop it.
+        """
+        if self._run is None:
+            return
+        new = [row for row in rows if row["step"] not in self.recorded]
+        steps = [self._last, *(int(row["step"]) for row in new)]
+        if any(later <= earlier for earlier, later in itertools.pairwise(steps)):
+            raise ValueError(f"expected steps in order and above {self._last}, got {steps[1:4]}...")
+        with self.guard() as run:
+            for row in new:
+                values = {key: row[key] for key in CURVES if row.get(key) is not None}
+                run.log(values, step=int(row["step"]), commit=True)
+            self._last = steps[-1]
+            self.recorded.update(steps[1:])
+
+    def log_predictions(self, rows: list[dict[str, Any]]) -> None:
+        """A table `predictions`, one row each: image (encoded bytes or None), question, references (list of str), prediction,
+        correct (float or None), category. A video comes as one picture, made by the caller."""
+        if self._run is None:
+            return
+        import wandb
+
+        with self.guard() as run, self._staging():
+            table = wandb.Table(columns=list(PREDICTIONS))
+            for row in rows:
+                correct = None if row["correct"] is None else float(row["correct"])
+                answers = " | ".join(row["references"])
+                table.add_data(_picture(row["image"]), row["question"], answers, row["prediction"], correct, row["category"])
+            run.log({"predictions": table}, commit=False)  # in the row of the next step: committed, it would take its number
+
+    def log_summary(self, values: dict[str, Any]) -> None:
+        """The run's final figures, e.g. scores; None is left out, a nested dict is allowed."""
+        if self._run is None:
+            return
+        with self.guard() as run:
+            run.summary.update({key: value for key, value in values.items() if value is not None})
+
+    def log_output(self, done: Manifest, uri: str) -> None:
+        """The finished output as an artifact: named as the job, typed as its kind, with manifest.json and no other file.
+
+        Metadata: uri, run_id, manifest_sha256, parents. `uri` is the output, whose manifest.json must be there.
+        """
+        if self._run is None:
+            return
+        import wandb
+
+        with self.guard() as run, self._staging():
+            content = storage.read_bytes(storage.join(uri, "manifest.json"))
+            copy = self._folder / "manifest.json"
+            copy.write_bytes(content)
+            facts = {
+                "uri": uri,
+                "run_id": done.run_id,
+                "manifest_sha256": hashlib.sha256(content).hexdigest(),
+                "parents": done.parents,
+            }
+            artifact = wandb.Artifact(done.name, done.kind, metadata=facts)
+            artifact.add_file(str(copy), name="manifest.json", policy="immutable", skip_cache=True)
+            run.log_artifact(artifact)
+
+    def flush(self) -> None:
+        """Copy what is recorded so far to an output on S3; call it when a checkpoint is committed.
+
+        A local output has it already, as far as wandb-core has written: `FLUSH_S` behind at most.
+        """
+        if self._run is not None:
+            with self.guard():
+                self._copy()
+
+    def finish(self, exit_code: int) -> None:
+        """End the attempt: 0 done, 130 stopped, anything else failed. Twice is once. Takes `CALL_S` seconds at most."""
+        if self._run is None or self._job is None:
+            return
+        with self.guard() as run:
+            run.finish(exit_code)
+            self._wait_for_the_end()
+            self._copy()
+            if self._job.output.startswith("s3://"):
+                shutil.rmtree(self._root, ignore_errors=True)
+        self._run = None
+
+    def _wait_for_the_end(self) -> None:
+        """wandb-core answers before the last records are in the file, and a worker may be killed as soon as this returns."""
+        assert self._job is not None
+        file = self._folder / f"run-{self._job.run_id}.wandb"
+        deadline = time.monotonic() + CALL_S / 4
+        while not is_finished(file.read_bytes()):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{file} was not closed")
+            time.sleep(0.02)
+
+    def _copy(self) -> None:
+        if self._job is None or not self._job.output.startswith("s3://"):
+            return
+        for file in sorted(path for path in self._folder.rglob("*") if path.is_file() and not path.is_symlink()):
+            name = file.relative_to(self._root).as_posix()
+            state = file.stat()
+            if self._copied.get(name) != (state.st_size, state.st_mtime_ns):
+                storage.write_bytes(storage.join(self._job.output, name), file.read_bytes())
+                self._copied[name] = (state.st_size, state.st_mtime_ns)
+
+    @contextmanager
+    def guard(self, seconds: float | None = None) -> Iterator[Any]:
+        """What fails in here ends the tracking, not the job. A wandb-core that hangs is killed, so that the call returns."""
+        watch = threading.Timer(seconds or CALL_S, _kill_core)
+        watch.daemon = True
+        watch.start()
+        try:
+            yield self._run
+        except Exception as error:  # noqa: BLE001 - wandb's own, its service's, the storage's: none is worth a training run
+            print(f"tracking: W&B is off from here on: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            self._run = None
+        finally:
+            watch.cancel()
+
+    @contextmanager
+    def _staging(self) -> Iterator[None]:
+        """wandb keeps the files of artifacts and tables by its environment, in the home directory: keep them with the run."""
+        before = os.environ.get("WANDB_DATA_DIR")
+        os.environ["WANDB_DATA_DIR"] = str(self._folder)
+        try:
+            yield
+        finally:
+            del os.environ["WANDB_DATA_DIR"]
+            if before is not None:
+                os.environ["WANDB_DATA_DIR"] = before
+
+
+def _root(job: TrackedJob) -> Path:
+    """The local directory that gets `wandb/`: the output, or a temporary one of fixed name for an output on S3.
+
+    The name is fixed because wandb writes absolute paths of pictures into its record: `wandb sync` works on any machine
+    where `<output>/wandb` is copied to the same place.
+    """
+    if not job.output.startswith("s3://"):
+        root = Path(job.output)
+        root.mkdir(parents=True, exist_ok=True)
+        return root
+    own = Path(tempfile.gettempdir()) / f"voco-wandb-{os.getuid()}"
+    own.mkdir(mode=0o700, exist_ok=True)
+    if own.stat().st_uid != os.getuid() or own.is_symlink():
+        raise PermissionError(f"{own} belongs to another user")
+    root = own / job.run_id
+    shutil.rmtree(root, ignore_errors=True)  # a killed attempt's: what counts is on S3
+    root.mkdir()
+    return root
+
+
+def _init(job: TrackedJob, root: Path) -> wandb.Run:
+    """A started run of wandb's; offline, with a line that says so, where online is asked for and cannot be had."""
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # wandb's own crash reports, over the network
+    import wandb
+
+    wandb.setup(wandb.Settings(silent=True))
+    if job.mode == "online":
+        try:
+            if wandb.login(prompt=False):
+                return _begin(job, root, "online")
+            reason = "there is no API key here"
+        except (wandb.Error, TimeoutError) as error:
+            reason = str(error).splitlines()[0]
+        print(f"tracking: WANDB_MODE is online, but {reason}: recording offline", file=sys.stderr, flush=True)
+    return _begin(job, root, "offline")
+
+
+def _begin(job: TrackedJob, root: Path, mode: Literal["online", "offline"]) -> wandb.Run:
+    """wandb's run, made to ask nothing, print nothing, and collect nothing of code, host or console."""
+    import wandb
+
+    settings = wandb.Settings(
+        mode=mode,
+        root_dir=str(root),
+        use_dot_wandb=False,
+        silent=True,
+        console="off",
+        host="",
+        disable_code=True,
+        disable_git=True,
+        save_code=False,
+        sagemaker_disable=True,
+        x_disable_meta=True,
+        x_disable_machine_info=True,
+        x_disable_stats=True,
+        x_save_requirements=False,
+        x_transaction_log_flush_interval=FLUSH_S,
+        init_timeout=CALL_S,
+        finish_timeout=CALL_S / 2,
+        reinit="create_new",  # a driver may hold a flow's run and its stage's
+    )
+    return wandb.init(
+        project=job.project,
+        id=job.run_id,
+        name=job.name,
+        group=job.group,
+        job_type=job.kind,
+        config=job.config,
+        resume="allow" if mode == "online" else None,
+        settings=settings,
+    )
+
+
+def _kill_core() -> None:
+    """End this process's own wandb-core; calls that wait for it then fail."""
+    for child in psutil.Process().children():
+        if child.name() == "wandb-core":
+            print("tracking: wandb-core does not answer: killed", file=sys.stderr, flush=True)
+            child.kill()
+
+
+def _picture(content: bytes | None) -> Any:
+    """Encoded bytes as a small JPEG of wandb's; None for no picture, or one that cannot be read."""
+    import wandb
+
+    if content is None:
+        return None
+    try:
+        picture = Image.open(io.BytesIO(content)).convert("RGB")
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return None
+    picture.thumbnail((IMAGE_EDGE, IMAGE_EDGE))
+    return wandb.Image(picture, file_type="jpg")

@@ -1,0 +1,110 @@
+"""The one way in which a Parquet file is written and opened."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import accumulate, chain
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from voco.store import storage
+from voco.store.schemas import ROW_GROUP_BYTES, SCHEMA_VERSION, UNCOMPRESSED
+
+
+def leaf_columns(schema: pa.Schema) -> list[tuple[str, str]]:
+    """Parquet column paths of a schema, each with the name of its innermost field."""
+
+    def walk(prefix: str, name: str, kind: pa.DataType) -> list[tuple[str, str]]:
+        if pa.types.is_struct(kind):
+            return [leaf for field in kind for leaf in walk(f"{prefix}.{field.name}", field.name, field.type)]
+        if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+            return walk(f"{prefix}.list.element", name, kind.value_type)
+        return [(prefix, name)]
+
+    return [leaf for field in schema for leaf in walk(field.name, field.name, field.type)]
+
+
+def to_array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    """The values as an array, level by level: several times as fast as pyarrow's own way from nested dicts.
+
+    No struct or list may be null.
+    """
+    if pa.types.is_struct(kind):
+        return pa.StructArray.from_arrays(
+            [to_array([one[field.name] for one in values], field.type) for field in kind], fields=kind
+        )
+    if pa.types.is_list(kind):
+        offsets = pa.array(list(accumulate(map(len, values), initial=0)), pa.int32())
+        return pa.ListArray.from_arrays(offsets, to_array(list(chain.from_iterable(values)), kind.value_type), type=kind)
+    if pa.types.is_large_binary(kind) and None not in values:
+        places = pa.array(list(accumulate(map(len, values), initial=0)), pa.int64())
+        return pa.LargeBinaryArray.from_buffers(kind, len(values), [None, places.buffers()[1], pa.py_buffer(b"".join(values))])
+    return pa.array(values, kind)
+
+
+def to_table(listed: Sequence[dict[str, Any]], schema: pa.Schema) -> pa.Table:
+    """Rows given as dicts that have every key of the schema."""
+    columns = [to_array([one[field.name] for one in listed], field.type) for field in schema]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def write_table(
+    uri: str, groups: Iterable[pa.Table], schema: pa.Schema, metadata: dict[str, str] | None = None
+) -> dict[str, Any]:
+    """Write one Parquet file whose row groups are `groups`, whole or not at all.
+
+    Returns the file's entry of a manifest: path (its name), rows, bytes, sha256. The same rows give the same bytes.
+    """
+    schema = schema.with_metadata({"voco.schema_version": SCHEMA_VERSION, **(metadata or {})})
+    plain = {path for path, name in leaf_columns(schema) if name in UNCOMPRESSED}
+    compression = {path: "none" if path in plain else "zstd" for path, _ in leaf_columns(schema)}
+    coded = [path for path, _ in leaf_columns(schema) if path not in plain]
+    rows = 0
+    with (
+        storage.open_write(uri) as handle,
+        pq.ParquetWriter(
+            handle, schema, compression=compression, use_dictionary=coded, write_statistics=coded, store_schema=True
+        ) as writer,
+    ):
+        for group in groups:
+            writer.write_table(group.cast(schema), row_group_size=max(1, group.num_rows))
+            rows += group.num_rows
+    return {"path": uri.rsplit("/", 1)[-1], "rows": rows, "bytes": handle.size, "sha256": handle.sha256()}
+
+
+def slices_by_bytes(sizes: list[int], limit: int = ROW_GROUP_BYTES) -> list[tuple[int, int]]:
+    """Cut consecutive rows into [start, stop) groups of at most `limit` bytes; a larger row is a group of its own."""
+    cuts: list[tuple[int, int]] = []
+    start, held = 0, 0
+    for index, size in enumerate(sizes):
+        if index > start and held + size > limit:
+            cuts.append((start, index))
+            start, held = index, 0
+        held += size
+    if start < len(sizes):
+        cuts.append((start, len(sizes)))
+    return cuts
+
+
+def blob_uri(output: str, sha256: str) -> str:
+    """Where a medium lies that is too large for its table."""
+    return storage.join(output, "blobs", sha256)
+
+
+def medium_bytes(medium: dict[str, Any], table_uri: str) -> bytes:
+    """The encoded bytes of a medium of a row in the `samples/` part at `table_uri`, from the row or from `blobs/`."""
+    if medium["bytes"] is not None:
+        return bytes(medium["bytes"])
+    return storage.read_bytes(blob_uri(table_uri.rsplit("/", 2)[0], medium["sha256"]))
+
+
+def open_parquet(uri: str) -> pq.ParquetFile:
+    fs, path = storage.arrow_filesystem(uri)
+    return pq.ParquetFile(fs.open_input_file(path))
+
+
+def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
+    with open_parquet(uri) as file:
+        return file.read(columns=columns)

@@ -1,0 +1,180 @@
+"""The Arrow schema of every table (docs/data.md)."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+SCHEMA_VERSION = "1"
+
+
+ROW_GROUP_BYTES = 8 << 20  # of media or tensors in one row group; a larger row is a group of its own
+
+
+TURN = pa.struct([("role", pa.string()), ("text", pa.string())])
+
+
+CONVERSATION = pa.struct(
+    [
+        ("source_id", pa.string()),  # the row's id in its own file
+        ("turns", pa.list_(TURN)),  # roles user and assistant, alternating
+        ("placeholder", pa.string()),  # where the media placeholder stood: before, after or none
+        ("answers", pa.list_(pa.string())),  # evaluation rows: the references; their last turn is the user's
+        ("choices", pa.list_(pa.string())),
+        ("category", pa.string()),
+        ("extra", pa.string()),  # JSON
+    ]
+)
+
+
+MEDIUM = pa.struct(
+    [
+        ("bytes", pa.large_binary()),  # as encoded at the source, never decoded pixels
+        ("path", pa.string()),
+        ("format", pa.string()),  # by content, not by name: jpeg, png, ...
+        ("sha256", pa.string()),
+        ("width", pa.int32()),  # EXIF orientation ignored, as LLaVA does
+        ("height", pa.int32()),
+        ("duration_s", pa.float64()),
+        ("fps", pa.float64()),
+        ("num_frames", pa.int64()),
+    ]
+)
+
+
+SAMPLES = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("dataset", pa.string()),
+        ("split", pa.string()),
+        ("modality", pa.string()),  # text, image or video
+        ("media", pa.list_(MEDIUM)),
+        ("conversations", pa.list_(CONVERSATION)),
+    ]
+)
+
+
+REJECTS = pa.schema([("dataset", pa.string()), ("source", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
+
+
+REASONS = (
+    "missing_media", "corrupt_media", "unsupported_format", "media_too_large", "unsafe_path", "bad_record",
+    "bad_conversation", "empty_text", "duplicate", "download_failed", "download_refused", "decode_timeout", "text_too_large",
+)  # fmt: skip
+
+
+# One row per unique image; `features` is (V, C) row-major. Dtype, shape, tower hash and preprocessing are file metadata.
+FEATURES = pa.schema([("sha256", pa.string()), ("features", pa.large_binary())])
+
+
+ANSWERS = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("conversation_index", pa.int32()),
+        ("source_id", pa.string()),
+        ("benchmark", pa.string()),
+        ("category", pa.string()),
+        ("method", pa.string()),
+        ("n", pa.int32()),
+        ("checkpoint", pa.string()),
+        ("prompt", pa.string()),
+        ("prediction", pa.string()),
+        ("references", pa.list_(pa.string())),
+        ("correct", pa.float64()),
+        ("new_tokens", pa.int32()),
+        ("cache_hit", pa.bool_()),  # the image's cache was made for an earlier question
+    ]
+)
+
+
+SCORES = pa.schema(
+    [
+        ("checkpoint", pa.string()),
+        ("benchmark", pa.string()),
+        ("category", pa.string()),  # "all" or one question type
+        ("method", pa.string()),
+        ("n", pa.int32()),
+        ("seed", pa.int64()),
+        ("score", pa.float64()),  # mean of `correct`, 0 to 1
+        ("score_low", pa.float64()),  # 95 % interval by bootstrap over samples
+        ("score_high", pa.float64()),
+        ("lower_bound", pa.float64()),
+        ("upper_bound", pa.float64()),
+        ("retention", pa.float64()),  # (score - lower) / (upper - lower): the paper's Table 1
+        ("retention_low", pa.float64()),
+        ("retention_high", pa.float64()),
+        ("share_of_upper", pa.float64()),  # score / upper: the supplement's Table 4
+        ("share_of_upper_low", pa.float64()),
+        ("share_of_upper_high", pa.float64()),
+        ("questions", pa.int64()),
+        ("samples", pa.int64()),
+        ("cache_bytes", pa.int64()),  # kept per image
+        ("full_cache_bytes", pa.int64()),  # keys and values of the whole prefix
+        ("prefill_flops", pa.float64()),  # the language model's, of one question on a ready cache; FastV has none
+        ("uncached_flops", pa.float64()),  # the same where its views have no cache yet
+        ("latency_s", pa.float64()),  # answering, seconds per question
+        ("seconds", pa.float64()),
+    ]
+)
+
+
+# Which row groups of which file of a frame cache are whose; a row group is never of two videos.
+FRAME_INDEX = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("media_index", pa.int32()),
+        ("file", pa.string()),
+        ("row_group", pa.int32()),
+        ("frames", pa.int32()),  # rows of the group
+    ]
+)
+
+
+# A sweep's result: a row of scores and the trial that it is of.
+TRIALS = pa.schema(
+    [
+        ("trial", pa.string()),
+        ("output", pa.string()),
+        ("final_loss", pa.float64()),
+        ("train_seconds", pa.float64()),
+        *SCORES,
+    ]
+)
+
+
+METRICS = pa.schema(
+    [
+        ("step", pa.int64()),
+        ("epoch", pa.int64()),
+        ("loss", pa.float64()),  # what is minimised
+        ("kl", pa.float64()),  # of it under distillation: KL(teacher || student) of a supervised token, without weight and T^2
+        ("tokens", pa.int64()),  # supervised
+        ("cut", pa.int64()),  # tokens of text for which max_tokens left no room
+        ("sample_ids_sha256", pa.string()),  # of the ids of this step, in order
+        ("lr", pa.float64()),
+        ("grad_norm", pa.float64()),
+        ("seconds", pa.float64()),
+    ]
+)
+
+
+FRAME_GROUP_BYTES = 16 << 20  # of keys and values in one row group of a frame cache
+
+
+def frame_cache_schema(bytes_each: int) -> pa.Schema:
+    """Schema of `frame_cache/`, one row a frame: keys and values of `bytes_each` bytes, row-major (layer, kv_head, token, dim).
+
+    File metadata `voco.frame_cache` holds dtype, shape, compressor, N, prefix ids, preprocessing and rope parameters.
+    """
+    return pa.schema(
+        [
+            ("sample_id", pa.string()),
+            ("media_index", pa.int32()),
+            ("frame_index", pa.int64()),
+            ("timestamp_s", pa.float64()),
+            ("keys", pa.binary(bytes_each)),
+            ("values", pa.binary(bytes_each)),
+        ]
+    )
+
+
+UNCOMPRESSED = {"bytes", "features", "keys", "values"}  # leaf columns that hold media or tensors

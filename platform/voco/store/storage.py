@@ -1,0 +1,306 @@
+"""Every byte that outlives a process goes through here: local paths and `s3://`, by fsspec and s3fs.
+
+s3fs reads credentials and `AWS_ENDPOINT_URL` from the environment; nothing here takes a secret as an argument.
+An S3 server that does not answer is waited for, in every call, `PATIENCE_S` seconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.fs as pafs
+from fsspec.implementations.local import LocalFileSystem
+
+from voco.errors import Refused
+
+PATIENCE_S = 180.0  # longer than a restart of a server, shorter than a night
+SHARD = ".tar"
+PLACEHOLDER = "YOUR-"  # s3://YOUR-BUCKET/...: a job file that is to be filled in
+
+_patience_s = [PATIENCE_S]
+
+
+def is_placeholder(uri: str) -> bool:
+    """True for a URI that still has to be filled in; `plan` passes over it, `run` and `submit` refuse it."""
+    return PLACEHOLDER in uri
+
+
+def resolve(uri: str, root: str | None = None) -> str:
+    """Make a local path absolute against `root` (default: the working directory); leave `s3://` as it is.
+
+    Ray Train workers change directory, so every path is resolved once, in the driver.
+    """
+    if "://" in uri:
+        if not uri.startswith("s3://"):
+            raise Refused(f"{uri}: expected a local path or s3://, got {uri.split('://')[0]}://")
+        return uri.rstrip("/")
+    return os.path.abspath(os.path.join(root or os.getcwd(), os.path.expanduser(uri)))
+
+
+def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The fsspec file system of a resolved URI and the path inside it."""
+    if uri.startswith("s3://"):
+        from voco.store.s3 import PatientS3  # half a second, which local files need not pay
+
+        return PatientS3(_patience_s[0]), uri.removeprefix("s3://")
+    return LocalFileSystem(), uri
+
+
+@contextmanager
+def s3_patience(seconds: float) -> Iterator[None]:
+    """Inside it, S3 that does not answer is waited for so long; 0 fails at once, for a look that changes nothing."""
+    before, _patience_s[0] = _patience_s[0], seconds
+    try:
+        yield
+    finally:
+        _patience_s[0] = before
+
+
+def arrow_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
+    """The same for pyarrow and Ray Train. S3 goes through s3fs: pyarrow's own client fails on some servers."""
+    fs, path = filesystem(uri)
+    if isinstance(fs, LocalFileSystem):
+        return pafs.LocalFileSystem(), path
+    return pafs.PyFileSystem(_S3Files(fs)), path
+
+
+class _S3Files(pafs.FSSpecHandler):  # type: ignore[misc]
+    """pyarrow's own asks first whether there is such a file, and takes any error for a no."""
+
+    def open_input_file(self, path: str) -> pa.NativeFile:
+        return pa.PythonFile(self.fs.open(path, mode="rb"), mode="r")
+
+
+def join(uri: str, *parts: str) -> str:
+    return "/".join([uri.rstrip("/"), *parts])
+
+
+def exists(uri: str) -> bool:
+    fs, path = filesystem(uri)
+    if isinstance(fs, LocalFileSystem):
+        return bool(fs.exists(path))
+    try:
+        fs.info(path)  # s3fs's own `exists` says False of a bucket that it could not ask for
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def list_names(uri: str) -> list[str]:
+    """Names directly under a directory, sorted; empty when there is none. Hidden ones, such as a killed write's, are left out."""
+    fs, path = filesystem(uri)
+    if not fs.isdir(path):
+        return []
+    entries = (entry.rstrip("/") for entry in fs.ls(path, detail=False))
+    found = (entry.rsplit("/", 1)[-1] for entry in entries if entry != path)  # S3 consoles make an object for the folder itself
+    return sorted(name for name in found if not name.startswith("."))
+
+
+def read_bytes(uri: str) -> bytes:
+    fs, path = filesystem(uri)
+    return bytes(fs.cat_file(path))
+
+
+def open_read(uri: str) -> IO[bytes]:
+    fs, path = filesystem(uri)
+    handle: IO[bytes] = fs.open(path, "rb")
+    return handle
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Write whole or not at all: a temporary name and a rename on disk, a single put on S3."""
+    fs, path = filesystem(uri)
+    if isinstance(fs, LocalFileSystem):
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
+        partial.write_bytes(data)
+        os.replace(partial, target)
+    else:
+        fs.pipe_file(path, data)
+
+
+class Hashing(io.RawIOBase):
+    """A file that is written from start to end, and knows its size in bytes and its sha256 when it is."""
+
+    def __init__(self, raw: IO[bytes]) -> None:
+        self.raw = raw
+        self.digest = hashlib.sha256()
+        self.size = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        with memoryview(data).cast("B") as view:
+            self.digest.update(view)
+            done = 0
+            while done < len(view):  # the system writes at most 2 GiB at a time
+                done += self.raw.write(view[done:]) or 0
+        self.size += done
+        return done
+
+    def tell(self) -> int:
+        return self.size
+
+    def sha256(self) -> str:
+        return self.digest.hexdigest()
+
+
+@contextmanager
+def open_write(uri: str) -> Iterator[Hashing]:
+    """A file that lies at `uri` when the block ends, whole; when it ends by an exception, nothing does."""
+    fs, path = filesystem(uri)
+    if not isinstance(fs, LocalFileSystem):
+        with tempfile.TemporaryFile(buffering=0) as raw:  # it has no name: a kill leaves nothing of it
+            yield Hashing(raw)
+            raw.seek(0)
+            fs.put_file(f"/dev/fd/{raw.fileno()}", path)
+        return
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        with partial.open("wb", buffering=0) as raw:
+            yield Hashing(raw)
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def put_directory(local: Path, uri: str) -> None:
+    """Copy every file under `local` to `uri`, `config.json` last: where it stands, the directory is whole."""
+    for file in sorted(
+        (path for path in local.rglob("*") if path.is_file()), key=lambda path: (path.name == "config.json", path)
+    ):
+        _copy_file(file, join(uri, file.relative_to(local).as_posix()))
+
+
+def _copy_file(local: Path, uri: str) -> None:
+    """Whole or not at all. Nothing is read whole: a model may be larger than memory."""
+    fs, path = filesystem(uri)
+    if not isinstance(fs, LocalFileSystem):
+        fs.put_file(str(local), path)
+        return
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
+    shutil.copyfile(local, partial)
+    os.replace(partial, target)
+
+
+def get_directory(uri: str, local: Path) -> Path:
+    """A local directory with the files of `uri`: the directory itself when it is local, else a copy in `local`."""
+    fs, path = filesystem(uri)
+    if isinstance(fs, LocalFileSystem):
+        return Path(path)
+    local.mkdir(parents=True, exist_ok=True)
+    for entry in fs.find(path):
+        target = local / entry.removeprefix(path).lstrip("/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        fs.get_file(entry, str(target))
+    return local
+
+
+def read_json(uri: str) -> Any:
+    return json.loads(read_bytes(uri))
+
+
+def write_json(uri: str, value: Any) -> None:
+    write_bytes(uri, (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
+
+
+def delete(uri: str) -> None:
+    """Remove a file or a whole directory; nothing happens when it is not there."""
+    fs, path = filesystem(uri)
+    if fs.exists(path):
+        fs.rm(path, recursive=True)
+
+
+def delete_partials(uri: str) -> None:
+    """Remove what killed writes left hidden under a directory on disk; for when nothing writes there any more."""
+    fs, path = filesystem(uri)
+    if isinstance(fs, LocalFileSystem):
+        for partial in Path(path).rglob(".*.partial"):
+            partial.unlink(missing_ok=True)
+
+
+def file_sha256(uri: str) -> str:
+    digest = hashlib.sha256()
+    with open_read(uri) as handle:
+        while block := handle.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def fingerprint(uri: str) -> dict[str, Any]:
+    """What identifies a source file: uri, size in bytes, and the content's sha256 (local) or the ETag (S3).
+
+    A folder of shards is known by its listing: its `etag` is a hash over `shards`.
+    """
+    fs, path = filesystem(uri)
+    if fs.isdir(path):
+        listed = list_shards(uri)
+        digest = hashlib.sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest()
+        return {"uri": uri, "size": sum(shard["size"] for shard in listed), "shards": len(listed), "etag": digest}
+    info = fs.info(path)
+    if isinstance(fs, LocalFileSystem):
+        return {"uri": uri, "size": int(info["size"]), "sha256": file_sha256(uri)}
+    return {"uri": uri, "size": int(info["size"]), "etag": str(info.get("ETag", "")).strip('"')}
+
+
+def list_shards(uri: str) -> list[dict[str, Any]]:
+    """The .tar files directly in a folder, by name: name, size in bytes, and mtime in ns (local) or ETag (S3).
+
+    Terabytes are not hashed to know them again, so a local shard that is copied or touched counts as changed.
+    """
+    fs, path = filesystem(uri)
+    found = []
+    for entry in sorted(fs.ls(path, detail=True), key=lambda entry: str(entry["name"])):
+        name = str(entry["name"]).rsplit("/", 1)[-1]
+        if entry["type"] == "directory" or not name.endswith(SHARD) or name.startswith("."):
+            continue
+        mark = os.stat(entry["name"]).st_mtime_ns if isinstance(fs, LocalFileSystem) else str(entry.get("ETag", "")).strip('"')
+        found.append({"name": name, "size": int(entry["size"]), "mark": mark})
+    return found
+
+
+def free_bytes(uri: str) -> int | None:
+    """Free bytes where `uri` will be written; None on S3, where there is no such limit."""
+    fs, path = filesystem(uri)
+    if not isinstance(fs, LocalFileSystem):
+        return None
+    place = Path(path)
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
+def check_writable(uri: str) -> None:
+    """Refuse an output that cannot be written, before any work is done."""
+    probe = join(uri, f".write-probe-{uuid.uuid4().hex[:8]}")
+    try:
+        write_bytes(probe, b"")
+        delete(probe)
+    except (OSError, PermissionError) as error:
+        raise Refused(f"output: {uri}: cannot be written: {error}") from error
+
+
+def file_size(uri: str) -> int:
+    """Bytes of a file, or of all shards of a folder."""
+    fs, path = filesystem(uri)
+    if fs.isdir(path):
+        return sum(int(shard["size"]) for shard in list_shards(uri))
+    return int(fs.info(path)["size"])
