@@ -12,7 +12,7 @@ from voco.errors import Refused
 from voco.evaluate import answering, scores
 from voco.job.spec import Job
 from voco.model import weights
-from voco.run import manifest
+from voco.run import manifest, units
 from voco.run.manifest import Manifest
 from voco.store import parquet, schemas, storage
 from voco.train.preflight import check_features, check_frames

@@ -7,7 +7,7 @@ import time
 from voco.errors import JobFailed
 from voco.job.spec import Job
 from voco.precompute import features
-from voco.run import manifest
+from voco.run import manifest, units
 from voco.run.manifest import Manifest
 from voco.store import storage
 

@@ -10,7 +10,7 @@ from voco.errors import JobFailed, Refused
 from voco.job.spec import Job
 from voco.model import weights
 from voco.precompute import frame_cache
-from voco.run import manifest
+from voco.run import manifest, units
 from voco.run.manifest import Manifest
 from voco.store import parquet, schemas, storage
 

@@ -270,18 +270,18 @@ def test_killed_and_sent_again_is_byte_equal(tmp_path, place: str) -> None:
     mixed(tmp_path)
     pipelines.run(job(tmp_path, tmp_path / "whole", unit_rows=10, **LAX))
     asked = job(tmp_path, tmp_path / "out", unit_rows=10, **LAX)
-    listing, units = tmp_path / "begun", tmp_path / "out" / "units"
+    listing, unit_folder = tmp_path / "begun", tmp_path / "out" / "units"
     command = [sys.executable, "-c", CHILD, json.dumps(asked.model_dump(exclude_none=True)), place, str(listing)]
     child = subprocess.Popen(command)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and child.poll() is None:
-        if listing.exists() if place == "listing" else len(list(units.glob("*.json"))) >= 3:
+        if listing.exists() if place == "listing" else len(list(unit_folder.glob("*.json"))) >= 3:
             break
         time.sleep(0.02)
     child.send_signal(signal.SIGKILL)
     assert child.wait(10) == -signal.SIGKILL
     assert not (tmp_path / "out" / "manifest.json").exists()
-    done = len(list(units.glob("*.json")))
+    done = len(list(unit_folder.glob("*.json")))
     assert (done == 0) if place == "listing" else 3 <= done < 10
     assert Path(units.work_list_uri(str(tmp_path / "out"))).exists() == (place == "units")
     pipelines.run(asked)
