@@ -1,6 +1,6 @@
-"""Every private call into Ray's autoscaler that the cluster tests make: pinned to ray 2.60, and only here.
+"""All private calls of the cluster tests into Ray's autoscaler, valid for ray 2.60.
 
-What a launcher file or a RayCluster means to the autoscaler, and what its scheduler (v2) would start for given work.
+They say what a launcher file or a RayCluster means to the autoscaler, and what its scheduler (v2) starts for given work.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ray.core.generated.common_pb2 import LabelSelectorOperator
 
 
 def launcher(file: Path | None = None, raw: dict[str, Any] | None = None) -> dict[str, Any]:
-    """What `ray up` makes of a file, defaults filled in. Raises what `ray up` raises for one that is wrong."""
+    """The configuration that `ray up` reads from a file, with its defaults. Raises what `ray up` raises for a wrong file."""
     config = prepare_config(copy.deepcopy(raw) if raw is not None else yaml.safe_load((file or Path()).read_text()))
     validate_config(config)
     for node_type in config["available_node_types"].values():
@@ -31,23 +31,23 @@ def launcher(file: Path | None = None, raw: dict[str, Any] | None = None) -> dic
 
 
 def ray_cluster(spec: dict[str, Any]) -> dict[str, Any]:
-    """What KubeRay's autoscaler container makes of a RayCluster's spec."""
+    """The configuration that KubeRay's autoscaler container reads from a RayCluster's spec."""
     return _derive_autoscaling_config_from_ray_cr({"metadata": {"name": "test", "namespace": "test"}, "spec": spec})
 
 
-def started(
+def schedule(
     config: dict[str, Any], gangs: list[list[dict[str, float]]], singles: list[dict[str, float]], selector: dict[str, str]
 ) -> tuple[Counter[str], int]:
-    """Nodes by type that the autoscaler starts from nothing, and how many bundles it finds no place for.
+    """Nodes by type that the autoscaler starts on an empty cluster, and the number of requests that fit nowhere.
 
-    `gangs` are placement groups, all bundles at once or none; `singles` are tasks or actors. `selector` counts for these.
+    `gangs` are placement groups, all bundles at once or none; `singles` are tasks or actors on nodes of `selector`.
     """
-    held = AutoscalingConfig(config, skip_content_hash=True)
+    autoscaling = AutoscalingConfig(config, skip_content_hash=True)
     reply = ResourceDemandScheduler().schedule(
         SchedulingRequest(
             disable_launch_config_check=True,
-            node_type_configs=held.get_node_type_configs(),
-            max_num_nodes=held.get_max_num_nodes(),
+            node_type_configs=autoscaling.get_node_type_configs(),
+            max_num_nodes=autoscaling.get_max_num_nodes(),
             resource_requests=ResourceRequestUtil.group_by_count(
                 [ResourceRequestUtil.make(bundle, label_selectors=_selectors(selector)) for bundle in singles]
             ),
@@ -61,7 +61,7 @@ def started(
 
 
 def _selectors(selector: dict[str, str]) -> list[list[tuple[str, int, list[str]]]] | None:
-    """Ray's `{"key": "!value"}` as the autoscaler gets it."""
+    """Ray's `{"key": "!value"}` as the autoscaler receives it."""
     if not selector:
         return None
     operators = {True: LabelSelectorOperator.LABEL_OPERATOR_NOT_IN, False: LabelSelectorOperator.LABEL_OPERATOR_IN}

@@ -1,6 +1,6 @@
 """Ray's real autoscaler (v2) on this machine: an ingest job starts the workers it needs, from none, and they end after it.
 
-Only the cloud is stood in for: `FakeMultiNodeProvider`, Ray's own, starts a real raylet for every VM that is asked for.
+Only the cloud is simulated: Ray's `FakeMultiNodeProvider` starts a real raylet for every VM that the autoscaler requests.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from ingest import source
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
 from cluster import spot_notice
-from voco.commands import render
 from voco.demo.cluster import free_ports, members
 from voco.run import units
+from voco.run.units import POOL
 
 ROOT = Path(__file__).parents[2]
 STORE = 80 << 20  # bytes, of each node's object store
@@ -40,9 +40,8 @@ EMPTY: dict[str, Any] = {
 }  # fmt: skip
 
 
-def config(address: str) -> dict[str, Any]:
-    """A cluster as in `cluster/`, in small: a head without CPUs, CPU nodes of one CPU, and GPU nodes that have CPUs too."""
-    pool = render.POOL
+def cluster_config(address: str) -> dict[str, Any]:
+    """A small cluster like those in `cluster/`: a head without CPUs, CPU nodes with one CPU, and GPU nodes that have CPUs too."""
     return {
         **EMPTY,
         "cluster_name": "voco-test",
@@ -61,11 +60,11 @@ def config(address: str) -> dict[str, Any]:
         "available_node_types": {
             "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "min_workers": 0, "max_workers": 0},
             "cpu": {
-                "resources": {"CPU": 1, "object_store_memory": STORE}, "labels": {pool: "cpu"},
+                "resources": {"CPU": 1, "object_store_memory": STORE}, "labels": {POOL: "cpu"},
                 "node_config": {}, "min_workers": 0, "max_workers": WORKERS,
             },
             "gpu": {
-                "resources": {"CPU": 4, "GPU": 1, "object_store_memory": STORE}, "labels": {pool: "gpu"},
+                "resources": {"CPU": 4, "GPU": 1, "object_store_memory": STORE}, "labels": {POOL: "gpu"},
                 "node_config": {}, "min_workers": 0, "max_workers": 1,
             },
         },
@@ -76,31 +75,31 @@ def config(address: str) -> dict[str, Any]:
 class Head:
     address: str
     environment: dict[str, str]
-    seen: Path  # what watch_nodes.py prints
+    node_log: Path  # what watch_nodes.py prints
 
     def nodes(self) -> list[list[dict[str, Any]]]:
-        """The live workers at every look so far."""
-        looks = [json.loads(line) for line in self.seen.read_text().splitlines(keepends=True) if line.endswith("\n")]
-        return [[node for node in look if node.get(render.POOL)] for look in looks]
+        """The live workers at each poll so far."""
+        polls = [json.loads(line) for line in self.node_log.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        return [[node for node in poll if node.get(POOL)] for poll in polls]
 
     def wait_for(self, workers: int, seconds: float) -> None:
         deadline = time.monotonic() + seconds
-        while not (looks := self.nodes()) or len(looks[-1]) != workers:
-            assert time.monotonic() < deadline, f"{len(looks[-1]) if looks else 'no'} workers, expected {workers}"
+        while not (polls := self.nodes()) or len(polls[-1]) != workers:
+            assert time.monotonic() < deadline, f"{len(polls[-1]) if polls else 'no'} workers, expected {workers}"
             time.sleep(0.3)
 
 
 @pytest.fixture
 def head(tmp_path: Path) -> Iterator[Head]:
-    """A head of its own ports, token and directory. Everything that carries its mark is ended afterwards."""
-    folder = Path(tempfile.mkdtemp(prefix="voco-"))  # short: a socket's path has at most 107 bytes
+    """A head with separate ports, token and directory. Afterwards every process with its mark is killed."""
+    folder = Path(tempfile.mkdtemp(prefix="voco-"))  # short, because a socket's path has at most 107 bytes
     mark = secrets.token_hex(8)
     gcs, dashboard, agent, agent_grpc, runtime_env, metrics, client = free_ports(7)
     address = f"127.0.0.1:{gcs}"
-    (folder / "cluster.yaml").write_text(yaml.safe_dump(config(address)))
+    (folder / "cluster.yaml").write_text(yaml.safe_dump(cluster_config(address)))
     (folder / "token").write_text(secrets.token_hex(32))
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    environment = kept | {
+    outside = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    environment = outside | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         "VOCO_CLUSTER": mark,
         "RAY_AUTH_MODE": "token",
@@ -126,10 +125,10 @@ def head(tmp_path: Path) -> Iterator[Head]:
         f"--temp-dir={folder / 'ray'}", "--disable-usage-stats",
     ]  # fmt: skip
     try:
-        with (folder / "head.log").open("wb") as log, (tmp_path / "nodes").open("wb") as seen:
+        with (folder / "head.log").open("wb") as log, (tmp_path / "nodes").open("wb") as node_log:
             subprocess.Popen(command, env=environment | autoscaler, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
             watch = [sys.executable, str(Path(__file__).with_name("watch_nodes.py")), address]
-            subprocess.Popen(watch, env=environment, stdout=seen, stderr=subprocess.DEVNULL)
+            subprocess.Popen(watch, env=environment, stdout=node_log, stderr=subprocess.DEVNULL)
         yield Head(address, environment, tmp_path / "nodes")
     finally:
         _end(mark)
@@ -137,7 +136,7 @@ def head(tmp_path: Path) -> Iterator[Head]:
 
 
 def _end(mark: str) -> None:
-    """Kill every process that the head, its autoscaler and its drivers started; again, until no new one comes."""
+    """Kill every process that the head, its autoscaler and its drivers started, until no new one appears."""
     deadline = time.monotonic() + 30
     while left := members(mark):
         for process in left:
@@ -154,7 +153,7 @@ def test_ingest_scales_a_cluster_up_from_no_workers_and_back(head: Head, tmp_pat
     job = source.job(tmp_path / "source", tmp_path / "out", workers=WORKERS, unit_rows=10, in_process_rows=0)
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(job.model_dump(exclude_none=True)))
     head.wait_for(0, 60)
-    done = subprocess.run(
+    driver = subprocess.run(
         [sys.executable, "-m", "pipelines", "run", str(tmp_path / "job.yaml")],
         env=head.environment | {"RAY_ADDRESS": head.address},
         cwd=tmp_path,
@@ -162,23 +161,22 @@ def test_ingest_scales_a_cluster_up_from_no_workers_and_back(head: Head, tmp_pat
         text=True,
         timeout=240,
     )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    before = head.nodes()
-    assert before[0] == []
-    assert max(map(len, before)) == WORKERS
+    assert driver.returncode == 0, driver.stdout[-3000:] + driver.stderr[-3000:]
+    polls = head.nodes()
+    assert polls[0] == []
+    assert max(map(len, polls)) == WORKERS
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert (manifest["counts"]["read"], manifest["counts"]["written"]) == (60, 60)
     assert len(source.table(tmp_path / "out", "samples")) == 60
     head.wait_for(0, 90)
-    every = [node for look in head.nodes() for node in look]
-    assert {node[render.POOL] for node in every} == {"cpu"}  # no GPU node, though it has CPUs
+    assert {node[POOL] for poll in head.nodes() for node in poll} == {"cpu"}  # no GPU node, though those have CPUs too
 
 
 HOLD = """
 import sys, time, ray
 ray.init(address="auto", logging_level="ERROR")
 work = ray.remote(num_cpus=1, label_selector={%r: %r})(lambda: time.sleep(600))
-held = [work.remote() for _ in range(3)]
+tasks = [work.remote() for _ in range(3)]
 time.sleep(600)
 """
 
@@ -192,9 +190,9 @@ def test_the_label_keeps_work_off_gpu_nodes_and_a_spot_notice_drains_a_node(head
     environment = head.environment | {"RAY_ADDRESS": head.address}
     subprocess.Popen([sys.executable, "-c", HOLD % (label, value)], env=environment)
     head.wait_for(WORKERS, 60)
-    time.sleep(5)  # of the autoscaler's rounds, one a second
+    time.sleep(5)  # five rounds of the autoscaler
     last = head.nodes()[-1]
-    assert [node[render.POOL] for node in last] == ["cpu"] * WORKERS
+    assert [node[POOL] for node in last] == ["cpu"] * WORKERS
     assert not any(node["draining"] for node in last)
     code = "import sys, spot_notice; spot_notice.drain(sys.argv[1], sys.argv[2], 60)"
     environment["PYTHONPATH"] = str(Path(spot_notice.__file__).parent)

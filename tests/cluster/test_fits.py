@@ -1,4 +1,4 @@
-"""Whether every job fits the clusters of `cluster/`, by Ray's own autoscaler: what it would start, from nothing."""
+"""Whether every job fits the clusters of `cluster/`: which nodes Ray's own autoscaler starts for it on an empty cluster."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 from cluster import ray_private
-from voco.commands import render
-from voco.job import spec
+from voco.commands import render, worker_groups
+from voco.commands.worker_groups import Stage, WorkerDemand
+from voco.job.load import load_job
 from voco.run import units
 
 ROOT = Path(__file__).parents[2]
@@ -19,22 +20,28 @@ JOBS = sorted(str(file.relative_to(ROOT)) for file in (ROOT / "jobs").rglob("*.y
 CLUSTERS = ("aws.yaml", "gcp.yaml", "kuberay-raycluster.yaml")
 
 
-def autoscaling(file: str) -> dict[str, Any]:
-    if file.startswith("kuberay"):
-        return ray_private.ray_cluster(yaml.safe_load((ROOT / "cluster" / file).read_text())["spec"])
-    return ray_private.launcher(ROOT / "cluster" / file)
+def autoscaling(file: str, accelerator: str = "A100") -> dict[str, Any]:
+    """The cluster's configuration, its GPU nodes with another accelerator if the job wants one, as the file's comment says."""
+    text = (ROOT / "cluster" / file).read_text()
+    raw = yaml.safe_load(text.replace("accelerator_type:A100", f"accelerator_type:{accelerator}"))
+    return ray_private.ray_cluster(raw["spec"]) if file.startswith("kuberay") else ray_private.launcher(raw=raw)
 
 
-def bundle(one: render.WorkerDemand) -> dict[str, float]:
-    held = {"CPU": one.cpus} | ({"GPU": one.gpus} if one.gpus else {})
-    return held | ({f"accelerator_type:{one.accelerator}": 0.001} if one.accelerator else {})  # as Ray itself asks
+def accelerator_of(stages: list[Stage]) -> str:
+    (accelerator,) = {demand.accelerator for stage in stages for demand in stage} - {None} or {"A100"}
+    return str(accelerator)
 
 
-def started(config: dict[str, Any], stage: list[render.WorkerDemand], selector: dict[str, str] | None = None) -> Counter[str]:
-    """GPU workers as one gang, the harder case; others one by one. Nothing may be left without a place."""
-    gangs = [[bundle(one)] * one.count for one in stage if one.gpus]
-    singles = [bundle(one) for one in stage if not one.gpus for _ in range(one.count)]
-    launched, infeasible = ray_private.started(config, gangs, singles, selector or {})
+def bundle(demand: WorkerDemand) -> dict[str, float]:
+    resources = {"CPU": demand.cpus} | ({"GPU": demand.gpus} if demand.gpus else {})
+    return resources | ({f"accelerator_type:{demand.accelerator}": 0.001} if demand.accelerator else {})  # Ray's own request
+
+
+def launched_nodes(config: dict[str, Any], stage: Stage) -> Counter[str]:
+    """GPU workers as one gang, the harder case; others one by one. Every worker must fit."""
+    gangs = [[bundle(demand)] * demand.count for demand in stage if demand.gpus]
+    singles = [bundle(demand) for demand in stage if not demand.gpus for _ in range(demand.count)]
+    launched, infeasible = ray_private.schedule(config, gangs, singles, {})
     assert infeasible == 0, stage
     return launched
 
@@ -45,39 +52,40 @@ def gpu_nodes(config: dict[str, Any], launched: Counter[str]) -> int:
 
 
 @pytest.mark.parametrize("file", JOBS)
-@pytest.mark.parametrize("where", CLUSTERS)
-def test_every_stage_fits_and_cpu_work_starts_no_gpu_node(where: str, file: str) -> None:
-    config = autoscaling(where)
-    for stage in render.worker_demands(spec.load_job(str(ROOT / file))):
-        launched = started(config, stage)
-        wants = any(one.gpus for one in stage)
-        assert (gpu_nodes(config, launched) > 0) == wants, stage
+@pytest.mark.parametrize("cluster", CLUSTERS)
+def test_every_stage_fits_and_cpu_work_starts_no_gpu_node(cluster: str, file: str) -> None:
+    stages = worker_groups.worker_demands(load_job(str(ROOT / file)))
+    config = autoscaling(cluster, accelerator_of(stages))
+    for stage in stages:
+        launched = launched_nodes(config, stage)
+        uses_gpus = any(demand.gpus for demand in stage)
+        assert (gpu_nodes(config, launched) > 0) == uses_gpus, stage
         assert sum(launched.values()) <= config["max_workers"]
 
 
-@pytest.mark.parametrize("file", [file for file in JOBS if "/paper/" in file])
+@pytest.mark.parametrize("file", [file for file in JOBS if "/paper/" in file or "/gpu/" in file])
 def test_every_job_fits_its_own_rayjob_with_no_pod_to_spare(file: str) -> None:
-    job = spec.load_job(str(ROOT / file))
+    job = load_job(str(ROOT / file))
     cluster = render.rayjob_manifest(job)["spec"]["rayClusterSpec"]
     config = ray_private.ray_cluster(cluster)
     used: Counter[str] = Counter()
-    for stage in render.worker_demands(job):
-        used |= started(config, stage)
+    for stage in worker_groups.worker_demands(job):
+        used |= launched_nodes(config, stage)
     limits = Counter({group["groupName"]: group["maxReplicas"] for group in cluster["workerGroupSpecs"]})
     assert limits - used <= Counter({"cpu": 1})  # one CPU pod is always allowed
 
 
-def test_what_does_not_fit_is_seen() -> None:
+def test_work_that_does_not_fit_is_reported() -> None:
     config = autoscaling("aws.yaml")
     for bundles in ([{"GPU": 9.0}], [{"CPU": 8.0, "GPU": 1.0}] * 17, [{"GPU": 1.0, "accelerator_type:H100": 0.001}]):
-        assert ray_private.started(config, [bundles], [], {})[1] == 1, bundles
+        assert ray_private.schedule(config, [bundles], [], {})[1] == 1, bundles
 
 
-@pytest.mark.parametrize("where", CLUSTERS)
-def test_the_label_keeps_cpu_work_off_gpu_nodes_when_there_is_too_much(where: str) -> None:
-    config = autoscaling(where)
+@pytest.mark.parametrize("cluster", CLUSTERS)
+def test_the_label_keeps_cpu_work_off_gpu_nodes_when_there_is_too_much(cluster: str) -> None:
+    config = autoscaling(cluster)
     singles = [{"CPU": 1.0}] * 600
-    assert gpu_nodes(config, ray_private.started(config, [], singles, {})[0]) > 0  # without it, Ray spills over
-    launched, _ = ray_private.started(config, [], singles, units.CPU_WORK)
+    assert gpu_nodes(config, ray_private.schedule(config, [], singles, {})[0]) > 0  # without the label, Ray spills over
+    launched, _ = ray_private.schedule(config, [], singles, units.CPU_WORK)
     assert gpu_nodes(config, launched) == 0
     assert sum(launched.values()) > 0

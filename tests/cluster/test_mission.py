@@ -1,4 +1,4 @@
-"""The whole mission on S3 and two nodes without a shared directory; killed at random points it ends with the same tables."""
+"""Every stage on S3 and two nodes without a shared directory; killed at random points, the flow ends with the same tables."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from voco.run import manifest
 from voco.store import parquet, storage
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
-CPUS = 3  # of each node: a worker of two CPUs fits once, so two workers are on two nodes
+CPUS = 3  # of each node: only one worker of two CPUs fits, so two workers need both nodes
 RESOURCES = {"workers": 2, "cpus_per_worker": 2}
 KILLS = 3
 SEED = int(os.environ.get("VOCO_KILL_SEED", "0")) or int(time.time())
@@ -36,17 +36,17 @@ SEED = int(os.environ.get("VOCO_KILL_SEED", "0")) or int(time.time())
 
 @pytest.fixture(scope="module")
 def head(s3_server: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cluster, Path]]:
-    place = tmp_path_factory.mktemp("two")
+    directory = tmp_path_factory.mktemp("two")
     mission_world.write_data(s3_server / "bucket" / "data")
-    work = place / "work"  # what is sent to the cluster: job files and the code, and no data
+    work = directory / "work"  # what is submitted to the cluster: job files and the code, and no data
     work.mkdir()
     for name in ("pipelines", "platform"):
         shutil.copytree(Path(__file__).parents[2] / name, work / name, ignore=shutil.ignore_patterns("__pycache__"))
-    with two_nodes.started(place, CPUS) as head:
+    with two_nodes.started(directory, CPUS) as head:
         yield head, work
 
 
-def send(head: Cluster, work: Path, name: str) -> subprocess.Popen[str]:
+def submit(head: Cluster, work: Path, name: str) -> subprocess.Popen[str]:
     flow = mission_world.flow("s3://bucket/data", f"s3://bucket/{name}", RESOURCES)
     (work / f"{name}.yaml").write_text(yaml.safe_dump(flow))
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
@@ -56,24 +56,24 @@ def send(head: Cluster, work: Path, name: str) -> subprocess.Popen[str]:
 
 
 @pytest.fixture(scope="module")
-def unbroken(head: tuple[Cluster, Path]) -> str:
-    sent = send(*head, "unbroken")
-    out, _ = sent.communicate(timeout=1200)
-    assert sent.returncode == 0, out[-6000:]
-    return "s3://bucket/unbroken"
+def uninterrupted(head: tuple[Cluster, Path]) -> str:
+    client = submit(*head, "uninterrupted")
+    out, _ = client.communicate(timeout=1200)
+    assert client.returncode == 0, out[-6000:]
+    return "s3://bucket/uninterrupted"
 
 
-def test_every_stage_ends_on_s3_and_both_nodes_worked(head: tuple[Cluster, Path], unbroken: str) -> None:
+def test_every_stage_ends_on_s3_and_both_nodes_worked(head: tuple[Cluster, Path], uninterrupted: str) -> None:
     names = [stage["name"] for stage in mission_world.flow("", "", RESOURCES)["flow"]["stages"]]
     for name in names:
-        assert manifest.read_manifest(f"{unbroken}/{name}") is not None, name
-    everyone = set(two_nodes.nodes(head[0]))
-    assert len(everyone) == 2
-    assert two_nodes.nodes_of_actors(head[0], "RayTrainWorker") >= everyone
-    assert two_nodes.nodes_of_actors(head[0], "_UnitCall") >= everyone
-    assert storage.read_bytes(f"{unbroken}/report/report.html").startswith(b"<!doctype html")
-    left = [name for name in os.listdir(head[1]) if name not in ("pipelines", "platform") and not name.endswith(".yaml")]
-    assert not left, "nothing is written where the job was sent from"
+        assert manifest.read_manifest(f"{uninterrupted}/{name}") is not None, name
+    all_nodes = set(two_nodes.nodes(head[0]))
+    assert len(all_nodes) == 2
+    assert two_nodes.nodes_of_actors(head[0], "RayTrainWorker") >= all_nodes
+    assert two_nodes.nodes_of_actors(head[0], "_UnitCall") >= all_nodes
+    assert storage.read_bytes(f"{uninterrupted}/report/report.html").startswith(b"<!doctype html")
+    new_files = [name for name in os.listdir(head[1]) if name not in ("pipelines", "platform") and not name.endswith(".yaml")]
+    assert not new_files, "nothing is written where the job was submitted"
 
 
 def tables(root: str, stage: str, table: str) -> list[pa.Table]:
@@ -81,73 +81,73 @@ def tables(root: str, stage: str, table: str) -> list[pa.Table]:
     return [parquet.read_table(f"{folder}/{name}") for name in storage.list_names(folder)]
 
 
-def test_killed_at_three_random_points_it_ends_with_the_same_tables(head: tuple[Cluster, Path], unbroken: str) -> None:
-    """The driver is killed twice and a worker of Ray once, after random times; sent again each time."""
+def test_killed_at_three_random_points_it_ends_with_the_same_tables(head: tuple[Cluster, Path], uninterrupted: str) -> None:
+    """After random times the driver or a Ray worker is killed; each time the job is submitted again."""
     print(f"VOCO_KILL_SEED={SEED}")
     draw = random.Random(SEED)
     killed = "s3://bucket/killed"
     with ExitStack() as stack:
         for kill in range(KILLS):
-            sent = send(*head, "killed")
+            client = submit(*head, "killed")
             time.sleep(draw.uniform(15, 100))
             victim = draw.choice(["driver", "worker"])
-            if sent.poll() is None:
-                kill_one(head[0], victim, draw)
-                if victim == "worker":  # what a worker's death stops goes on by itself
+            if client.poll() is None:
+                kill_process(head[0], victim, draw)
+                if victim == "worker":  # Ray recovers from it without our help
                     time.sleep(draw.uniform(1, 10))
-                    kill_one(head[0], "driver", draw)
-            out, _ = sent.communicate(timeout=900)
-            print(f"kill {kill}: {victim}, exit {sent.returncode}")
+                    kill_process(head[0], "driver", draw)
+            out, _ = client.communicate(timeout=900)
+            print(f"kill {kill}: {victim}, exit {client.returncode}")
             if lost := leaked(head[0]):
-                print(f"kill {kill}: Ray holds {lost:g} CPUs for a placement group that is gone; a node joins in their place")
+                print(f"kill {kill}: Ray reserves {lost:g} CPUs for a placement group that is gone; a node joins to replace them")
                 stack.enter_context(two_nodes.another(head[0], head[1].parent, CPUS))
-        sent = send(*head, "killed")
-        out, _ = sent.communicate(timeout=1200)
-        assert sent.returncode == 0, out[-6000:]
+        client = submit(*head, "killed")
+        out, _ = client.communicate(timeout=1200)
+        assert client.returncode == 0, out[-6000:]
 
     for stage, names in mission_world.TABLES.items():
         for table in names:
-            ours, theirs = tables(killed, stage, table), tables(unbroken, stage, table)
-            assert ours, stage
-            if stage == "frames":  # their numbers are made by weights that are equal to rounding
-                ours, theirs = ([one.drop_columns(["keys", "values"]) for one in some] for some in (ours, theirs))
-            assert all(one.equals(other) for one, other in zip(ours, theirs, strict=True)), stage
+            parts, expected = tables(killed, stage, table), tables(uninterrupted, stage, table)
+            assert parts, stage
+            if stage == "frames":  # their numbers come from weights that are equal up to rounding
+                parts, expected = ([part.drop_columns(["keys", "values"]) for part in both] for both in (parts, expected))
+            assert all(part.equals(other) for part, other in zip(parts, expected, strict=True)), stage
     for stage in ("align", "sft/runs/voco-2/train", "video"):
-        assert weights_differ(f"{killed}/{stage}", f"{unbroken}/{stage}") < 1e-5, stage
+        assert largest_difference(f"{killed}/{stage}", f"{uninterrupted}/{stage}") < 1e-5, stage
         steps = parquet.read_table(f"{killed}/{stage}/metrics.parquet")
-        other = parquet.read_table(f"{unbroken}/{stage}/metrics.parquet")
+        expected_steps = parquet.read_table(f"{uninterrupted}/{stage}/metrics.parquet")
         for column in ("step", "epoch", "tokens", "sample_ids_sha256"):
-            assert steps[column].equals(other[column]), (stage, column)
+            assert steps[column].equals(expected_steps[column]), (stage, column)
     for stage in mission_world.ANSWERS:
-        ours, theirs = (
-            pa.concat_tables(tables(root, stage, "answers")).drop_columns(["checkpoint"]) for root in (killed, unbroken)
+        answers, reference = (
+            pa.concat_tables(tables(root, stage, "answers")).drop_columns(["checkpoint"]) for root in (killed, uninterrupted)
         )
-        assert ours.drop_columns(["prediction", "correct", "new_tokens"]).equals(
-            theirs.drop_columns(["prediction", "correct", "new_tokens"])
-        ), stage
-        same = [a == b for a, b in zip(ours["prediction"].to_pylist(), theirs["prediction"].to_pylist(), strict=True)]
-        assert sum(same) >= 0.98 * len(same), stage  # weights are equal to rounding, so a near tie may fall either way
+        generated = ["prediction", "correct", "new_tokens"]
+        assert answers.drop_columns(generated).equals(reference.drop_columns(generated)), stage
+        pairs = zip(answers["prediction"].to_pylist(), reference["prediction"].to_pylist(), strict=True)
+        equal = [prediction == other for prediction, other in pairs]
+        assert sum(equal) >= 0.98 * len(equal), stage  # weights are equal up to rounding, so a near tie may go either way
 
 
 def leaked(head: Cluster) -> float:
-    """CPUs that stay reserved although no job runs: a group that is removed while its bundles are being prepared leaves them so
-    (Ray's pull request 66188), until their node goes.
+    """CPUs that stay reserved although no job runs. A placement group that is removed while its bundles are being prepared
+    leaves them reserved until their node goes (Ray's pull request 66188).
     """
     deadline = time.monotonic() + 30
-    while (held := two_nodes.reserved(head)) and time.monotonic() < deadline:
+    while (cpus := two_nodes.reserved(head)) and time.monotonic() < deadline:
         time.sleep(2)
-    return held
+    return cpus
 
 
-def weights_differ(one: str, other: str) -> float:
-    ours, theirs = (load(storage.read_bytes(f"{root}/model/model.safetensors")) for root in (one, other))
-    assert ours.keys() == theirs.keys()
-    return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
+def largest_difference(checkpoint: str, other: str) -> float:
+    weights, other_weights = (load(storage.read_bytes(f"{uri}/model/model.safetensors")) for uri in (checkpoint, other))
+    assert weights.keys() == other_weights.keys()
+    return max(float((weights[name] - other_weights[name]).abs().max()) for name in weights)
 
 
-def kill_one(head: Cluster, victim: str, draw: random.Random) -> None:
-    """SIGKILL to the driver, or to one of Ray's workers that does the flow's work; to none when none is there just now."""
-    found = []
+def kill_process(head: Cluster, victim: str, draw: random.Random) -> None:
+    """SIGKILL the driver, or a Ray worker that does the flow's work; nothing if there is none at the moment."""
+    victims = []
     for process in cluster.members(head.mark):
         try:
             line: list[Any] = process.cmdline()
@@ -158,6 +158,6 @@ def kill_one(head: Cluster, victim: str, draw: random.Random) -> None:
             line[:1]
         )
         if driver if victim == "driver" else worker:
-            found.append(process)
-    if found:
-        draw.choice(found).send_signal(signal.SIGKILL)
+            victims.append(process)
+    if victims:
+        draw.choice(victims).send_signal(signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""The spot notice on a VM: what the metadata servers of AWS and Google say, and which node is this machine's."""
+"""The spot notice on a VM: the answers of the metadata servers of AWS and Google, and which node is this machine."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from voco.run import units
 
 
 class _Metadata(BaseHTTPRequestHandler):
-    """Answers as AWS's server (IMDSv2: a token first) and Google's (a header) do. `ends` says what."""
+    """Answers like AWS's server (IMDSv2: a token first) and Google's (a header). `reclaimed`: whether there is a notice."""
 
-    ends = False
+    reclaimed = False
 
     def do_PUT(self) -> None:
         seconds = self.headers.get("X-aws-ec2-metadata-token-ttl-seconds")
@@ -23,12 +23,12 @@ class _Metadata(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self.path == "/latest/meta-data/spot/instance-action":
-            known = self.headers.get("X-aws-ec2-metadata-token") == "the-token"
-            code = 401 if not known else 200 if self.ends else 404
-            self._answer(code, '{"action": "terminate", "time": "2030-01-01T00:02:00Z"}' if self.ends else "")
+            authorized = self.headers.get("X-aws-ec2-metadata-token") == "the-token"
+            code = 401 if not authorized else 200 if self.reclaimed else 404
+            self._answer(code, '{"action": "terminate", "time": "2030-01-01T00:02:00Z"}' if self.reclaimed else "")
         elif self.path == "/computeMetadata/v1/instance/preempted":
-            known = self.headers.get("Metadata-Flavor") == "Google"
-            self._answer(200 if known else 403, "TRUE" if self.ends else "FALSE")
+            authorized = self.headers.get("Metadata-Flavor") == "Google"
+            self._answer(200 if authorized else 403, "TRUE" if self.reclaimed else "FALSE")
         else:
             self._answer(400, "")
 
@@ -38,7 +38,7 @@ class _Metadata(BaseHTTPRequestHandler):
         self.wfile.write(text.encode())
 
     def log_message(self, format: str, *args: object) -> None:
-        """Nothing: a test's output is not a log."""
+        """Log nothing into the test's output."""
 
 
 @pytest.fixture
@@ -52,27 +52,27 @@ def metadata() -> Iterator[str]:
 
 @pytest.mark.parametrize("cloud", ["aws", "gcp"])
 def test_a_notice_is_seen_when_it_comes(cloud: str, metadata: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not spot_notice.noticed(cloud, metadata)
-    monkeypatch.setattr(_Metadata, "ends", True)
-    assert spot_notice.noticed(cloud, metadata)
+    assert not spot_notice.has_notice(cloud, metadata)
+    monkeypatch.setattr(_Metadata, "reclaimed", True)
+    assert spot_notice.has_notice(cloud, metadata)
 
 
 @pytest.mark.parametrize("cloud", ["aws", "gcp"])
-def test_a_server_that_refuses_is_no_notice_and_no_silence(cloud: str, metadata: str) -> None:
+def test_an_error_of_the_server_is_raised_and_no_notice(cloud: str, metadata: str) -> None:
     with pytest.raises(OSError, match="HTTP Error 400"):
-        spot_notice.noticed(cloud, metadata + "/elsewhere")
+        spot_notice.has_notice(cloud, metadata + "/elsewhere")
 
 
 @pytest.mark.ray
-def test_own_node(ray_local: str) -> None:
+def test_own_node_id(ray_local: str) -> None:
     import ray
 
-    assert spot_notice.own_node(ray_local) == ray.get_runtime_context().get_node_id()
+    assert spot_notice.own_node_id(ray_local) == ray.get_runtime_context().get_node_id()
 
 
 @pytest.mark.ray
 def test_cpu_work_runs_where_no_node_has_a_label(ray_local: str) -> None:
-    """The selector of `cluster/` is of no effect on a laptop: neither for tasks nor for Ray Data's actors."""
+    """On a laptop the selector of `cluster/` has no effect, neither on tasks nor on Ray Data's actors."""
     import ray
     import ray.data
 
@@ -84,5 +84,5 @@ def test_cpu_work_runs_where_no_node_has_a_label(ray_local: str) -> None:
             return batch
 
     pool = ray.data.ActorPoolStrategy(size=1)
-    made = ray.data.range(3).map_batches(Same, compute=pool, num_cpus=1, label_selector=units.CPU_WORK)
-    assert made.count() == 3
+    rows = ray.data.range(3).map_batches(Same, compute=pool, num_cpus=1, label_selector=units.CPU_WORK)
+    assert rows.count() == 3
