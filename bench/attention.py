@@ -1,8 +1,8 @@
-"""`make bench-attention`: one layer's attention under the VoCo mask, ours as two causal segments beside other exact ways.
+"""`make bench-attention`: one layer's attention under the VoCo mask: two causal segments against other exact implementations.
 
 32 heads of 128, 576 vision tokens, N <voco>, T text tokens, one sample, one thread, forward pass. Peers: torch's kernel with
-the mask spelled out, FlexAttention compiled with the same mask, and plain causal attention, which sees more pairs. Every
-exact result is compared with fp64 before anything is timed.
+a dense mask, FlexAttention compiled with the same mask, and plain causal attention, which sees more pairs. Every exact result
+is compared with fp64 before anything is timed.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 from torch.nn.functional import scaled_dot_product_attention as attention
 
-from voco.model.attention.backends import FlexPlan, plan_attention
-from voco.model.attention.segments import causal_segments
+from voco.model.attention.causal_segments import causal_segments
+from voco.model.attention.flex import flex_plan
+from voco.model.attention.plan import plan_attention
 from voco.model.attention.voco_mask import TokenIds, allowed
 from voco.sequence.sequence import NONE, PREFIX, TEXT, VISION, VOCO
 
@@ -45,27 +46,27 @@ def timed(run: Callable[[], Tensor]) -> dict[str, float]:
 
 
 def contenders(ids: TokenIds, dtype: torch.dtype, flex: Callable[..., Tensor] | None) -> dict[str, Callable[[], Tensor]]:
-    """Each as a call without arguments. What a training step makes once for all its layers is made here."""
+    """Each as a call without arguments. What a training step computes once for all its layers is computed here."""
     generator = torch.Generator().manual_seed(0)
     length = ids.kind.shape[1]
-    # as projections leave them: (1, L, H, E) seen from its heads
+    # as projections leave them: (1, L, H, E), with heads moved to the front
     q, k, v = (torch.randn(1, length, HEADS, WIDTH, generator=generator).to(dtype).transpose(1, 2) for _ in range(3))
     mask, scale = allowed(ids, "voco")[:, None], WIDTH**-0.5
-    made: dict[str, Callable[[], Tensor]] = {
-        "segments": partial(plan_attention("segments", ids, "voco", HOST).attend, q, k, v, scale),
+    calls: dict[str, Callable[[], Tensor]] = {
+        "segments": partial(plan_attention("segments", ids, True, HOST).attend, q, k, v, scale),
         "dense mask": partial(attention, q, k, v, attn_mask=mask, scale=scale),
         "plain causal": partial(attention, q, k, v, is_causal=True, scale=scale),
     }
     if flex is not None:
-        blocks = FlexPlan.of(ids, "voco", HOST, None).blocks
-        made["flex"] = partial(flex, q, k, v, block_mask=blocks, scale=scale)
+        blocks = flex_plan(ids, True, HOST, None).blocks
+        calls["flex"] = partial(flex, q, k, v, block_mask=blocks, scale=scale)
     expected = attention(q.double(), k.double(), v.double(), attn_mask=mask, scale=scale)
-    for name, run in made.items():
+    for name, run in calls.items():
         got = run().transpose(1, 2) if name == "segments" else run()
         error = float((got.double() - expected).abs().max())
         if name != "plain causal" and error > LIMIT[dtype]:
             raise SystemExit(f"{name}: {error:.1e} from the reference in fp64 at {length} tokens, {dtype}")
-    return made
+    return calls
 
 
 def main() -> None:
@@ -74,34 +75,34 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, nargs="+", default=[1, 8, 64], help="N")
     parser.add_argument("--texts", type=int, nargs="+", default=[114, 512, 1500], help="T")
     parser.add_argument("--no-flex", action="store_true", help="FlexAttention needs a C++ compiler on a CPU")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
     load = os.getloadavg()[0]
-    flex = None if asked.no_flex else torch.compile(flex_attention, dynamic=False)
-    ours: dict[str, float] = {}
+    flex = None if options.no_flex else torch.compile(flex_attention, dynamic=False)
+    segments: dict[str, float] = {}
     peers: dict[str, dict[str, float]] = {}
     ratio: dict[str, float] = {}
     started = time.perf_counter()
     for dtype in (torch.float32, torch.bfloat16):
-        for n in asked.tokens:
-            for text in asked.texts:
+        for n in options.tokens:
+            for text in options.texts:
                 ids = token_ids(n, text)
                 label = f"{str(dtype).split('.')[1]} N={n} T={text}"
                 print(label, flush=True)
-                calls = contenders(ids, dtype, flex if n == asked.tokens[0] else None)
-                found = in_turn({name: partial(timed, run) for name, run in calls.items()}, asked.rounds)
-                ms = {name: median(results, "ms") for name, results in found.items()}
-                ours[label] = ms.pop("segments")
+                calls = contenders(ids, dtype, flex if n == options.tokens[0] else None)
+                results = in_turn({name: partial(timed, run) for name, run in calls.items()}, options.rounds)
+                ms = {name: median(times, "ms") for name, times in results.items()}
+                segments[label] = ms.pop("segments")
                 for name, value in ms.items():
                     peers.setdefault(name, {})[label] = value
-                    ratio[f"{name}, {label}"] = value / ours[label]
-                pairs = sum(len(s.queries) * (2 * len(s.keys) - len(s.queries) + 1) // 2 for s in causal_segments(ids, "voco"))
+                    ratio[f"{name}, {label}"] = value / segments[label]
+                pairs = sum(len(s.queries) * (2 * len(s.keys) - len(s.queries) + 1) // 2 for s in causal_segments(ids, True))
                 ratio[f"bound by pairs, {label}"] = ids.kind.shape[1] ** 2 / pairs
     write(
         "attention",
         f"forward of one layer, {HEADS} heads of {WIDTH}, {SLOTS} vision tokens, 1 sample, 1 thread, ms; plain causal sees more",
-        ours,
+        segments,
         peers,
         ratio,
         load,

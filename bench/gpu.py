@@ -1,8 +1,8 @@
 """Figures that need a GPU, at 7B shapes with random weights in bf16: `PYTHONPATH=platform:bench python bench/gpu.py`.
 
-Needs torch and transformers, no Ray and no DeepSpeed. Kernel checks; a step beside transformers with a dense 4D mask; MFU;
-time to the first token and decoding at batch 1, 8 and 64 beside no cache and a full cache, compressed frames a second. Every
-line is printed as soon as it is known. Without a GPU it runs whole at the mini shape, so that it is known to work.
+Needs torch and transformers, no Ray and no DeepSpeed. Kernel checks; a step against transformers with a dense 4D mask; MFU;
+time to the first token and decoding at batch 1, 8 and 64 against no cache and a full cache; compressed frames a second. Every
+line is printed as soon as it is measured. Without a GPU everything runs at the mini shape, as a check that it works.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch
 from side_by_side import OUT
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from voco.model.attention.backends import check_backend, plan_attention
+from voco.model.attention.plan import check_backend, plan_attention
 from voco.model.attention.voco_mask import allowed
 from voco.model.batch import collate
 from voco.model.vision.tower import CLIP, VisionTower
@@ -33,42 +33,42 @@ LIMIT = 0.9999  # least cosine of outputs and gradients to the reference in fp32
 
 
 def number_type(device: torch.device) -> torch.dtype:
-    """bf16 on a GPU. Processors without its instructions emulate it, many times slower than fp32."""
+    """bf16 on a GPU; fp32 on a CPU, because processors without bf16 instructions emulate it, many times slower."""
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
-def say(table: dict[str, float], name: str, value: float) -> None:
+def record(table: dict[str, float], name: str, value: float) -> None:
     table[name] = value
     print(f"{name:64}{value:12,.4g}", flush=True)
 
 
 def kernels(table: dict[str, float], device: torch.device, names: list[str]) -> None:
-    """Every backend's outputs and gradients beside the dense mask in fp32: three samples of unequal texts."""
+    """Every backend's outputs and gradients against the dense mask in fp32: three samples of unequal texts."""
     net, _ = inference.model("mini", str(device), number_type(device))
-    samples = [step.sample(net.layout, f"{text}", text) for text in (40, 200, 7)]
-    store = {one.sample_id: torch.randn(step.SLOTS, step.FEATURES) for one in samples}
+    samples = [step.token_sample(net.layout, f"{text}", text) for text in (40, 200, 7)]
+    store = {sample.sample_id: torch.randn(step.SLOTS, step.FEATURES) for sample in samples}
     ids = collate(samples, store.__getitem__, (step.SLOTS, step.FEATURES)).token_ids
     length = ids.kind.shape[1]
     draw = torch.Generator().manual_seed(0)
     states = [torch.randn(1, 8, length, 64, generator=draw).to(device, number_type(device)) for _ in range(4)]
     mask = allowed(ids, "voco")[:, None].to(device)
-    given = [one.float().clone().requires_grad_() for one in states[:3]]
-    expected = torch.nn.functional.scaled_dot_product_attention(*given, attn_mask=mask).transpose(1, 2)
+    reference = [tensor.float().clone().requires_grad_() for tensor in states[:3]]
+    expected = torch.nn.functional.scaled_dot_product_attention(*reference, attn_mask=mask).transpose(1, 2)
     expected.backward(states[3].float().transpose(1, 2))
     for name in names:
-        mine = [one.clone().requires_grad_() for one in states[:3]]
-        got = plan_attention(name, ids, "voco", device).attend(*mine, 64**-0.5)
+        inputs = [tensor.clone().requires_grad_() for tensor in states[:3]]
+        got = plan_attention(name, ids, True, device).attend(*inputs, 64**-0.5)
         got.backward(states[3].transpose(1, 2))
-        pairs = [(got, expected), *((a.grad, b.grad) for a, b in zip(mine, given, strict=True))]
-        least = min(step.cosine(one.detach(), other.detach()) for one, other in pairs)
-        say(table, f"{name}: least cosine of output and gradients", least)
+        pairs = [(got, expected), *((a.grad, b.grad) for a, b in zip(inputs, reference, strict=True))]
+        least = min(step.cosine(first.detach(), second.detach()) for first, second in pairs)
+        record(table, f"{name}: least cosine of output and gradients", least)
         if least < LIMIT:
             raise SystemExit(f"{name} is not exact")
 
 
 @contextmanager
 def clean(device: torch.device) -> Iterator[None]:
-    """Give the memory back afterwards."""
+    """Free the memory afterwards."""
     yield
     gc.collect()
     if device.type == "cuda":
@@ -87,36 +87,36 @@ def median_s(run: Callable[[], Any], device: torch.device, rounds: int) -> float
 
 
 def training(table: dict[str, float], shape: str, device: torch.device, names: list[str], rounds: int) -> None:
-    """Forward, loss and backward with recomputed activations, uneven and even texts; then model FLOPs of real tokens alone."""
+    """Forward, loss and backward with recomputed activations, uneven and even texts; then MFU, counting real tokens only."""
     for label, texts in step.TEXTS.items():
         seconds = {}
         for name in (*names, "dense 4D mask"):
             with clean(device):
-                net, theirs = inference.model(shape, str(device), number_type(device), name if name in names else "segments")
-                samples = [step.sample(net.layout, f"{text}", text) for text in texts]
-                store = {one.sample_id: torch.randn(step.SLOTS, step.FEATURES) for one in samples}
+                net, peer = inference.model(shape, str(device), number_type(device), name if name in names else "segments")
+                samples = [step.token_sample(net.layout, f"{text}", text) for text in texts]
+                store = {sample.sample_id: torch.randn(step.SLOTS, step.FEATURES) for sample in samples}
                 batch = collate(samples, store.__getitem__, (step.SLOTS, step.FEATURES)).to(device, number_type(device))
-                sizes = [len(one) for one in samples]
+                sizes = [len(sample) for sample in samples]
                 if name in names:
                     net.train()
                     net.language_model.gradient_checkpointing_enable({"use_reentrant": False})
-                    run = partial(step.ours, net, batch)
+                    run = partial(step.own_step, net, batch)
                 else:
-                    theirs.train()
-                    theirs.gradient_checkpointing_enable({"use_reentrant": False})
-                    given = {key: value.to(device) for key, value in step.padded(batch_on_host(batch), sizes).items()}
-                    run = partial(step.peer, net, theirs, batch, sizes, given)
+                    peer.train()
+                    peer.gradient_checkpointing_enable({"use_reentrant": False})
+                    inputs = {key: value.to(device) for key, value in step.padded(batch_on_host(batch), sizes).items()}
+                    run = partial(step.peer_step, net, peer, batch, sizes, inputs)
                 seconds[name] = median_s(run, device, rounds)
-                say(table, f"{name}, {label} texts: s a step", seconds[name])
-                weights = sum(one.numel() for one in net.language_model.parameters())
+                record(table, f"{name}, {label} texts: s a step", seconds[name])
+                weights = sum(weight.numel() for weight in net.language_model.parameters())
                 tokens = sum(sizes)
-                del net, theirs, batch, run
+                del net, peer, batch, run
             if device.type == "cuda" and name in names:
                 peak = next((value for gpu, value in PEAK.items() if gpu in torch.cuda.get_device_name()), None)
                 if peak is not None:
-                    say(table, f"{name}, {label} texts: MFU of real tokens", 6 * weights * tokens / seconds[name] / peak)
+                    record(table, f"{name}, {label} texts: MFU of real tokens", 6 * weights * tokens / seconds[name] / peak)
         for name in names:
-            say(table, f"{name}, {label} texts: ratio to dense 4D mask", seconds["dense 4D mask"] / seconds[name])
+            record(table, f"{name}, {label} texts: ratio to dense 4D mask", seconds["dense 4D mask"] / seconds[name])
 
 
 def batch_on_host(batch: Any) -> Any:
@@ -127,18 +127,22 @@ def answering(table: dict[str, float], shape: str, device: torch.device, batches
     for text in inference.TEXTS if device.type == "cuda" else inference.TEXTS[:1]:
         for size in batches:
             with clean(device):
-                net, theirs = inference.model(shape, str(device), number_type(device))
+                net, peer = inference.model(shape, str(device), number_type(device))
                 features = torch.randn(size, inference.SLOTS, inference.FEATURES).to(device, number_type(device))
-                work = inference.Work(net, theirs, features, inference.questions(size, text))
-                figures, kept = inference.measure(work, rounds)
-                for name, each in figures.items():
-                    for key, value in each.items():
-                        say(table, f"{name}, batch {size}, T={text}: {key}", value)
+                work = inference.Work(net, peer, features, inference.questions(size, text))
+                figures, cache_sizes = inference.measure(work, rounds)
+                for name, times in figures.items():
+                    for key, value in times.items():
+                        record(table, f"{name}, batch {size}, T={text}: {key}", value)
                 for name in ("no cache", "full cache"):
                     for key in ("first_ms", "token_ms"):
-                        say(table, f"batch {size}, T={text}: {key}, {name} to ours", figures[name][key] / figures["ours"][key])
-                say(table, f"batch {size}, T={text}: bytes kept, full cache to ours", kept["full cache"] / kept["ours"])
-                del net, theirs, work, features
+                        record(table, f"batch {size}, T={text}: {key}, {name} to ours", figures[name][key] / figures["ours"][key])
+                record(
+                    table,
+                    f"batch {size}, T={text}: bytes kept, full cache to ours",
+                    cache_sizes["full cache"] / cache_sizes["ours"],
+                )
+                del net, peer, work, features
 
 
 def compressing(table: dict[str, float], shape: str, device: torch.device, batch: int, rounds: int) -> None:
@@ -152,9 +156,9 @@ def compressing(table: dict[str, float], shape: str, device: torch.device, batch
         net.tower = tower.to(device)
         pixels = torch.randint(0, 256, (batch, 336, 336, 3), dtype=torch.uint8)
         seconds = median_s(lambda: net.compress(pixels), device, rounds)
-        say(table, f"frames a second, batch {batch}, tower in fp32", batch / seconds)
+        record(table, f"frames a second, batch {batch}, tower in fp32", batch / seconds)
         net.tower = tower.to(number_type(device))
-        say(
+        record(
             table,
             f"frames a second, batch {batch}, tower as the model",
             batch / median_s(lambda: net.compress(pixels), device, rounds),
@@ -168,22 +172,24 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64] if gpu else [1, 2])
     parser.add_argument("--rounds", type=int, default=5 if gpu else 1)
     parser.add_argument("--to", type=Path, default=OUT / "gpu.json", help="(default: %(default)s)")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     device = torch.device("cuda" if gpu else "cpu")
     names = ["segments"]
     for name in ("varlen", "flex") if gpu else ():
         check_backend(name)
         names.append(name)
-    where = torch.cuda.get_device_name() if gpu else "CPU"
-    print(f"{where}, shape {asked.shape}, {number_type(device)}, torch {torch.__version__}; random weights", flush=True)
+    machine = torch.cuda.get_device_name() if gpu else "CPU"
+    print(f"{machine}, shape {options.shape}, {number_type(device)}, torch {torch.__version__}; random weights", flush=True)
     table: dict[str, float] = {}
     kernels(table, device, names)
     with torch.no_grad():
-        answering(table, asked.shape, device, asked.batches, asked.rounds)
-        compressing(table, asked.shape, device, 32 if gpu else 2, asked.rounds)
-    training(table, asked.shape, device, names, asked.rounds)
-    asked.to.parent.mkdir(parents=True, exist_ok=True)
-    asked.to.write_text(json.dumps({"name": "gpu", "machine": where, "shape": asked.shape, "figures": table}, indent=1) + "\n")
+        answering(table, options.shape, device, options.batches, options.rounds)
+        compressing(table, options.shape, device, 32 if gpu else 2, options.rounds)
+    training(table, options.shape, device, names, options.rounds)
+    options.to.parent.mkdir(parents=True, exist_ok=True)
+    options.to.write_text(
+        json.dumps({"name": "gpu", "machine": machine, "shape": options.shape, "figures": table}, indent=1) + "\n"
+    )
 
 
 if __name__ == "__main__":

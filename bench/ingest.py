@@ -1,7 +1,7 @@
-"""`make bench-ingest`: files to Parquet with their bytes, ours beside other ways of doing the same work on the same machine.
+"""`make bench-ingest`: files to Parquet with their bytes, compared with other ways to do the same work on the same machine.
 
-Each contender runs in a process of its own, in turn, over 4,000 and over 12,000 JPEGs. Slope: images a second between the two
-sizes; fixed: the seconds that remain for none. Before anything is timed, every output's ids and bytes are compared.
+Contenders run in turn, each in a separate process, over 4,000 and over 12,000 JPEGs. Slope: images per second between the two
+sizes; fixed: the seconds that remain at zero images. Before any timing, the ids and bytes of every output are compared.
 """
 
 from __future__ import annotations
@@ -23,35 +23,35 @@ import source
 from side_by_side import OUT, PEERS, call, in_turn, median, write
 
 SMALL, SIZES, URLS, VIDEOS = 200, (4_000, 12_000), 2_000, (60, 240)
-SMALL_ROUNDS = 7  # the start of Ray varies by half a second, and the job is told by the difference
+SMALL_ROUNDS = 7  # the start of Ray varies by half a second, and the job's time is a difference
 WORK = (
     "640x480 JPEGs of 100 KB + LLaVA JSON -> Parquet with the bytes: read, sha256, header and end checked; "
     "4,000 and 12,000 images, 2 cores"
 )
 OWN = sys.executable
 CONTENDERS = {
-    "ours": OWN, "pyarrow_loop": OWN, "daft": PEERS, "ray_data": OWN, "hf_datasets": PEERS, "img2dataset": PEERS,
+    "voco_ingest": OWN, "pyarrow_loop": OWN, "daft": PEERS, "ray_data": OWN, "hf_datasets": PEERS, "img2dataset": PEERS,
 }  # fmt: skip
 
 
-def held(name: str, out: Path) -> dict[str, str]:
+def row_hashes(name: str, out: Path) -> dict[str, str]:
     """sha256 of the bytes of every row of an output, by the row's id."""
-    found: dict[str, str] = {}
-    for file in sorted((out / "samples" if name.startswith("ours") else out).glob("*.parquet")):
+    hashes: dict[str, str] = {}
+    for file in sorted((out / "samples" if name.startswith("voco") else out).glob("*.parquet")):
         table = pq.read_table(file)
-        if name.startswith("ours"):
+        if name.startswith("voco"):
             ids = [talks[0]["source_id"] for talks in table["conversations"].to_pylist()]
             data = [media[0]["bytes"] for media in table["media"].to_pylist()]
         else:
             column = "jpg" if "jpg" in table.column_names else "bytes"
-            kept = table.filter(table[column].is_valid())
-            ids, data = kept["id"].to_pylist(), kept[column].to_pylist()
-        found |= {row: hashlib.sha256(one).hexdigest() for row, one in zip(ids, data, strict=True)}
-    return found
+            complete = table.filter(table[column].is_valid())
+            ids, data = complete["id"].to_pylist(), complete[column].to_pylist()
+        hashes |= {row: hashlib.sha256(medium).hexdigest() for row, medium in zip(ids, data, strict=True)}
+    return hashes
 
 
-def one(name: str, folder: Path, scratch: Path) -> dict[str, Any]:
-    """One run of one contender over one source, its output removed."""
+def run_once(name: str, folder: Path, scratch: Path) -> dict[str, Any]:
+    """One run of a contender over a source. Its output is deleted."""
     out = scratch / f"{name}-{folder.name}"
     try:
         return call("ingest_runs.py", name, folder, out, python=CONTENDERS.get(name.split("+")[0], OWN))
@@ -60,30 +60,30 @@ def one(name: str, folder: Path, scratch: Path) -> dict[str, Any]:
 
 
 def check(names: list[str], folder: Path, scratch: Path) -> None:
-    """Run every contender once over the smaller source: all must hold the ids and bytes of its files. Raises SystemExit."""
+    """Run every contender once over the smaller source and compare the ids and bytes with its files. Raises SystemExit."""
     files = sorted((folder / "images").iterdir())
-    wanted = {f"{index:012d}": hashlib.sha256(file.read_bytes()).hexdigest() for index, file in enumerate(files)}
+    expected = {f"{index:012d}": hashlib.sha256(file.read_bytes()).hexdigest() for index, file in enumerate(files)}
     for name in names:
         out = scratch / f"check-{name}"
         call("ingest_runs.py", name, folder, out, python=CONTENDERS[name])
-        got = held(name, out)
-        if got != wanted:
-            raise SystemExit(f"{name}: {len(got)} rows, {len(wanted.items() - got.items())} of the source's are not among them")
+        got = row_hashes(name, out)
+        if got != expected:
+            raise SystemExit(f"{name}: {len(got)} rows; {len(expected.items() - got.items())} rows of the source are missing")
         shutil.rmtree(out)
         print(f"  {name}: {len(got):,} rows, byte-equal", flush=True)
 
 
 def line(
-    results: dict[str, list[dict[str, Any]]], name: str, sizes: tuple[int, int] = SIZES, what: str = "images"
+    results: dict[str, list[dict[str, Any]]], name: str, sizes: tuple[int, int] = SIZES, unit: str = "images"
 ) -> dict[str, float]:
     """Slope and fixed cost of a contender from its medians at both sizes."""
     few, many = (median(results[f"{name} {size}"], "seconds") for size in sizes)
     slope = (sizes[1] - sizes[0]) / (many - few)
-    return {f"{what}_per_s": slope, f"{what}_fixed_s": few - sizes[0] / slope, f"s_{sizes[0]}": few, f"s_{sizes[1]}": many}
+    return {f"{unit}_per_s": slope, f"{unit}_fixed_s": few - sizes[0] / slope, f"s_{sizes[0]}": few, f"s_{sizes[1]}": many}
 
 
 def command_line(folder: Path, scratch: Path) -> dict[str, Any]:
-    """`voco run` of a small job as a user calls it: Python, its own Ray, the job."""
+    """`voco run` of a small job as a user calls it, with the start of Python and Ray."""
     import yaml
     from ingest_runs import job
 
@@ -101,14 +101,16 @@ def command_line(folder: Path, scratch: Path) -> dict[str, Any]:
 
 
 def files(scratch: Path, rounds: int, names: list[str], extra: bool) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
-    """a1: figures of every contender, and with `extra` of ours beyond them."""
+    """a1: the figures of every contender and, with `extra`, further figures of voco."""
     sources = {size: source.llava(scratch / f"images-{size}", size) for size in SIZES}
     print("outputs compared", flush=True)
     check(names, sources[SIZES[0]], scratch)
-    timed = [*names, "ours_full"] if extra else names
-    runs = {f"{name} {size}": lambda name=name, size=size: one(name, sources[size], scratch) for name in timed for size in SIZES}
+    timed = [*names, "voco_full"] if extra else names
+    runs = {
+        f"{name} {size}": lambda name=name, size=size: run_once(name, sources[size], scratch) for name in timed for size in SIZES
+    }
     if extra:
-        runs["codec"] = lambda: one("codec", sources[SIZES[0]], scratch)
+        runs["codec"] = lambda: run_once("codec", sources[SIZES[0]], scratch)
     results = in_turn(runs, rounds)
     for folder in sources.values():
         shutil.rmtree(folder)
@@ -116,21 +118,21 @@ def files(scratch: Path, rounds: int, names: list[str], extra: bool) -> tuple[di
     if not extra:
         return figures, {}
     own = {
-        "validate_full_images_per_s": line(results, "ours_full")["images_per_s"],
+        "validate_full_images_per_s": line(results, "voco_full")["images_per_s"],
         "codec_alone_images_per_s": median(results["codec"], "rate"),
     }
     return figures, own
 
 
 def small(scratch: Path) -> dict[str, float]:
-    """Seconds of a job of 200 rows beyond the start of Ray that it needs, and of `voco run` of it as a whole."""
+    """Seconds of a job of 200 rows beyond the start of Ray, and of its complete `voco run`."""
     folder = source.llava(scratch / f"images-{SMALL}", SMALL)
     runs = {
-        "job": lambda: one("ours_small", folder, scratch),
-        "ray": lambda: one("ray_alone", folder, scratch),
+        "job": lambda: run_once("voco_small", folder, scratch),
+        "ray": lambda: run_once("ray_alone", folder, scratch),
         "voco run": lambda: command_line(folder, scratch),
     }
-    seconds = {name: median(each, "seconds") for name, each in in_turn(runs, SMALL_ROUNDS).items()}
+    seconds = {name: median(results, "seconds") for name, results in in_turn(runs, SMALL_ROUNDS).items()}
     return {
         "small_job_beyond_ray_init_s": seconds["job"] - seconds["ray"], "ray_init_s": seconds["ray"],
         "small_voco_run_s": seconds["voco run"],
@@ -138,7 +140,7 @@ def small(scratch: Path) -> dict[str, float]:
 
 
 def downloads(scratch: Path, rounds: int) -> dict[str, dict[str, float]]:
-    """a2: URLs over loopback, 2 % of them nowhere and 1 % no image, every pixel decoded; both 2 processes of 32 threads."""
+    """a2: URLs over loopback, 2 % dead links and 1 % no image, every pixel decoded; each with 2 processes of 32 threads."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
@@ -147,19 +149,19 @@ def downloads(scratch: Path, rounds: int) -> dict[str, dict[str, float]]:
     server = subprocess.Popen(
         [str(rclone), "serve", "http", str(folder / "served"), "--addr", address, "--read-only"], stderr=subprocess.DEVNULL
     )
-    names = {"ours_urls": OWN, "img2dataset_urls": PEERS}
+    names = {"voco_urls": OWN, "img2dataset_urls": PEERS}
     try:
         time.sleep(1)
-        kept = {}
+        hashes = {}
         for name, python in names.items():
             out = scratch / f"check-{name}"
             call("ingest_runs.py", name, folder, out, python=python)
-            kept[name] = sorted(held(name, out).values())
+            hashes[name] = sorted(row_hashes(name, out).values())
             shutil.rmtree(out)
-        if kept["ours_urls"] != kept["img2dataset_urls"] or len(kept["ours_urls"]) != URLS * 97 // 100:
-            raise SystemExit(f"downloads differ: { {name: len(each) for name, each in kept.items()} }")
+        if hashes["voco_urls"] != hashes["img2dataset_urls"] or len(hashes["voco_urls"]) != URLS * 97 // 100:
+            raise SystemExit(f"downloads differ: { {name: len(files) for name, files in hashes.items()} }")
         CONTENDERS.update(names)
-        results = in_turn({name: lambda name=name: one(name, folder, scratch) for name in names}, rounds)
+        results = in_turn({name: lambda name=name: run_once(name, folder, scratch) for name in names}, rounds)
     finally:
         server.terminate()
         server.wait(10)
@@ -167,20 +169,22 @@ def downloads(scratch: Path, rounds: int) -> dict[str, dict[str, float]]:
 
 
 def videos(scratch: Path, rounds: int) -> dict[str, dict[str, float]]:
-    """a3: WebVid's CSV and mp4 files to Parquet, each opened and its first frame decoded, beside loops around the decoders."""
+    """a3: WebVid's CSV and mp4 files to Parquet, the first frame of each decoded, compared with loops around the decoders."""
     call("ingest_runs.py", "make_videos", scratch, scratch / "encoded", python=PEERS)
     encoded = [file.read_bytes() for file in sorted((scratch / "encoded").iterdir())]
     sources = {size: source.videos(scratch / f"videos-{size}", size, encoded) for size in VIDEOS}
-    names = {"ours_videos": OWN, "decord_loop": OWN, "pyav_loop": PEERS}
+    names = {"voco_videos": OWN, "decord_loop": OWN, "pyav_loop": PEERS}
     CONTENDERS.update(names)
-    wanted = sorted(hashlib.sha256(file.read_bytes()).hexdigest() for file in (sources[VIDEOS[0]] / "videos").rglob("*.mp4"))
+    expected = sorted(hashlib.sha256(file.read_bytes()).hexdigest() for file in (sources[VIDEOS[0]] / "videos").rglob("*.mp4"))
     for name, python in names.items():
         out = scratch / f"check-{name}"
         call("ingest_runs.py", name, sources[VIDEOS[0]], out, python=python)
-        if sorted(held(name, out).values()) != wanted:
-            raise SystemExit(f"{name}: not the videos of the source")
+        if sorted(row_hashes(name, out).values()) != expected:
+            raise SystemExit(f"{name}: its videos differ from the source's")
         shutil.rmtree(out)
-    runs = {f"{name} {size}": lambda name=name, size=size: one(name, sources[size], scratch) for name in names for size in VIDEOS}
+    runs = {
+        f"{name} {size}": lambda name=name, size=size: run_once(name, sources[size], scratch) for name in names for size in VIDEOS
+    }
     results = in_turn(runs, rounds)
     return {name: line(results, name, VIDEOS, "videos") for name in names}
 
@@ -188,31 +192,33 @@ def videos(scratch: Path, rounds: int) -> dict[str, dict[str, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", nargs="*", choices=[*CONTENDERS, "small", "videos"], help="these beside ours, and no file")
-    asked = parser.parse_args()
+    parser.add_argument(
+        "--only", nargs="*", choices=[*CONTENDERS, "small", "videos"], help="compare with these only, and write no file"
+    )
+    options = parser.parse_args()
     OUT.mkdir(exist_ok=True)
     load = os.getloadavg()[0]
-    with tempfile.TemporaryDirectory(dir=OUT) as place:
-        scratch = Path(place)
-        if asked.only is not None:
-            if names := [name for name in asked.only if name in CONTENDERS]:
-                print(files(scratch, asked.rounds, ["ours", *names], extra=False)[0])
-            print(small(scratch) if "small" in asked.only else "")
-            print(videos(scratch, asked.rounds) if "videos" in asked.only else "", f"load before {load:.1f}")
+    with tempfile.TemporaryDirectory(dir=OUT) as directory:
+        scratch = Path(directory)
+        if options.only is not None:
+            if names := [name for name in options.only if name in CONTENDERS]:
+                print(files(scratch, options.rounds, ["voco_ingest", *names], extra=False)[0])
+            print(small(scratch) if "small" in options.only else "")
+            print(videos(scratch, options.rounds) if "videos" in options.only else "", f"load before {load:.1f}")
             return
-        figures, own = files(scratch, asked.rounds, list(CONTENDERS), extra=True)
+        figures, own = files(scratch, options.rounds, list(CONTENDERS), extra=True)
         own |= small(scratch)
-        web = downloads(scratch, asked.rounds)
-        clips = videos(scratch, asked.rounds)
-    ours = figures.pop("ours") | own
-    slope = ours["images_per_s"]
-    ratio = {f"{name}, slope": slope / each["images_per_s"] for name, each in figures.items()}
+        web = downloads(scratch, options.rounds)
+        clips = videos(scratch, options.rounds)
+    product = figures.pop("voco_ingest") | own
+    slope = product["images_per_s"]
+    ratio = {f"{name}, slope": slope / peer["images_per_s"] for name, peer in figures.items()}
     ratio["codec alone, validate: full"] = own["validate_full_images_per_s"] / own["codec_alone_images_per_s"]
-    ours |= web.pop("ours_urls") | clips.pop("ours_videos")
-    ratio["img2dataset, URLs"] = ours["urls_per_s"] / web["img2dataset_urls"]["urls_per_s"]
-    ratio |= {f"{name}, slope over videos": ours["videos_per_s"] / each["videos_per_s"] for name, each in clips.items()}
+    product |= web.pop("voco_urls") | clips.pop("voco_videos")
+    ratio["img2dataset, URLs"] = product["urls_per_s"] / web["img2dataset_urls"]["urls_per_s"]
+    ratio |= {f"{name}, slope over videos": product["videos_per_s"] / peer["videos_per_s"] for name, peer in clips.items()}
     figures |= web | clips
-    write("ingest", WORK, ours, figures, ratio, load)
+    write("ingest", WORK, product, figures, ratio, load)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""One contender of `make bench-ingest` in a process of its own: `ingest_runs.py NAME SOURCE OUT`, its figures as one JSON line.
+"""One contender of `make bench-ingest` in its own process: `ingest_runs.py NAME SOURCE OUT` prints its figures as one JSON line.
 
-SOURCE holds `mix.json` (LLaVA's list) and `images/`. Every contender reads each file, takes its sha256, checks header and end
-as `voco.ingest.media.image` does with `validate: header`, and writes Parquet with the bytes uncompressed and the text zstd. `seconds`
-begin at this file's first line, imports included; `import ray` and `ray.init` are left out and told apart as `init_s`.
+SOURCE has `mix.json` (LLaVA's list) and `images/`. Every contender reads each file, computes its sha256, checks header and end
+like `ingest/media/image.py` with `validate: header`, and writes Parquet with the bytes uncompressed and the text in zstd.
+`seconds` start at this file's first line and include imports, except `import ray` and `ray.init`, reported as `init_s`.
 """
 
 import time
@@ -18,7 +18,7 @@ from pathlib import Path  # noqa: E402
 
 CHECK = {"validate": "header"}
 ENCODED_VIDEOS = 4
-BATCH = 80  # rows of 100 kB: our row groups of 8 MiB
+BATCH = 80  # rows of 100 kB: voco's row groups of 8 MiB
 
 
 def listed(source):
@@ -32,7 +32,7 @@ def listed(source):
 
 
 def checked(data):
-    """sha256, width and height of a JPEG with a header; without an end mark behind its last scan it is decoded."""
+    """sha256, width and height of a JPEG. Without an end marker after its last scan it is decoded."""
     from PIL import Image
 
     with Image.open(io.BytesIO(data)) as image:
@@ -45,12 +45,12 @@ def checked(data):
 def row_of(row):
     data = Path(row["file"]).read_bytes()
     digest, width, height = checked(data)
-    about = {"id": row["id"], "conversations": row["conversations"]}
-    return {**about, "bytes": data, "sha256": digest, "width": width, "height": height}
+    text = {"id": row["id"], "conversations": row["conversations"]}
+    return {**text, "bytes": data, "sha256": digest, "width": width, "height": height}
 
 
 def start_ray():
-    """A local Ray of four logical CPUs, two more than the work takes; seconds that it took."""
+    """Start a local Ray with four logical CPUs, two more than the work needs. Returns the seconds."""
     before = time.perf_counter()
     import ray
 
@@ -59,7 +59,7 @@ def start_ray():
 
 
 def job(source, out, **block):
-    """A job file's content: two workers; JPEGs checked by their header unless `block` says otherwise."""
+    """The content of a job file: two workers; JPEGs are checked by their header unless `block` has another `validate`."""
     return {
         "name": "bench-ingest",
         "kind": "ingest",
@@ -73,33 +73,32 @@ def job(source, out, **block):
 
 def run_job(raw):
     import pipelines
-    from voco.job import spec
+    from voco.job.load import build_job
 
-    manifest = pipelines.run(spec.build_job("bench", raw))
+    manifest = pipelines.run(build_job("bench", raw))
     return manifest.counts
 
 
-def ours(source, out):
+def voco_ingest(source, out):
     """The product on its cluster: `pipelines.run` of a job, as `voco run` does."""
     init = start_ray()
     run_job(job(source, out))
     return {"init_s": init}
 
 
-def ours_full(source, out):
+def voco_full(source, out):
     init = start_ray()
     run_job(job(source, out, validate="full"))
     return {"init_s": init}
 
 
-def ours_small(source, out):
-    """A small job with its own local Ray, both as `voco run` does them; `ray_alone` is the same without the job."""
-    from voco.job import spec
+def voco_small(source, out):
+    """A small job and the local Ray that it starts, as in `voco run`; `ray_alone` is the same without the job."""
+    import pipelines
     from voco.run import ray_init
 
-    raw = job(source, out)
-    ray_init.start_ray(2, ray_init.job_modules(spec.build_job("bench", raw)))
-    run_job(raw)
+    ray_init.start_ray(2, [pipelines.stage_module("ingest"), "pandas"])
+    run_job(job(source, out))
     return {}
 
 
@@ -110,7 +109,7 @@ def ray_alone(source, out):
     return {}
 
 
-def ours_videos(source, out):
+def voco_videos(source, out):
     init = start_ray()
     raw = job(source, out, format="webvid_csv", in_process_rows=0, unit_rows=15)
     raw["inputs"] = {"annotations": str(source / "videos.csv"), "media": str(source / "videos")}
@@ -119,7 +118,7 @@ def ours_videos(source, out):
 
 
 def _write_videos(source, out, probe):
-    """One process, one file: the CSV's rows with bytes, sha256 and what `probe(bytes)` measures, its first frame decoded."""
+    """One process, one file: the CSV's rows with bytes, sha256 and what `probe(bytes)` measures by decoding the first frame."""
     import csv
 
     import pyarrow as pa
@@ -144,8 +143,8 @@ def _write_videos(source, out, probe):
     ):
         for row in csv.DictReader(listed):
             data = (source / "videos" / row["page_dir"] / f"{row['videoid']}.mp4").read_bytes()
-            about = {"id": row["videoid"], "name": row["name"], "bytes": data, "sha256": hashlib.sha256(data).hexdigest()}
-            file.write_table(pa.Table.from_pylist([{**about, **probe(data)}], schema=schema))
+            columns = {"id": row["videoid"], "name": row["name"], "bytes": data, "sha256": hashlib.sha256(data).hexdigest()}
+            file.write_table(pa.Table.from_pylist([{**columns, **probe(data)}], schema=schema))
     return {}
 
 
@@ -177,7 +176,7 @@ def pyav_loop(source, out):
 
 
 def make_videos(source, out):
-    """`ENCODED_VIDEOS` mp4 files of 15 s, 596x336 at 25 frames a second, as WebVid's previews are."""
+    """`ENCODED_VIDEOS` mp4 files like WebVid's previews: 15 s, 596x336, 25 frames a second."""
     import av
     import numpy as np
 
@@ -196,7 +195,7 @@ def make_videos(source, out):
 
 
 def pyarrow_loop(source, out):
-    """The loop that one writes by hand: one process, one file."""
+    """The usual hand-written loop: one process, one file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -219,7 +218,7 @@ def pyarrow_loop(source, out):
 
 
 def daft(source, out):
-    """Its own readers and writer on its own threads; what it has no expression for is a batch function."""
+    """Daft's readers and writer on its own threads; a batch function where it has no expression."""
     import daft
     from daft import DataType, Series, col
 
@@ -227,8 +226,8 @@ def daft(source, out):
 
     @daft.func.batch(return_dtype=facts)
     def check(data: Series):
-        made = [checked(one) for one in data.to_pylist()]
-        return [{"sha256": digest, "width": width, "height": height} for digest, width, height in made]
+        results = [checked(image) for image in data.to_pylist()]
+        return [{"sha256": digest, "width": width, "height": height} for digest, width, height in results]
 
     rows = listed(source)
     frame = daft.from_pydict({name: [row[name] for row in rows] for name in rows[0]}).into_batches(BATCH)
@@ -239,7 +238,7 @@ def daft(source, out):
 
 
 def ray_data(source, out):
-    """from_items, map, write_parquet, all defaults but the codec of each column."""
+    """from_items, map, write_parquet with defaults, except for the codec of each column."""
     init = start_ray()
     import ray.data
 
@@ -254,13 +253,13 @@ def hf_datasets(source, out):
 
     datasets.disable_progress_bars()
     rows = listed(source)
-    made = datasets.Dataset.from_generator(lambda: map(row_of, rows), cache_dir=str(out / "cache"))
-    made.to_parquet(str(out / "part.parquet"))
+    dataset = datasets.Dataset.from_generator(lambda: map(row_of, rows), cache_dir=str(out / "cache"))
+    dataset.to_parquet(str(out / "part.parquet"))
     return {}
 
 
 def img2dataset(source, out, *, threads=256, decode=False, annotations=None):
-    """Its own settings for two processes; `decode`: look at every pixel and keep the bytes, else not even the header."""
+    """img2dataset's settings for two processes; `decode`: decode every pixel and keep the bytes, else do not read the header."""
     import logging
 
     from img2dataset import download
@@ -275,7 +274,7 @@ def img2dataset(source, out, *, threads=256, decode=False, annotations=None):
     return {}
 
 
-def ours_urls(source, out):
+def voco_urls(source, out):
     init = start_ray()
     raw = job(
         source, out, format="cc3m_tsv", validate="full", allow_private_addresses=True, download_threads=32, in_process_rows=0
@@ -300,10 +299,10 @@ def _decode(files):
 
 
 def codec(source, out):
-    """Pillow's decoder alone, two processes over the same files."""
+    """Pillow's decoder alone: two processes over the same files."""
     files = [row["file"] for row in listed(source)]
     with ProcessPoolExecutor(2) as pool:
-        list(pool.map(_decode, [files[:8]] * 2))  # both have Pillow
+        list(pool.map(_decode, [files[:8]] * 2))  # both processes have loaded Pillow
         before = time.perf_counter()
         list(pool.map(_decode, [files[start : start + 50] for start in range(0, len(files), 50)]))
         return {"rate": len(files) / (time.perf_counter() - before)}

@@ -1,8 +1,8 @@
-"""One contender of `make bench-loader` in a process of its own: `loader_runs.py NAME DATA`, its figures as one JSON line.
+"""One contender of `make bench-loader` in a separate process: `loader_runs.py NAME DATA` prints its figures as one JSON line.
 
-DATA holds the same images as `parquet/samples` (ours), `tar` and `litdata`. Figures, in images a second: the encoded bytes,
-batches of 64 as 336x336 uint8 pixels (`fast`) and as LLaVA's normalised fp32 (`llava`); and the seconds to the first fast batch
-from the start and from the middle, imports and `ray.init` done before. One core and one decoding thread, but for NAME_two.
+DATA has the same images as `parquet/samples` (our own tables), `tar` and `litdata`. Figures, in images a second: the encoded
+bytes, batches of 64 as 336x336 uint8 pixels (`fast`) and as LLaVA's normalised fp32 (`llava`); and the seconds to the first fast
+batch from the start and from the middle, after imports and `ray.init`. One core and one decoding thread, except for NAME_two.
 """
 
 import hashlib
@@ -54,7 +54,7 @@ def fast(data):
 
 
 def area(data):
-    """Another: libjpeg-turbo, OpenCV's area filter."""
+    """Another codec: libjpeg-turbo, OpenCV's area filter."""
     import cv2
 
     pixels = jpeg(data)
@@ -62,7 +62,7 @@ def area(data):
 
 
 def llava(data):
-    """LLaVA's own: expand2square, then the steps of CLIP's processor, (3, S, S) fp32."""
+    """LLaVA's transform: expand2square, then the steps of CLIP's processor, (3, S, S) fp32."""
     image = Image.open(io.BytesIO(data)).convert("RGB")
     side = max(image.size)
     square = Image.new("RGB", (side, side), FILL)
@@ -99,8 +99,8 @@ def hf_datasets(data):
     import datasets
 
     def read(start):
-        found = datasets.load_dataset("parquet", data_files=parts(data), split="train", streaming=True, columns=["media"])
-        return (row["media"][0]["bytes"] for row in (found.skip(start) if start else found))
+        rows = datasets.load_dataset("parquet", data_files=parts(data), split="train", streaming=True, columns=["media"])
+        return (row["media"][0]["bytes"] for row in (rows.skip(start) if start else rows))
 
     return read
 
@@ -109,34 +109,34 @@ def litdata(data):
     import litdata
 
     def read(start):
-        found = litdata.StreamingDataset(str(data / "litdata"), shuffle=False)
-        return (found[index] for index in range(start, len(found)))
+        images = litdata.StreamingDataset(str(data / "litdata"), shuffle=False)
+        return (images[index] for index in range(start, len(images)))
 
     return read
 
 
 def batches(pixels):
-    while some := list(itertools.islice(pixels, BATCH)):
-        yield torch.stack(some)
+    while batch := list(itertools.islice(pixels, BATCH)):
+        yield torch.stack(batch)
 
 
-def rate(name, made):
+def rate(name, results):
     """Images a second, and a second of processor time of this process, which other work on the machine slows less.
 
-    `made` yields encoded images or batches.
+    `results` yields encoded images (name `bytes`) or batches.
     """
     started, used = time.perf_counter(), time.process_time()
-    count = sum(len(one) if name != "bytes" else 1 for one in made)
+    count = sum(len(result) if name != "bytes" else 1 for result in results)
     return {
         f"{name}_per_s": count / (time.perf_counter() - started),
         f"{name}_per_cpu_s": count / (time.process_time() - used),
     }
 
 
-def first(made):
-    """Seconds to the first of what `made()` yields, and that."""
+def first(load):
+    """Seconds to the first result that `load()` yields, and the result."""
     started = time.perf_counter()
-    batch = next(made())
+    batch = next(load())
     return time.perf_counter() - started, batch
 
 
@@ -145,29 +145,29 @@ def digest(tensor):
 
 
 def measure(encoded, fast_batches, llava_batches, total):
-    """All figures of a loader: `encoded(start)` yields bytes, the other two batches. What it gave is told, to be compared."""
+    """All figures of a loader, and digests to compare: `encoded(start)` yields bytes, the other two batches."""
     first_s, batch = first(lambda: fast_batches(0))
     half_s, middle = first(lambda: fast_batches(total // 2))
     names = hashlib.sha256()
-    for one in encoded(0):
-        names.update(hashlib.sha256(one).digest())
+    for image in encoded(0):
+        names.update(hashlib.sha256(image).digest())
     _, normal = first(lambda: llava_batches(0))
-    told = {"bytes": names.hexdigest(), "fast": digest(batch), "half": digest(middle), "llava": digest(normal)}
-    most = DECODED // BATCH
+    digests = {"bytes": names.hexdigest(), "fast": digest(batch), "half": digest(middle), "llava": digest(normal)}
+    count = DECODED // BATCH
     return {
         "first_batch_s": first_s,
         "resume_s": half_s,
         **rate("bytes", encoded(0)),
-        **rate("fast", itertools.islice(fast_batches(0), most)),
-        **rate("llava", itertools.islice(llava_batches(0), most)),
-        "told": told,
+        **rate("fast", itertools.islice(fast_batches(0), count)),
+        **rate("llava", itertools.islice(llava_batches(0), count)),
+        "digests": digests,
     }
 
 
 def peer(name, data, total):
-    """A loader that gives bytes, with the codecs in a loop behind it."""
+    """A loader of bytes, with a codec in a loop after it."""
     read = {"webdataset": webdataset, "hf_datasets": hf_datasets, "litdata": litdata}[name](data)
-    fast(in_memory(data)[0])  # whatever loads at a first use
+    fast(in_memory(data)[0])  # imports and caches of a first call
     return measure(read, lambda start: batches(map(fast, read(start))), lambda start: batches(map(llava, read(start))), total)
 
 
@@ -178,52 +178,54 @@ def tower(decoder):
     return VisionTower(config, torch.nn.Conv2d(3, 1, 3), *CLIP)
 
 
-def ours(data, total, threads=1):
-    from voco.precompute import features, pixel_loader
+def voco(data, total, threads=1):
+    from voco.precompute import pixel_loader
+    from voco.store.samples import unique_images
 
     uri, quick, parity = str(data / "parquet"), tower("fast"), tower("pil")
 
-    def load(start, which):
-        made = pixel_loader.PixelLoader(features.unique_images([uri]), which.preprocess, BATCH, threads)
-        return (batch.pixels for batch in made.batches(start))
+    def load(start, vision):
+        loader = pixel_loader.PixelLoader(unique_images([uri]), vision.preprocess, BATCH, threads)
+        return (batch.pixels for batch in loader.batches(start))
 
     def encoded(start):
         with ThreadPoolExecutor(1) as reader:
-            listed = itertools.islice(features.unique_images([uri]), start, None)
-            yield from (one for _, one in pixel_loader.read_encoded(listed, reader))
+            listed = itertools.islice(unique_images([uri]), start, None)
+            yield from (image for _, image in pixel_loader.read_encoded(listed, reader))
 
     quick.preprocess(in_memory(data)[0])
-    normalised = lambda start, which: map(which.normalise, load(start, which))  # noqa: E731
+    normalised = lambda start, vision: map(vision.normalise, load(start, vision))  # noqa: E731
     figures = measure(encoded, lambda start: load(start, quick), lambda start: normalised(start, parity), total)
     return figures | rate("fast_normalised", itertools.islice(normalised(0, quick), DECODED // BATCH))
 
 
-def ours_two(data, total):
+def voco_two(data, total):
     start_ray()
-    return ours(data, total, threads=2)
+    return voco(data, total, threads=2)
 
 
-def beside(data, total, threads=1):
-    """Ours and the codec alone over the same images, by turns in one process: the machine's speed drifts by a quarter from one
-    process to the next. The median of the pairs' ratios, by wall and by processor time.
+def interleaved(data, total, threads=1):
+    """Our loader and the codec alone over the same images, by turns in one process: the machine's speed drifts by a quarter from
+    one process to the next. The median of the pairs' ratios, by wall and by processor time.
     """
-    from voco.precompute import features, pixel_loader
+    from voco.precompute import pixel_loader
+    from voco.store.samples import unique_images
 
     images, quick = in_memory(data)[:DECODED], tower("fast")
     quick.preprocess(images[0]), fast(images[0])
     ratios = {"wall": [], "cpu": []}
     with ThreadPoolExecutor(threads) as pool:
         for _ in range(PAIRS):
-            made = pixel_loader.PixelLoader(features.unique_images([str(data / "parquet")]), quick.preprocess, BATCH, threads)
-            mine = rate("fast", itertools.islice((batch.pixels for batch in made.batches()), DECODED // BATCH))
+            loader = pixel_loader.PixelLoader(unique_images([str(data / "parquet")]), quick.preprocess, BATCH, threads)
+            own = rate("fast", itertools.islice((batch.pixels for batch in loader.batches()), DECODED // BATCH))
             alone = rate("fast", batches(map(fast, images) if threads == 1 else pool.map(fast, images)))
-            ratios["wall"].append(mine["fast_per_s"] / alone["fast_per_s"])
-            ratios["cpu"].append(mine["fast_per_cpu_s"] / alone["fast_per_cpu_s"])
+            ratios["wall"].append(own["fast_per_s"] / alone["fast_per_s"])
+            ratios["cpu"].append(own["fast_per_cpu_s"] / alone["fast_per_cpu_s"])
     return {key: statistics.median(values) for key, values in ratios.items()}
 
 
-def beside_two(data, total):
-    return beside(data, total, threads=2)
+def interleaved_two(data, total):
+    return interleaved(data, total, threads=2)
 
 
 def codecs(data, total):
@@ -279,8 +281,8 @@ def make_tar(data, total):
 
     (data / "tar").mkdir()
     with webdataset.ShardWriter(str(data / "tar" / "%05d.tar"), maxsize=128 << 20, verbose=0) as file:
-        for index, one in enumerate(in_memory(data)):
-            file.write({"__key__": f"{index:06d}", "jpg": one})
+        for index, image in enumerate(in_memory(data)):
+            file.write({"__key__": f"{index:06d}", "jpg": image})
     return {}
 
 

@@ -1,7 +1,7 @@
-"""An annotation file of LLaVA-665k's size, sources and faults, with what must come of it: 665,298 rows, exactly accounted.
+"""An annotation file with LLaVA-665k's size, sources and faults, and the exact counts that ingest must report: 665,298 rows.
 
-The sources and their row counts are those of LLaVA-1.5's mix; texts are drawn words. Behind the paths of the images lie a
-few distinct files: hard links in folders, and members of zip files where people leave them packed.
+The sources and their row counts are those of LLaVA-1.5's mix; texts are random words. The images are a few distinct files: hard
+links in folders, and members of zip files for the sets that users leave packed.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ BATCH = 10_000  # rows of one write
 @dataclass(frozen=True)
 class Source:
     rows: int
-    folder: str  # of the images, with the images in it
-    images: int
+    folder: str  # of the images
+    images: int  # number of images in the folder
     turns: tuple[int, int]  # question and answer pairs of a row
     words: tuple[int, int]  # of an answer
 
@@ -47,10 +47,10 @@ MIX = {
 }
 PACKED = {"coco/train2017": "coco/train2017.zip", "textvqa/train_images": "textvqa/train_val_images.zip"}
 
-# Faults, of every so many rows or images. Numbers without a common factor, so that each kind meets each source.
+# Each fault occurs once in this many rows or images. The numbers have no common factor, so that every fault meets every source.
 ROW_FAULTS = {7_919: "bad_conversation", 8_887: "empty_text", 9_973: "bad_record", 11_003: "unsafe_path", 1_511: "duplicate"}
 IMAGE_FAULTS = {1_009: "missing_media", 2_003: "corrupt_media"}
-OTHER_NAME, OTHER_FORMAT = 797, 89  # no faults: OCR-VQA's images that lie there as .png, and those that are gifs named .jpg
+OTHER_NAME, OTHER_FORMAT = 797, 89  # no faults: OCR-VQA's images that are stored as .png, and gifs that are named .jpg
 
 
 def row_fault(index: int) -> str | None:
@@ -62,22 +62,22 @@ def image_fault(number: int) -> str | None:
 
 
 def rows(share: float = 1.0) -> Iterator[tuple[Any, str | None]]:
-    """Every row in the file's order, and the reason for which it must be rejected; `share` of each source."""
+    """Every row in the file's order with its expected reject reason, if any; `share` of each source."""
     draw = random.Random(665)
     words = [f"w{number:x}" * draw.randint(1, 2) for number in range(4000)]
     phrases = {size: [" ".join(draw.choices(words, k=size)) for _ in range(64)] for size in range(1, 260)}
     plan = [name for name, source in MIX.items() for _ in range(int(source.rows * share))]
     draw.shuffle(plan)
     used: Counter[str] = Counter()
-    before: Any = None
+    previous: Any = None
     for index, name in enumerate(plan):
         source = MIX[name]
         number = (used[name] * (7 if source.folder == COCO[0] else 1)) % max(1, int(source.images * share))
         used[name] += 1
         fault = row_fault(index)
-        if fault == "duplicate" and before is not None:
-            yield before, fault
-            before = None
+        if fault == "duplicate" and previous is not None:
+            yield previous, fault
+            previous = None
             continue
         row = _row(draw, phrases, index, source, number)
         if fault == "bad_conversation":
@@ -89,11 +89,11 @@ def rows(share: float = 1.0) -> Iterator[tuple[Any, str | None]]:
         elif fault == "unsafe_path":
             row["image"] = f"../{index}.jpg"
         else:
-            before = row
+            previous = row
             lost = image_fault(number) if source.folder else None
             yield row, lost
             continue
-        before = None
+        previous = None
         yield row, fault
 
 
@@ -115,7 +115,7 @@ def _row(draw: random.Random, phrases: dict[int, list[str]], index: int, source:
 
 
 def write(folder: Path, share: float = 1.0) -> dict[str, int]:
-    """`mix.json` and `images/` in a new folder. Returns read, written and, by reason, how many rows must be rejected."""
+    """Write `mix.json` and `images/` in a new folder. Returns the expected counts: read, written and rejects by reason."""
     folder.mkdir(parents=True)
     counts: Counter[str] = Counter()
     with (folder / "mix.json").open("w") as file:

@@ -1,4 +1,4 @@
-"""Data that the benches read: photo-like JPEGs whose bytes are all different, a LLaVA list about them, and URLs of them."""
+"""Data for the benches: photo-like JPEGs with distinct bytes, and annotation files, URLs and videos to match."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-ENCODED = 40  # images that are really encoded; the others are these with other bytes behind their end
+ENCODED = 40  # images that are encoded; the others are copies with other bytes after their end
 
 
 def pictures() -> list[bytes]:
     """`ENCODED` JPEGs of 640x480, quality 90, about 100 KB each: soft shapes under a camera's noise."""
     draw = np.random.default_rng(0)
-    made = []
+    encoded = []
     for _ in range(ENCODED):
         soft = Image.fromarray(draw.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((640, 480), Image.Resampling.BICUBIC)
         noisy = np.asarray(soft, dtype=np.float32) + draw.normal(0, 6.3, (480, 640, 1)).astype(np.float32)
         buffer = io.BytesIO()
         Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=90)
-        made.append(buffer.getvalue())
-    return made
+        encoded.append(buffer.getvalue())
+    return encoded
 
 
 def llava(folder: Path, count: int) -> Path:
@@ -53,7 +53,7 @@ def llava(folder: Path, count: int) -> Path:
 
 
 def urls(folder: Path, count: int, address: str) -> Path:
-    """`urls.tsv` as CC3M's and the same as `urls.parquet`: 2 % lead nowhere, 1 % to bytes that are no image."""
+    """`urls.tsv` in CC3M's layout and the same as `urls.parquet`: 2 % are dead links, 1 % lead to bytes that are no image."""
     draw = np.random.default_rng(1)
     encoded = pictures()
     (folder / "served").mkdir(parents=True)
@@ -66,20 +66,20 @@ def urls(folder: Path, count: int, address: str) -> Path:
         rows.append((f"a picture of soft colours, number {index}", f"http://{address}/{name}"))
     with (folder / "urls.tsv").open("w", newline="") as file:
         csv.writer(file, delimiter="\t").writerows(rows)
-    captions, places = zip(*rows, strict=True)
+    captions, addresses = zip(*rows, strict=True)
     ids = [f"{index:06d}" for index in range(count)]
-    pq.write_table(pa.table({"id": ids, "url": list(places), "caption": list(captions)}), folder / "urls.parquet")
+    pq.write_table(pa.table({"id": ids, "url": list(addresses), "caption": list(captions)}), folder / "urls.parquet")
     return folder
 
 
 def videos(folder: Path, count: int, encoded: list[bytes]) -> Path:
-    """`videos.csv` as WebVid's and `videos/<page_dir>/<videoid>.mp4`: `encoded` in turn, each with other bytes behind its end."""
+    """`videos.csv` in WebVid's layout and `videos/<page_dir>/<videoid>.mp4`: `encoded` repeated, distinct bytes at the end."""
     draw = np.random.default_rng(2)
     rows = []
     for index in range(count):
         page, name = f"{index % 7:06d}_{index % 7:06d}", str(1_000_000 + index)
         (folder / "videos" / page).mkdir(parents=True, exist_ok=True)
-        spare = (72).to_bytes(4, "big") + b"free" + draw.bytes(64)  # a box of its own: ISO 14496-12 section 8.1.2
+        spare = (72).to_bytes(4, "big") + b"free" + draw.bytes(64)  # a free space box: ISO 14496-12 section 8.1.2
         (folder / "videos" / page / f"{name}.mp4").write_bytes(encoded[index % len(encoded)] + spare)
         rows.append((name, f"https://example.org/{name}.mp4", "PT00H00M15S", page, f"soft squares that move, number {index}"))
     with (folder / "videos.csv").open("w", newline="") as file:

@@ -2,7 +2,7 @@
 
 Ours: one flat row, two causal segments a sample, logits of supervised rows only. Peer: transformers' LlamaForCausalLM on the
 same embeddings, padded, with the VoCo mask as a 4D mask and the full logits in fp32. Loss and gradients are compared before
-anything is timed. bf16 where the processor multiplies it, else fp32: without such instructions bf16 measures its emulation.
+anything is timed. bf16 where the processor has instructions for it, else fp32: emulated bf16 would measure the emulation.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def model(dtype: torch.dtype) -> VocoLlama:
     return VocoLlama(LlamaForCausalLM(config), layout, FEATURES).to(dtype)
 
 
-def sample(layout: Layout, name: str, text: int) -> TokenSample:
+def token_sample(layout: Layout, name: str, text: int) -> TokenSample:
     columns = prefix_columns(layout, [N])
     size, start = len(columns["ids"]), text_start(layout, [N])
     words = np.random.default_rng(text).integers(20, VOCABULARY, text).tolist()
@@ -61,7 +61,7 @@ def sample(layout: Layout, name: str, text: int) -> TokenSample:
 
 
 def padded(batch: Batch, sizes: list[int]) -> dict[str, torch.Tensor]:
-    """What the peer needs beside the embeddings: 4D mask, positions and labels, right padded."""
+    """The peer's inputs besides the embeddings: 4D mask, positions and labels, padded on the right."""
     labels = torch.full(batch.ids.shape, -100)
     labels[0, batch.predict_at] = batch.predict_id
     fill = {"kind": PAD, "sample": NONE, "view": NONE, "conversation": NONE}
@@ -73,38 +73,38 @@ def padded(batch: Batch, sizes: list[int]) -> dict[str, torch.Tensor]:
     }
 
 
-def ours(net: VocoLlama, batch: Batch) -> torch.Tensor:
+def own_step(net: VocoLlama, batch: Batch) -> torch.Tensor:
     net.zero_grad(set_to_none=True)
     loss = net(batch) / len(batch.predict_id)
     loss.backward()
     return loss.detach()
 
 
-def peer(net: VocoLlama, theirs: Any, batch: Batch, sizes: list[int], given: dict[str, torch.Tensor]) -> torch.Tensor:
+def peer_step(net: VocoLlama, peer: Any, batch: Batch, sizes: list[int], inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     net.zero_grad(set_to_none=True)
-    theirs.zero_grad(set_to_none=True)
+    peer.zero_grad(set_to_none=True)
     embeds = pad_sequence(net.embed(batch)[0].split(sizes), True)
-    logits = theirs(
-        inputs_embeds=embeds, attention_mask=given["mask"], position_ids=given["position"], use_cache=False
+    logits = peer(
+        inputs_embeds=embeds, attention_mask=inputs["mask"], position_ids=inputs["position"], use_cache=False
     ).logits.float()
-    loss = F.cross_entropy(logits.flatten(0, 1), given["labels"].flatten(), ignore_index=-100)
+    loss = F.cross_entropy(logits.flatten(0, 1), inputs["labels"].flatten(), ignore_index=-100)
     loss.backward()
     return loss.detach()
 
 
-def gradients(net: VocoLlama, theirs: Any | None) -> dict[str, torch.Tensor]:
-    """Every weight's gradient; the peer's embeddings and projector are ours."""
-    other = {} if theirs is None else {f"language_model.{name}": weight for name, weight in theirs.named_parameters()}
-    found = {}
+def gradients(net: VocoLlama, peer: Any | None) -> dict[str, torch.Tensor]:
+    """Every weight's gradient; the peer shares our embeddings and projector."""
+    others = {} if peer is None else {f"language_model.{name}": weight for name, weight in peer.named_parameters()}
+    by_name = {}
     for name, weight in net.named_parameters():
-        grad = weight.grad if name not in other or "embed_tokens" in name else other[name].grad
+        grad = weight.grad if name not in others or "embed_tokens" in name else others[name].grad
         assert grad is not None, name
-        found[name] = grad
-    return found
+        by_name[name] = grad
+    return by_name
 
 
-def cosine(one: torch.Tensor, other: torch.Tensor) -> float:
-    return float(F.cosine_similarity(one.double().flatten(), other.double().flatten(), dim=0))
+def cosine(first: torch.Tensor, second: torch.Tensor) -> float:
+    return float(F.cosine_similarity(first.double().flatten(), second.double().flatten(), dim=0))
 
 
 def timed(run: Callable[[], Any]) -> dict[str, float]:
@@ -118,38 +118,39 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtype", choices=["bf16", "fp32"])
-    asked = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
     load = os.getloadavg()[0]
     fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    name = asked.dtype or ("bf16" if fast else "fp32")
+    name = options.dtype or ("bf16" if fast else "fp32")
     net = model(torch.bfloat16 if name == "bf16" else torch.float32)
-    theirs = copy.deepcopy(net.language_model)
-    theirs.set_attn_implementation("sdpa")
-    theirs.model.rotary_emb = type(LlamaForCausalLM(LlamaConfig(num_hidden_layers=0, vocab_size=8)).model.rotary_emb)(
-        theirs.config
-    )
+    peer = copy.deepcopy(net.language_model)
+    peer.set_attn_implementation("sdpa")
+    peer.model.rotary_emb = type(LlamaForCausalLM(LlamaConfig(num_hidden_layers=0, vocab_size=8)).model.rotary_emb)(peer.config)
     figures: dict[str, dict[str, float]] = {"ours": {}, "transformers, 4D mask": {}}
     ratio: dict[str, float] = {}
     for label, texts in TEXTS.items():
-        samples = [sample(net.layout, f"{label}{text}", text) for text in texts]
-        store = {one.sample_id: torch.randn(SLOTS, FEATURES) for one in samples}
+        samples = [token_sample(net.layout, f"{label}{text}", text) for text in texts]
+        store = {sample.sample_id: torch.randn(SLOTS, FEATURES) for sample in samples}
         batch = collate(samples, store.__getitem__, (SLOTS, FEATURES)).to("cpu", net.dtype)
-        sizes = [len(one) for one in samples]
-        given = padded(batch, sizes)
-        losses = [ours(net, batch)]
-        mine = gradients(net, None)
-        losses.append(peer(net, theirs, batch, sizes, given))
-        least = min(cosine(mine[name], grad) for name, grad in gradients(net, theirs).items())
+        sizes = [len(sample) for sample in samples]
+        inputs = padded(batch, sizes)
+        losses = [own_step(net, batch)]
+        own_gradients = gradients(net, None)
+        losses.append(peer_step(net, peer, batch, sizes, inputs))
+        least = min(cosine(own_gradients[name], grad) for name, grad in gradients(net, peer).items())
         print(
             f"{label}: losses {losses[0]:.5f} and {losses[1]:.5f}, least cosine of a weight's gradients {least:.6f}", flush=True
         )
         if least < 0.9999 or abs(float(losses[0] - losses[1])) > 2e-3 * float(losses[1]):
             raise SystemExit("the two do not train the same")
-        calls = {"ours": partial(ours, net, batch), "transformers, 4D mask": partial(peer, net, theirs, batch, sizes, given)}
-        found = in_turn({key: partial(timed, run) for key, run in calls.items()}, asked.rounds)
-        for key, results in found.items():
-            figures[key][f"{label}, s"] = median(results, "s")
+        calls = {
+            "ours": partial(own_step, net, batch),
+            "transformers, 4D mask": partial(peer_step, net, peer, batch, sizes, inputs),
+        }
+        results = in_turn({key: partial(timed, run) for key, run in calls.items()}, options.rounds)
+        for key, times in results.items():
+            figures[key][f"{label}, s"] = median(times, "s")
         ratio[f"transformers, 4D mask, {label} texts"] = (
             figures["transformers, 4D mask"][f"{label}, s"] / figures["ours"][f"{label}, s"]
         )

@@ -1,142 +1,182 @@
-"""The command `voco`: one job file or one output per command; only `ask` has options that change what is done.
+"""The command `voco`: one job file or one output per verb.
 
-Exit codes: 0 done, 1 failed, 2 refused, 130 stopped; each of the last three says why in one line on stderr.
+Exit codes: 0 done, 1 failed, 2 refused, 130 stopped; each of the last three prints why in one line on stderr.
 """
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from voco.errors import Refused, exit_code
-from voco.job import spec
-from voco.store import storage
+from voco.errors import exit_code
 
-COMMANDS = {
-    "plan": ("JOB", "check a job file; print stages, inputs, resources and sizes; run nothing"),
-    "submit": ("JOB", "send it as a Ray job and follow it"),
-    "run": ("JOB", "the driver, inside the cluster"),
-    "status": ("RUN", "how a run is: a run id, a submission id or a job file"),
-    "logs": ("RUN", "follow a run; Ctrl-C leaves it"),
-    "stop": ("RUN", "end a run cleanly; sent again, it continues"),
-    "show": ("OUTPUT", "one sample or row of an output made visible"),
-    "render": ("JOB", "the same job for another runner: a KubeRay RayJob, to be applied with kubectl"),
-    "ask": ("CHECKPOINT", "a question about images and videos: an answer, the time of both passes, whether the cache was hit"),
-    "report": ("OUTPUT", "HTML with tables and plots from any output directory"),
-}
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+Parser = argparse.ArgumentParser
+Options = argparse.Namespace
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A verb of the command line. `run` imports what it needs, so that `voco --help` is quick."""
+
+    operand: str
+    text: str
+    run: Callable[[Options], int]
+    add_options: Callable[[Parser], None] = lambda _parser: None
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    asked = _parser().parse_args(arguments)
-    return exit_code(lambda: _do(asked))
-
-
-def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="voco", description="VoCo on Ray: one YAML file is one job")
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name, (operand, text) in COMMANDS.items():
-        command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("operand", metavar=operand)
-        if name == "ask":
-            _add_ask(command)
-        if name in ("submit", "run"):
-            command.add_argument("--replace", action="store_true", help="overwrite an output that holds another run")
-        if name == "render":
-            command.add_argument("--kuberay", action="store_true", required=True, help="as a RayJob with its ConfigMap")
-            command.add_argument("--image", help="container image with this package installed")
-        if name in ("submit", "status", "logs", "stop"):
-            command.add_argument("--address", help="of the Jobs API, http://HOST:8265")
-    return parser
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    for name, verb in VERBS.items():
+        subparser = verbs.add_parser(name, help=verb.text, description=verb.text)
+        subparser.add_argument("operand", metavar=verb.operand)
+        verb.add_options(subparser)
+    options = parser.parse_args(arguments)
+    return exit_code(lambda: VERBS[options.verb].run(options))
 
 
-def _add_ask(command: argparse.ArgumentParser) -> None:
-    command.add_argument("media", metavar="MEDIA", nargs="*", help="images and videos, on disk or s3://")
-    command.add_argument("question", metavar="QUESTION")
-    command.add_argument("--cache", metavar="URI", default="~/.cache/voco", help="where caches are kept (default: %(default)s)")
-    command.add_argument("--no-cache", action="store_true", help="keep nothing and compress again")
-    command.add_argument("--tokens", type=int, help="<voco> tokens read of each view: at most the checkpoint's N, its default")
-    command.add_argument("--frames", type=int, default=8, help="frames of a video, evenly (default: %(default)s)")
-    command.add_argument("--max-new-tokens", type=int, default=128, help="(default: %(default)s)")
-    command.add_argument("--temperature", type=float, default=0.0, help="0, the default, takes the likeliest token")
-    command.add_argument("--top-p", type=float, default=1.0)
-    command.add_argument("--seed", type=int, default=0)
-    command.add_argument(
-        "--stop", action="append", default=[], metavar="TEXT", help="end the answer before this; may be repeated"
-    )
-    command.add_argument("--keep-system", action="store_true", help="keep the template's own text in the cache too; one medium")
+def plan(options: Options) -> int:
+    from voco.commands import plan
+    from voco.job.load import load_job
+
+    job = load_job(options.operand)
+    print("\n".join(plan.plan_lines(options.operand, job)))
+    return plan.plan_exit_code(options.operand, job)
 
 
-def _do(asked: argparse.Namespace) -> int:
-    if asked.command == "ask":
-        return ask(asked)
-    if asked.command == "plan":
-        from voco.commands import plan
+def submit(options: Options) -> int:
+    from voco.commands.cluster import find_cluster
+    from voco.commands.submit import submit
+    from voco.job.load import load_job
 
-        job = spec.load_job(asked.operand)
-        print("\n".join(plan.plan_lines(asked.operand, job)))
-        return plan.plan_exit_code(asked.operand, job)
-    if asked.command == "run":
-        return run(asked.operand, asked.replace)
-    if asked.command == "render":
-        from voco.commands import render
-
-        print(render.render_rayjob(asked.operand, asked.image or render.IMAGE))
-        return 0
-    if asked.command == "show":
-        from voco.commands import show
-
-        print(show.show_output(storage.resolve(asked.operand)))
-        return 0
-    if asked.command == "report":
-        from voco.report import html
-
-        output = storage.resolve(asked.operand)
-        title = Path(output).name
-        print(html.write_report(outputs=[output], to=storage.join(output, "report.html"), title=title))
-        return 0
-    from voco.commands import submit
-
-    where = submit.find_cluster(asked.address)
-    if asked.command == "submit":
-        return submit.submit(asked.operand, spec.load_job(asked.operand), where, asked.replace)
-    return int(getattr(submit, asked.command)(submit.connect(where), asked.operand))
+    return submit(options.operand, load_job(options.operand), find_cluster(options.address), options.replace)
 
 
-def ask(asked: argparse.Namespace) -> int:
-    """Print an answer while it is written."""
-    from voco.commands.ask import AskOptions, ask
-    from voco.model.sampling import Sampling
-
-    try:
-        how = AskOptions(
-            cache=None if asked.no_cache else asked.cache,
-            tokens=asked.tokens,
-            frames=asked.frames,
-            max_new_tokens=asked.max_new_tokens,
-            sampling=Sampling(asked.temperature, top_p=asked.top_p, seed=asked.seed),
-            stop=tuple(asked.stop),
-            keep_system=asked.keep_system,
-        )
-        for piece in ask(asked.operand, asked.media, asked.question, how):
-            print(piece, end="", flush=True)
-    except ValueError as error:  # numbers out of range, a prompt too long, a cache that is damaged: each says so in a line
-        raise Refused(str(error)) from error
-    return 0
-
-
-def run(file: str, replace: bool = False) -> int:
-    """The driver: claim the run on this cluster, then do the job."""
-    from voco.commands import render
-    from voco.run import claim, manifest, ray_init, wandb_tracking
+def run(options: Options) -> int:
+    """The driver, inside the cluster: claim the run, then do the job."""
+    from voco.commands.worker_groups import most_cpus
+    from voco.job.load import load_job
+    from voco.run import claim, logs, manifest, ray_init, wandb_tracking
 
     claim.listen_for_stop()  # a signal that comes while Ray starts counts too
-    job = spec.load_job(file)
+    logs.quiet_ray()
+    job = load_job(options.operand)
     run_id = manifest.job_run_id(job)
-    ray_init.start_ray(render.most_cpus(job), ray_init.job_modules(job))
     import pipelines
 
+    tracked = job.tracking.wandb and os.environ.get("WANDB_MODE") != "disabled"
+    modules = [pipelines.stage_module(job.kind), "pandas", *(["wandb"] if tracked else [])]  # pyarrow imports pandas
+    ray_init.start_ray(most_cpus(job), modules)
     claim.claim_run(run_id)
-    with wandb_tracking.wandb_group(run_id if job.kind in ("flow", "sweep") else None):
-        pipelines.run(job, replace)
+    contains_jobs = job.kind in ("flow", "sweep")
+    with wandb_tracking.wandb_group(run_id if contains_jobs else None):
+        pipelines.run(job, options.replace)
     return 0
+
+
+def status(options: Options) -> int:
+    from voco.commands.follow import print_status
+
+    return print_status(_cluster(options), options.operand)
+
+
+def logs(options: Options) -> int:
+    from voco.commands.follow import follow_logs
+
+    return follow_logs(_cluster(options), options.operand)
+
+
+def stop(options: Options) -> int:
+    from voco.commands.follow import stop_run
+
+    return stop_run(_cluster(options), options.operand)
+
+
+def show(options: Options) -> int:
+    from voco.commands.show import show_output
+    from voco.store import storage
+
+    print(show_output(storage.resolve(options.operand)))
+    return 0
+
+
+def render(options: Options) -> int:
+    from voco.commands import render
+
+    print(render.render_rayjob(options.operand, options.image or render.IMAGE), end="")
+    return 0
+
+
+def ask(options: Options) -> int:
+    from voco.commands.ask import run_ask
+
+    return run_ask(options)
+
+
+def report(options: Options) -> int:
+    from voco.report import html
+    from voco.store import storage
+
+    output = storage.resolve(options.operand)
+    print(html.write_report(outputs=[output], to=storage.join(output, "report.html"), title=output.rsplit("/", 1)[-1]))
+    return 0
+
+
+def _cluster(options: Options) -> JobSubmissionClient:
+    from voco.commands.cluster import connect, find_cluster
+
+    return connect(find_cluster(options.address))
+
+
+def _add_address(parser: Parser) -> None:
+    parser.add_argument("--address", help="of the Jobs API, http://HOST:8265")
+
+
+def _add_replace(parser: Parser) -> None:
+    parser.add_argument("--replace", action="store_true", help="overwrite an output of another run")
+
+
+def _add_submit(parser: Parser) -> None:
+    _add_replace(parser)
+    _add_address(parser)
+
+
+def _add_render(parser: Parser) -> None:
+    parser.add_argument("--kuberay", action="store_true", required=True, help="as a RayJob with its ConfigMap")
+    parser.add_argument("--image", help="container image with this package installed")
+
+
+def _add_ask(parser: Parser) -> None:
+    parser.add_argument("media", metavar="MEDIA", nargs="*", help="images and videos, on disk or s3://")
+    parser.add_argument("question", metavar="QUESTION")
+    parser.add_argument("--cache", metavar="URI", default="~/.cache/voco", help="where caches are kept (default: %(default)s)")
+    parser.add_argument("--no-cache", action="store_true", help="keep nothing and compress again")
+    parser.add_argument("--tokens", type=int, help="<voco> tokens read of each view: at most the checkpoint's N, its default")
+    parser.add_argument("--frames", type=int, default=8, help="frames of a video, evenly spaced (default: %(default)s)")
+    parser.add_argument("--max-new-tokens", type=int, default=128, help="(default: %(default)s)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0, the default, takes the most likely token")
+    parser.add_argument("--top-p", type=float, default=1.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end the answer before this; may be repeated")
+    parser.add_argument("--keep-system", action="store_true", help="keep the template's own text in the cache too; one medium")
+
+
+VERBS = {
+    "plan": Verb("JOB", "check a job file; print stages, inputs, resources and sizes; run nothing", plan),
+    "submit": Verb("JOB", "send it as a Ray job and follow it", submit, _add_submit),
+    "run": Verb("JOB", "the driver, inside the cluster", run, _add_replace),
+    "status": Verb("RUN", "the state of a run: a run id, a submission id or a job file", status, _add_address),
+    "logs": Verb("RUN", "follow a run; Ctrl-C leaves it", logs, _add_address),
+    "stop": Verb("RUN", "end a run cleanly; submitted again, it continues", stop, _add_address),
+    "show": Verb("OUTPUT", "one sample or row of an output made visible", show),
+    "render": Verb("JOB", "the same job for another runner: a KubeRay RayJob for kubectl", render, _add_render),
+    "ask": Verb("CHECKPOINT", "a question about images and videos: an answer, and the time of both passes", ask, _add_ask),
+    "report": Verb("OUTPUT", "HTML with tables and plots from any output directory", report),
+}

@@ -6,31 +6,33 @@ import time
 
 import pipelines
 from voco.errors import Stopped
-from voco.job.spec import Job, resolve_stage
+from voco.job.load import resolve_stage
+from voco.job.spec import Job
 from voco.run import claim, manifest
+from voco.run.logs import get_logger
 from voco.run.manifest import Manifest
-from voco.store import storage
+
+log = get_logger("voco.flow")
 
 
 def run(job: Job, run_id: str) -> Manifest:
-    """Every stage in order. A stage that is finished says so and is kept, so a killed flow continues.
+    """Every stage in order. A finished stage says so and is kept, so a killed flow continues.
 
-    With `--replace`, a stage whose own run changed (its block, or an input of it) is made again; the others are kept.
+    With `--replace`, a stage whose own run changed (its block, or an input) is run again; the others are kept.
     """
     started = time.time()
-    assert job.flow is not None
-    replace = manifest.is_replacing(storage.resolve(job.output))
-    stages = job.flow.stages
+    replace = manifest.is_replacing(job.output_uri)
     outputs: dict[str, str] = {}
     seconds: dict[str, float] = {}
-    for number, stage in enumerate(stages, 1):
+    for number, stage in enumerate(job.stages, 1):
         if claim.is_stopping():
-            raise Stopped(f"{job.name}: stopped before {stage.name}; sent again, it continues there")
-        print(f"[{number}/{len(stages)}] {stage.name}: {stage.kind}", flush=True)
-        began = time.monotonic()
+            raise Stopped(f"{job.name}: stopped before {stage.name}; submitted again, it continues there")
+        label = f"[{number}/{len(job.stages)}] {stage.name}"
+        log.info("%s: %s", label, stage.kind)
+        stage_started = time.monotonic()
         done = pipelines.run(resolve_stage(stage, outputs), replace)
         outputs[stage.name] = stage.output
         seconds[stage.name] = done.seconds
-        print(f"[{number}/{len(stages)}] {stage.name}: {time.monotonic() - began:.1f} s", flush=True)
-    print(f"{job.name}: {len(stages)} stages in {time.time() - started:.1f} s", flush=True)
+        log.info("%s: %.1f s", label, time.monotonic() - stage_started)
+    log.info("%s: %d stages in %.1f s", job.name, len(job.stages), time.time() - started)
     return manifest.write_manifest(job, run_id, started, statistics={"stage_seconds": seconds})

@@ -2,46 +2,38 @@
 
 from __future__ import annotations
 
-import functools
 import time
-
-import pyarrow as pa
 
 import pipelines
 from voco.errors import Stopped
+from voco.evaluate.aggregate import trial_rows, write_trials
 from voco.job.spec import Job
-from voco.job.trials import sweep_trials as trials_of
-from voco.run import claim, manifest, units, wandb_tracking
+from voco.job.trials import sweep_trials
+from voco.report.wandb_outputs import record_sweep as record
+from voco.run import claim, manifest, wandb_tracking
+from voco.run.logs import get_logger
 from voco.run.manifest import Manifest
-from voco.store import parquet, schemas, storage
-from voco.train import tune
+from voco.train.tune import run_trials
+
+__all__ = ["record", "run"]
+
+log = get_logger("voco.sweep")
 
 
 def run(job: Job, run_id: str) -> Manifest:
-    """Train every trial on Ray Tune, then evaluate each against the bounds that the sweep itself holds."""
+    """Train every trial on Ray Tune, then evaluate each against the bounds among the sweep's own trials."""
     started = time.time()
-    trials = trials_of(job)
-    print(f"{job.name}: {len(trials)} trials: {', '.join(trial.name for trial in trials)}", flush=True)
-    replace = manifest.is_replacing(storage.resolve(job.output))
-    tune.run_trials(job, run_id, trials, functools.partial(train, replace=replace))
-    found: list[dict[str, object]] = []
-    for trial in sorted(trials, key=lambda trial: not trial.is_bound):  # bounds are what the others are measured by
-        trained = manifest.read_manifest(storage.resolve(trial.train.output))
-        assert trained is not None
+    trials = sweep_trials(job)
+    log.info("%s: %d trials: %s", job.name, len(trials), ", ".join(trial.name for trial in trials))
+    replace = manifest.is_replacing(job.output_uri)
+    run_trials(job, run_id, trials, replace)
+    rows: list[dict[str, object]] = []
+    for trial in sorted(trials, key=lambda trial: not trial.is_bound):  # the others are measured against the bounds
         for evaluation in trial.evaluations:
             if claim.is_stopping():
-                raise Stopped(f"{job.name}: stopped before {evaluation.name}; sent again, it continues there")
+                raise Stopped(f"{job.name}: stopped before {evaluation.name}; submitted again, it continues there")
             with wandb_tracking.wandb_group(run_id):
                 pipelines.run(evaluation, replace)
-            scores = parquet.read_table(units.part_uri(storage.resolve(evaluation.output), "scores", 0)).to_pylist()
-            facts = {"trial": trial.name, "output": storage.resolve(evaluation.output)}
-            facts |= {"final_loss": trained.statistics["final_loss"], "train_seconds": trained.seconds}
-            found += [{**facts, **row} for row in scores]
-    table = pa.Table.from_pylist(found, schema=schemas.TRIALS)
-    entry = parquet.write_table(units.part_uri(storage.resolve(job.output), "trials", 0), [table], schemas.TRIALS)
+            rows += trial_rows(trial, evaluation)
+    entry = write_trials(job, rows)
     return manifest.write_manifest(job, run_id, started, counts={"trials": len(trials)}, tables={"trials": [entry]})
-
-
-def train(job: Job, replace: bool) -> float:
-    """One trial's training, in a process of Tune; returns the final loss."""
-    return float(pipelines.run(job, replace).statistics["final_loss"])

@@ -1,4 +1,4 @@
-"""A tiny world for tests: real classes, random weights, small sizes."""
+"""Tiny models for tests: real classes, random weights, small sizes."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ VISION_SLOTS, FEATURES = 9, 6
 def tokenizer() -> PreTrainedTokenizerFast:
     """Byte-level, no merges: every string has a token for every byte."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    core = Tokenizer(models.BPE(vocab={char: index for index, char in enumerate(alphabet)}, merges=[]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    core.add_special_tokens([AddedToken(t, special=True) for t in ("<s>", "</s>", "<pad>", "<image>", "<voco>")])
-    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+    byte_level = Tokenizer(models.BPE(vocab={char: index for index, char in enumerate(alphabet)}, merges=[]))
+    byte_level.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    byte_level.decoder = decoders.ByteLevel()
+    byte_level.add_special_tokens([AddedToken(t, special=True) for t in ("<s>", "</s>", "<pad>", "<image>", "<voco>")])
+    return PreTrainedTokenizerFast(tokenizer_object=byte_level, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
 
 
 TOKENIZER = tokenizer()
@@ -39,7 +39,7 @@ def layout(method: str = "voco", tokens: int = 2, bos: bool = True, **changes: A
 
 
 def llama(dtype: torch.dtype = torch.float64, seed: int = 0, **changes: Any) -> LlamaForCausalLM:
-    """Two layers with grouped queries; q and k are scaled up so that a wrong mask or position moves the logits."""
+    """Three layers with grouped queries; q and k are scaled up so that a wrong mask or position moves the logits."""
     torch.manual_seed(seed)
     sizes: dict[str, Any] = {
         "vocab_size": 264, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -73,7 +73,7 @@ def question(text: str, answer: str | None = None) -> list[dict[str, str]]:
 
 
 def close(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Equal as design section 3 defines it."""
+    """Equal as docs/method.md defines it."""
     a, b = a.detach(), b.detach()
     limit = 1e-10 if b.dtype == torch.float64 else 1e-5
     return bool((a - b).abs().max() <= limit * max(1.0, float(b.abs().max())))

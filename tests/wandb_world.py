@@ -22,7 +22,7 @@ RUN = "voco1-sft-0a1b2c3d"
 
 START = """
 import json, os, signal, sys, time
-from voco.job.spec import build_job
+from voco.job.load import build_job
 from voco.run import wandb_tracking
 os.environ[wandb_tracking.GROUP] = "flow-11223344"
 job = build_job("job.yaml", json.loads(sys.argv[1]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 
@@ -15,16 +16,26 @@ class JobFailed(Exception):
 
 
 class Stopped(Exception):
-    """The job ended early and cleanly because it was asked to; sent again, it continues. Exit code 130."""
+    """The job ended early and cleanly because the user stopped it; submitted again, it continues. Exit code 130."""
 
 
 def one_line(error: BaseException) -> str:
-    """An exception in one line of at most 200 characters."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    """An exception's type and message, in one line of at most 200 characters."""
+    return _line(f"{type(error).__name__}: {error}", 200)
+
+
+def message_line(error: BaseException, limit: int = 200) -> str:
+    """An exception's message, in one line of at most `limit` characters."""
+    return _line(str(error), limit)
+
+
+def _line(text: str, limit: int) -> str:
+    """Without memory addresses, which Python puts into messages: the same error is the same text in any run."""
+    return " ".join(re.sub(r" at 0x[0-9a-f]+", "", text).split())[:limit]
 
 
 def exit_code(call: Callable[[], int]) -> int:
-    """What `call` returns, or the exit code of the error that it ends with, told in one line on stderr."""
+    """What `call` returns, or the exit code of the error that it ends with, whose text is printed on stderr in one line."""
     try:
         return call()
     except Refused as error:

@@ -1,4 +1,4 @@
-"""The demo's CC3M form: LLaVA's fields, captions that are true of the pixels, and a repeatable writer."""
+"""The demo's captions in CC3M form: LLaVA's fields, captions that match the pixels, and a deterministic writer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from voco.demo import captions, easy_vqa_shapes
 from voco.demo.easy_vqa_shapes import COLORS, SHAPES
 
 COUNT = 60
-TOLERANCE = 8  # mean difference of a cell's pixels, 0 to 255, that JPEG leaves
+TOLERANCE = 8  # largest mean difference (0 to 255) of a cell's pixels after JPEG
 NAMED = re.compile(rf"({'|'.join(COLORS)}) ({'|'.join(SHAPES)})")
 
 
@@ -61,9 +61,9 @@ def test_form_is_that_of_llava_cc3m(out: Path) -> None:
         assert sorted(archive.namelist()) == sorted(row["image"] for row in rows)
 
 
-def test_captions_are_true_of_the_pixels(out: Path) -> None:
-    labels, known = train_tiles()
-    means = known.mean(axis=(1, 2))
+def test_captions_match_the_pixels(out: Path) -> None:
+    labels, tiles = train_tiles()
+    means = tiles.mean(axis=(1, 2))
     sides: Counter[int] = Counter()
     forms = set()
     with zipfile.ZipFile(out / "cc3m/images.zip") as archive:
@@ -73,22 +73,22 @@ def test_captions_are_true_of_the_pixels(out: Path) -> None:
             pixels = np.asarray(picture).astype(np.int16)
             sides[len(pixels)] += 1
             assert pixels.shape in {(64, 64, 3), (128, 128, 3)}
-            seen = []
+            cell_labels = []
             for y in range(0, len(pixels), 64):
                 for x in range(0, len(pixels), 64):
                     cell = pixels[y : y + 64, x : x + 64]
                     near = np.flatnonzero((np.abs(means - cell.mean(axis=(0, 1))) < TOLERANCE).all(axis=1))  # first by mean color
-                    apart = np.abs(known[near] - cell).mean(axis=(1, 2, 3))
-                    assert apart.min() < TOLERANCE
-                    seen.append(labels[near[apart.argmin()]])
+                    distance = np.abs(tiles[near] - cell).mean(axis=(1, 2, 3))
+                    assert distance.min() < TOLERANCE
+                    cell_labels.append(labels[near[distance.argmin()]])
             caption = row["conversations"][1]["value"]
-            assert NAMED.findall(caption) == seen
+            assert NAMED.findall(caption) == cell_labels
             forms.add(NAMED.sub("X", caption))
     assert sides == {64: COUNT // 2, 128: COUNT - COUNT // 2}
     assert len(forms) >= 6
 
 
-def test_depends_on_arguments_only_and_is_written_once(out: Path, tmp_path: Path) -> None:
+def test_the_data_depend_only_on_the_arguments_and_are_written_once(out: Path, tmp_path: Path) -> None:
     captions.write_captions(tmp_path, COUNT, seed=5)
     for name in ("chat.json", "images.zip"):
         assert (tmp_path / "cc3m" / name).read_bytes() == (out / "cc3m" / name).read_bytes()
@@ -96,7 +96,7 @@ def test_depends_on_arguments_only_and_is_written_once(out: Path, tmp_path: Path
     before = archive.stat().st_mtime_ns
     captions.write_captions(tmp_path, COUNT, seed=5)
     assert archive.stat().st_mtime_ns == before
-    (tmp_path / "cc3m/written.json").unlink()  # as when a writer was killed
+    (tmp_path / "cc3m/written.json").unlink()  # as after a writer was killed
     archive.write_bytes(b"half")
     captions.write_captions(tmp_path, COUNT, seed=5)
     assert archive.read_bytes() == (out / "cc3m/images.zip").read_bytes()
@@ -104,6 +104,6 @@ def test_depends_on_arguments_only_and_is_written_once(out: Path, tmp_path: Path
     assert archive.read_bytes() != (out / "cc3m/images.zip").read_bytes()
 
 
-def test_more_than_there_are_images_is_an_error(tmp_path: Path) -> None:
+def test_more_captions_than_images_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at most"):
         captions.write_captions(tmp_path, 100_000)

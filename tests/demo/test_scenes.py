@@ -1,4 +1,4 @@
-"""The demo's source data: true answers, the rule that no question gives away another, balance, and a repeatable writer."""
+"""The demo's scenes: right answers, the rule that no question follows from the others, balance, and a deterministic writer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from PIL import Image
 
 from voco.demo import easy_vqa_shapes, scene_questions, scenes
 from voco.demo.easy_vqa_shapes import COLORS, SHAPES
-from voco.demo.scene_questions import PLACES
+from voco.demo.scene_questions import CELL_NAMES
 
 TRAIN, TEST = 400, 120
 
@@ -35,7 +35,7 @@ def rows_of(out: Path, name: str) -> list[dict[str, Any]]:
 
 
 @cache
-def known_cells(split: str) -> dict[bytes, tuple[str, str]]:
+def package_labels(split: str) -> dict[bytes, tuple[str, str]]:
     """Every package image's pixels and its label."""
     folder = easy_vqa_shapes.folder(split) / "images"
     labels = easy_vqa_shapes.labels(easy_vqa_shapes.shape_questions(split))
@@ -43,23 +43,23 @@ def known_cells(split: str) -> dict[bytes, tuple[str, str]]:
 
 
 def cell_labels(out: Path, split: str, image: str) -> list[tuple[str, str]]:
-    """The scene's labels read back from its pixels, by finding each quarter among the package's images of its split."""
+    """The scene's labels, by looking up the pixels of each quarter among the package's images of the split."""
     with Image.open(out / "images" / image) as picture:
         assert picture.size == (128, 128)
         assert picture.mode == "RGB"
         corners = [(0, 0), (64, 0), (0, 64), (64, 64)]
-        return [known_cells(split)[picture.crop((x, y, x + 64, y + 64)).tobytes()] for x, y in corners]
+        return [package_labels(split)[picture.crop((x, y, x + 64, y + 64)).tobytes()] for x, y in corners]
 
 
 def answer_of(question: str, scene: list[tuple[str, str]]) -> str | None:
-    """A second reading of the questions, from their words; None when the text is not true of the scene."""
+    """The answer by a second reading of the question's text; None when its presupposition is false in the scene."""
     if match := re.fullmatch(r"what (color|shape) is at the (.+)\?", question):
-        return scene[PLACES.index(match[2])][match[1] == "shape"]
+        return scene[CELL_NAMES.index(match[2])][match[1] == "shape"]
     if match := re.fullmatch(r"what (color|shape) is (to the right of|to the left of|above|below) the (\w+) (\w+)\?", question):
-        spots = [place for place, label in enumerate(scene) if label == (match[3], match[4])]
-        if len(spots) != 1:
+        cells = [cell for cell, label in enumerate(scene) if label == (match[3], match[4])]
+        if len(cells) != 1:
             return None
-        row, column = divmod(spots[0], 2)
+        row, column = divmod(cells[0], 2)
         step = {"to the right of": (0, 1), "to the left of": (0, -1), "above": (-1, 0), "below": (1, 0)}[match[2]]
         row, column = row + step[0], column + step[1]
         return scene[2 * row + column][match[1] == "shape"] if row in (0, 1) and column in (0, 1) else None
@@ -82,23 +82,23 @@ def by_scene(rows: list[dict[str, Any]]) -> dict[str, list[tuple[str, str, str]]
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_answers_are_true_of_the_pixels(out: Path, split: str) -> None:
+def test_answers_match_the_pixels(out: Path, split: str) -> None:
     grouped = by_scene(rows_of(out, f"scenes_{split}"))
     assert len(grouped) == {"train": TRAIN, "test": TEST}[split]
-    for image, asked in grouped.items():
+    for image, questions in grouped.items():
         scene = cell_labels(out, split, image)
-        assert Counter(category for category, _, _ in asked) == scene_questions.MIX
-        assert len({question for _, question, _ in asked}) == 8
-        for _, question, answer in asked:
+        assert Counter(category for category, _, _ in questions) == scene_questions.MIX
+        assert len({question for _, question, _ in questions}) == 8
+        for _, question, answer in questions:
             assert answer_of(question, scene) == answer, (image, question)
 
 
 def test_labels_agree_with_every_question_of_the_package() -> None:
-    asked = easy_vqa_shapes.shape_questions("test")
-    labels = easy_vqa_shapes.labels(asked)
+    questions = easy_vqa_shapes.shape_questions("test")
+    labels = easy_vqa_shapes.labels(questions)
     assert len(labels) > 800
     checked = 0
-    for question in asked:
+    for question in questions:
         color, shape = labels.get(question.image, ("", ""))
         if not color:
             continue
@@ -112,56 +112,57 @@ def test_labels_agree_with_every_question_of_the_package() -> None:
     assert checked > 7000
 
 
-def test_tables_agree_with_the_words() -> None:
-    """The tables behind the rule say what a second reading of the texts says, in scenes drawn at random."""
+def test_tables_agree_with_the_texts() -> None:
+    """In random scenes, the answer tables agree with a second reading of the questions' texts."""
     rng = np.random.default_rng(0)
     kinds = list(itertools.product(COLORS, SHAPES))
     rows = [int(row) for row in rng.integers(0, 24**4, 60)]
     everything = [kinds[0], kinds[7], kinds[7], kinds[23]]
-    queries = {query for some in scene_questions._candidates(everything).values() for query in some}
+    queries = {query for candidates in scene_questions._candidates(everything).values() for query in candidates}
     for row in rows:
         scene = [kinds[int(kind)] for kind in np.unravel_index(row, (24,) * 4)]
-        assert scene_questions.number(scene) == row
-        queries_here = queries | {query for some in scene_questions._candidates(scene).values() for query in some}
-        for query in queries_here:
+        assert scene_questions.scene_index(scene) == row
+        scene_queries = {query for candidates in scene_questions._candidates(scene).values() for query in candidates}
+        for query in queries | scene_queries:
             index = int(scene_questions.answer_table(query)[row])
             expected = None if index == scene_questions.UNASKABLE else query.answers()[index]
             assert answer_of(query.text(), scene) == expected, (query.text(), scene)
 
 
-def test_no_question_is_given_away_by_the_other_seven(out: Path) -> None:
+def test_no_question_follows_from_the_other_seven(out: Path) -> None:
     """Over all 331,776 scenes that agree with seven questions and answers, the eighth has two answers or more."""
     labels = list(itertools.product(COLORS, SHAPES))
-    # One label alone in each place, so that every question there is comes up.
-    worlds = [[labels[k - 1]] * place + [labels[k]] + [labels[k - 1]] * (3 - place) for k in range(24) for place in range(4)]
-    every = {query.text(): query for world in worlds for query in itertools.chain(*scene_questions._candidates(world).values())}
-    for asked in list(by_scene(rows_of(out, "scenes_test")).values())[:60]:
-        queries = [every[question] for _, question, _ in asked]
+    # Each label alone in each cell, so that every possible question occurs.
+    all_scenes = [[labels[k - 1]] * cell + [labels[k]] + [labels[k - 1]] * (3 - cell) for k in range(24) for cell in range(4)]
+    candidates = [scene_questions._candidates(scene).values() for scene in all_scenes]
+    by_text = {query.text(): query for scene in candidates for query in itertools.chain(*scene)}
+    for questions in list(by_scene(rows_of(out, "scenes_test")).values())[:60]:
+        queries = [by_text[question] for _, question, _ in questions]
         tables = np.stack([scene_questions.answer_table(query) for query in queries])
-        answers = np.array([[query.answers().index(answer)] for query, (_, _, answer) in zip(queries, asked, strict=True)])
+        answers = np.array([[query.answers().index(answer)] for query, (_, _, answer) in zip(queries, questions, strict=True)])
         agrees = tables == answers
-        for index in range(len(asked)):
+        for index in range(len(questions)):
             possible = set(tables[index, np.delete(agrees, index, axis=0).all(axis=0)].tolist()) - {scene_questions.UNASKABLE}
-            assert len(possible) >= 2, asked[index]
+            assert len(possible) >= 2, questions[index]
 
 
-def test_the_rule_refuses_what_follows() -> None:
+def test_a_question_that_follows_from_others_is_not_added() -> None:
     scene = [("red", "circle"), ("blue", "triangle"), ("red", "rectangle"), ("red", "circle")]
-    row = scene_questions.number(scene)
+    row = scene_questions.scene_index(scene)
 
-    def takes(*queries: scene_questions.Query) -> list[bool]:
-        taken = scene_questions.Independent()
-        return [taken.take(query, int(scene_questions.answer_table(query)[row])) for query in queries]
+    def added(*queries: scene_questions.Query) -> list[bool]:
+        questions = scene_questions.IndependentQuestions()
+        return [questions.try_add(query, int(scene_questions.answer_table(query)[row])) for query in queries]
 
     query = scene_questions.Query
-    there = query("presence", "yes/no", color="blue", shape="triangle")
+    presence = query("presence", "yes/no", color="blue", shape="triangle")
     below = query("neighbour", "shape", where="below", color="blue", shape="triangle")
-    assert takes(there, below) == [True, False]  # "the blue triangle" says that there is one
-    assert takes(below, there) == [True, False]
-    shapes = [query("place", "shape", where=place) for place in PLACES]
+    assert added(presence, below) == [True, False]  # "the blue triangle" presupposes that there is one
+    assert added(below, presence) == [True, False]
+    shapes = [query("place", "shape", where=cell) for cell in CELL_NAMES]
     circles = query("count", "shape", shape="circle")
-    assert takes(*shapes, circles) == [True, True, True, True, False]
-    assert takes(*shapes[:3], circles) == [True, True, True, False]  # two circles, and the other three give the first away
+    assert added(*shapes, circles) == [True, True, True, True, False]
+    assert added(*shapes[:3], circles) == [True, True, True, False]  # the count and the other two cells give the first cell
 
 
 def test_guessing_the_most_common_answer_is_weak(out: Path) -> None:
@@ -173,9 +174,9 @@ def test_guessing_the_most_common_answer_is_weak(out: Path) -> None:
         )
         answers.setdefault(kind, Counter())[answer] += 1
     limits = {"place shape": 0.40, "place color": 0.17, "neighbour shape": 0.40, "neighbour color": 0.17}
-    for kind, given in answers.items():
+    for kind, counts in answers.items():
         limit = limits.get(kind, 0.55 if kind.startswith("presence") else 0.45)
-        assert given.most_common(1)[0][1] / given.total() <= limit, (kind, given)
+        assert counts.most_common(1)[0][1] / counts.total() <= limit, (kind, counts)
 
 
 def test_rows_are_llava_rows(out: Path) -> None:
@@ -194,20 +195,20 @@ def test_rows_are_llava_rows(out: Path) -> None:
     assert missing == []
 
 
-def test_text_only_rows_differ_and_stay_out_of_the_test(out: Path) -> None:
+def test_text_only_rows_are_distinct_and_only_in_train(out: Path) -> None:
     texts = [row["conversations"][0]["value"] for row in rows_of(out, "scenes_train") if "image" not in row]
     assert len(texts) == len(set(texts)) >= 30
     assert all("image" in row for row in rows_of(out, "scenes_test"))
     assert len(set(scenes.text_only())) > 10_000
 
 
-def test_every_scene_has_bytes_of_its_own(out: Path) -> None:
+def test_no_two_scenes_have_equal_bytes(out: Path) -> None:
     files = sorted((out / "images" / "scenes").rglob("*.png"))
     assert len(files) == TRAIN + TEST
     assert len({hashlib.sha256(file.read_bytes()).digest() for file in files}) == len(files)
 
 
-def test_writes_the_same_again_skips_and_replaces(out: Path, tmp_path: Path) -> None:
+def test_a_second_call_skips_or_replaces_the_data(out: Path, tmp_path: Path) -> None:
     def state(folder: Path) -> dict[str, bytes]:
         return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 

@@ -1,4 +1,4 @@
-"""Evaluation of real checkpoints: every N' from one compression, FastV, and the full cache beside no cache."""
+"""Evaluation of real checkpoints: every N' from one compression, FastV, and the cost with a full cache and without a cache."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import world
 
 import pipelines
 from voco.errors import Refused
-from voco.evaluate import answering
+from voco.evaluate import answering, preflight
 from voco.evaluate.scores import ALL
 from voco.job.config import Evaluate, Model, Resources, Text
 from voco.job.spec import Job
@@ -27,15 +27,15 @@ from voco.model.voco_llama import VocoLlama
 from voco.precompute import feature_store, features, frame_cache
 from voco.run import manifest, units
 from voco.sequence.anyres import Anyres
-from voco.store import parquet, schemas, storage
+from voco.store import parquet, storage
 
 LLAMA = {"layers": 3, "width": 32, "heads": 4, "kv_heads": 2, "mlp_width": 48, "vocabulary": 300}
-SLOTS, IMAGES = 4, 6  # vision tokens of an image of 32 pixels; every image has two questions
+SLOTS, IMAGES = 4, 6  # vision tokens of an image of 32 pixels, and images, each with two questions
 COUNTS = [4, 1, 2]
 
 
-def save(place: Path, method: str, tokens: int) -> str:
-    """A checkpoint that is sensitive: its weights are scaled so that N, positions and dropped tokens change answers."""
+def save(root: Path, method: str, tokens: int) -> str:
+    """A sensitive checkpoint: its weights are scaled so that N, positions and dropped tokens change answers."""
     texts = [turn["text"] for row in world.sample_rows(8) for talk in row["conversations"] for turn in talk["turns"]]
     block = Model.model_validate({"llama": LLAMA, "tower": world.TOWER})
     model = build.create_model(block, method, tokens, Text(template="question_answer"), texts, seed=2)  # type: ignore[arg-type]
@@ -43,45 +43,45 @@ def save(place: Path, method: str, tokens: int) -> str:
         for name, weight in model.language_model.named_parameters():
             if weight.dim() > 1:
                 weight.mul_(12.0 if "q_proj" in name or "k_proj" in name else 4.0)
-    weights.save_checkpoint(model, weights.own_state(model), place / "model")
-    finished(place, "image_sft")
-    return str(place)
+    weights.save_checkpoint(model, weights.own_state(model), root / "model")
+    finished(root, "image_sft")
+    return str(root)
 
 
-def finished(place: Path, kind: str) -> None:
-    record = manifest.Manifest(kind=kind, name=place.name, run_id=f"{place.name}-0", spec_sha256="", tables={})
-    storage.write_json(str(place / "manifest.json"), record.model_dump())
+def finished(root: Path, kind: str) -> None:
+    record = manifest.Manifest(kind=kind, name=root.name, run_id=f"{root.name}-0", spec_sha256="", tables={})
+    storage.write_json(str(root / "manifest.json"), record.model_dump())
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("answering")
-    world.write_samples(str(place / "samples"), world.sample_rows(IMAGES, evaluation=True, text_every=0), rows_per_group=2)
-    count = features.list_images(str(place / "features"), [str(place / "samples")], 100)
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("answering")
+    world.write_samples(str(root / "samples"), world.sample_rows(IMAGES, evaluation=True, text_every=0), rows_per_group=2)
+    count = features.list_images(str(root / "features"), [str(root / "samples")], 100)
     tower = Model.model_validate({"llama": LLAMA, "tower": world.TOWER}).tower
     assert tower is not None
-    arguments = {"output": str(place / "features"), "tower": tower.model_dump(exclude_none=True), "batch": 8, "threads": 1}
-    local(str(place / "features"), count, features.FeatureWorker, arguments)
-    finished(place / "features", "features")
-    save(place / "voco", "voco", 4)
-    save(place / "none", "none", 1)
-    return place
+    arguments = {"output": str(root / "features"), "tower": tower.model_dump(exclude_none=True), "batch": 8, "threads": 1}
+    local(str(root / "features"), count, features.FeatureWorker, arguments)
+    finished(root / "features", "features")
+    save(root / "voco", "voco", 4)
+    save(root / "none", "none", 1)
+    return root
 
 
 def local(output: str, count: int, worker: Any, arguments: dict[str, Any]) -> list[dict[str, Any]]:
     return units.run_units(output, count, worker, arguments, Resources(), in_process=True, label="test")
 
 
-def evaluate(place: Path, output: Path, checkpoint: str, frames: str | None = None, **block: Any) -> list[dict[str, Any]]:
+def evaluate(root: Path, output: Path, checkpoint: str, frames: str | None = None, **block: Any) -> list[dict[str, Any]]:
     """Answers of two units, in this process."""
-    count = answering.list_evaluation_rows(str(output), [str(place / "samples")], 4)
-    made = {"benchmark": "halves", "max_new_tokens": 4, "batch": 5, **block}
-    sources = {"features": None if frames else str(place / "features"), "frame_cache": frames}
+    count = answering.list_evaluation_rows(str(output), [str(root / "samples")], 4)
+    keys = {"benchmark": "halves", "max_new_tokens": 4, "batch": 5, **block}
+    sources = {"features": None if frames else str(root / "features"), "frame_cache": frames}
     local(
         str(output),
         count,
         answering.AnswerWorker,
-        {"output": str(output), "checkpoint": str(place / checkpoint), **sources, "block": made},
+        {"output": str(output), "checkpoint": str(root / checkpoint), **sources, "block": keys},
     )
     return table(output).to_pylist()
 
@@ -90,12 +90,12 @@ def table(output: Path) -> pa.Table:
     return pa.concat_tables([parquet.read_table(units.part_uri(str(output), "answers", unit)) for unit in range(2)])
 
 
-def said(answers: list[dict[str, Any]], n: int) -> list[tuple[str, int, str]]:
+def predictions(answers: list[dict[str, Any]], n: int) -> list[tuple[str, int, str]]:
     return [(row["sample_id"], row["conversation_index"], row["prediction"]) for row in answers if row["n"] == n]
 
 
 def test_every_n_is_answered_from_one_compression_as_from_its_own(
-    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compressed: list[int] = []
     original = VocoLlama._compress_units
@@ -105,20 +105,20 @@ def test_every_n_is_answered_from_one_compression_as_from_its_own(
         return original(self, units, counts, sizes)
 
     monkeypatch.setattr(VocoLlama, "_compress_units", spy)
-    together = evaluate(place, tmp_path / "all", "voco", tokens=COUNTS)
+    together = evaluate(root, tmp_path / "all", "voco", tokens=COUNTS)
     assert compressed == [4] * IMAGES, "each image once, at the largest N"
     assert [row["n"] for row in together].count(1) == 2 * IMAGES
     for n in COUNTS:
         compressed.clear()
-        alone = evaluate(place, tmp_path / f"n{n}", "voco", tokens=[n])
+        alone = evaluate(root, tmp_path / f"n{n}", "voco", tokens=[n])
         assert compressed == [n] * IMAGES
-        assert said(together, n) == said(alone, n)
-    assert len({str([text for _, _, text in said(together, n)]) for n in COUNTS}) == 3, "or equality proves nothing"
-    assert said(evaluate(place, tmp_path / "own", "voco"), 4) == said(together, 4)
+        assert predictions(together, n) == predictions(alone, n)
+    assert len({str([text for _, _, text in predictions(together, n)]) for n in COUNTS}) == 3, "or equality proves nothing"
+    assert predictions(evaluate(root, tmp_path / "own", "voco"), 4) == predictions(together, 4)
 
 
-def test_a_unit_that_is_made_again_has_the_same_bytes(place: Path, tmp_path: Path) -> None:
-    evaluate(place, tmp_path / "out", "voco", tokens=COUNTS)
+def test_a_unit_that_runs_again_has_the_same_bytes(root: Path, tmp_path: Path) -> None:
+    evaluate(root, tmp_path / "out", "voco", tokens=COUNTS)
     part, record = (
         Path(units.part_uri(str(tmp_path / "out"), "answers", 1)),
         Path(units.unit_record_uri(str(tmp_path / "out"), 1)),
@@ -126,34 +126,32 @@ def test_a_unit_that_is_made_again_has_the_same_bytes(place: Path, tmp_path: Pat
     before = part.read_bytes()
     part.unlink()
     record.unlink()
-    evaluate(place, tmp_path / "out", "voco", tokens=COUNTS)
+    evaluate(root, tmp_path / "out", "voco", tokens=COUNTS)
     assert part.read_bytes() == before
 
 
-def test_frame_caches_are_read_once_for_every_n(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frame_caches_are_read_once_for_every_n(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = str(tmp_path / "frames")
-    count = frame_cache.list_media_samples(output, [str(place / "samples")], unit_samples=100)
-    arguments = {"output": output, "checkpoint": str(place / "voco"), "block": {"fps": 1.0}}
-    done = local(output, count, lambda **more: frame_cache.FrameWorker(*more.values()), arguments)
-    index = [line for record in done for line in record["index"]]
-    parquet.write_table(f"{output}/index.parquet", [pa.Table.from_pylist(index, schema=schemas.FRAME_INDEX)], schemas.FRAME_INDEX)
-    asked: list[str] = []
+    count = frame_cache.list_media_samples(output, [str(root / "samples")], unit_samples=100)
+    arguments = {"output": output, "checkpoint": str(root / "voco"), "block": {"fps": 1.0}}
+    frame_cache.write_index(output, local(output, count, frame_cache.FrameWorker, arguments))
+    reads: list[str] = []
     original = answering.FrameStore.read
-    monkeypatch.setattr(answering.FrameStore, "read", lambda self, *args: asked.append(args[0]) or original(self, *args))
-    together = evaluate(place, tmp_path / "all", "voco", frames=output, tokens=COUNTS)
-    assert len(asked) == len(set(asked)) == IMAGES
-    images = evaluate(place, tmp_path / "images", "voco", tokens=COUNTS)
-    assert [said(together, n) for n in COUNTS] == [said(images, n) for n in COUNTS]
+    monkeypatch.setattr(answering.FrameStore, "read", lambda self, *args: reads.append(args[0]) or original(self, *args))
+    together = evaluate(root, tmp_path / "all", "voco", frames=output, tokens=COUNTS)
+    assert len(reads) == len(set(reads)) == IMAGES
+    images = evaluate(root, tmp_path / "images", "voco", tokens=COUNTS)
+    assert [predictions(together, n) for n in COUNTS] == [predictions(images, n) for n in COUNTS]
 
 
-def test_fastv_answers_with_n_the_tokens_that_stay(place: Path, tmp_path: Path) -> None:
-    own = evaluate(place, tmp_path / "own", "none")
-    whole = evaluate(place, tmp_path / "whole", "none", read_as="fastv", fastv={"layer": 2, "keep": 1.0})
-    half = evaluate(place, tmp_path / "half", "none", read_as="fastv", fastv={"layer": 1, "keep": 0.5})
-    assert said(whole, SLOTS) == said(own, 1)
+def test_fastv_answers_with_n_the_tokens_that_stay(root: Path, tmp_path: Path) -> None:
+    own = evaluate(root, tmp_path / "own", "none")
+    all_tokens = evaluate(root, tmp_path / "all", "none", read_as="fastv", fastv={"layer": 2, "keep": 1.0})
+    half = evaluate(root, tmp_path / "half", "none", read_as="fastv", fastv={"layer": 1, "keep": 0.5})
+    assert predictions(all_tokens, SLOTS) == predictions(own, 1)
     assert {(row["method"], row["n"], row["cache_hit"]) for row in half} == {("fastv", 2, False)}
-    model = weights.load_checkpoint(str(place / "none"))
-    store = feature_store.FeatureStore(str(place / "features"))
+    model = weights.load_checkpoint(str(root / "none"))
+    store = feature_store.FeatureStore(str(root / "features"))
     for row, sample in zip(half[::2], world.sample_rows(IMAGES, evaluation=True, text_every=0), strict=True):
         prompt = answering.prompt_ids(sample["conversations"][0]["turns"], model.tokenizer, model.layout, True)
         views = [store(medium["sha256"]) for medium in sample["media"]]
@@ -161,45 +159,45 @@ def test_fastv_answers_with_n_the_tokens_that_stay(place: Path, tmp_path: Path) 
         assert row["prediction"] == model.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
 
-def job(place: Path, output: Path, checkpoint: str, **block: Any) -> Job:
-    inputs = {"samples": [{"uri": str(place / "samples")}], "features": str(place / "features")}
+def job(root: Path, output: Path, checkpoint: str, **block: Any) -> Job:
+    inputs = {"samples": [{"uri": str(root / "samples")}], "features": str(root / "features")}
     return Job.model_validate(
         {
             "name": "ask", "kind": "evaluate", "output": str(output), "resources": {"workers": 1},
-            "inputs": {**inputs, "checkpoint": str(place / checkpoint)},
+            "inputs": {**inputs, "checkpoint": str(root / checkpoint)},
             "evaluate": {"benchmark": "halves", "max_new_tokens": 4, "resamples": 100, **block},
         }
     )  # fmt: skip
 
 
 def scored(output: Path) -> dict[int, dict[str, Any]]:
-    held = parquet.read_table(units.part_uri(str(output), "scores", 0)).to_pylist()
-    return {row["n"]: row for row in held if row["category"] == ALL}
+    rows = parquet.read_table(units.part_uri(str(output), "scores", 0)).to_pylist()
+    return {row["n"]: row for row in rows if row["category"] == ALL}
 
 
-def test_scores_have_a_row_for_each_n_with_its_own_bytes_and_operations(place: Path, tmp_path: Path, ray_local: str) -> None:
-    pipelines.run(job(place, tmp_path / "voco", "voco", tokens=COUNTS))
-    pipelines.run(job(place, tmp_path / "none", "none"))
-    pipelines.run(job(place, tmp_path / "fastv", "none", read_as="fastv", fastv={"layer": 1, "keep": 0.5}))
-    config = weights.load_checkpoint(str(place / "voco")).language_model.config
-    each = 2 * 3 * 2 * 8 * 4  # keys and values, layers, heads, width, fp32
-    found = scored(tmp_path / "voco")
-    assert sorted(found) == sorted(COUNTS)
-    asked = {row["questions"] for row in found.values()}
-    assert asked == {2 * IMAGES}
+def test_scores_have_a_row_for_each_n_with_its_own_bytes_and_operations(root: Path, tmp_path: Path, ray_local: str) -> None:
+    pipelines.run(job(root, tmp_path / "voco", "voco", tokens=COUNTS))
+    pipelines.run(job(root, tmp_path / "none", "none"))
+    pipelines.run(job(root, tmp_path / "fastv", "none", read_as="fastv", fastv={"layer": 1, "keep": 0.5}))
+    config = weights.load_checkpoint(str(root / "voco")).language_model.config
+    token_bytes = 2 * 3 * 2 * 8 * 4  # keys and values, layers, heads, width, fp32
+    scores = scored(tmp_path / "voco")
+    assert sorted(scores) == sorted(COUNTS)
+    assert {row["questions"] for row in scores.values()} == {2 * IMAGES}
     prefix = 1 + SLOTS + 1  # BOS and the separator around
-    for n, row in found.items():
-        assert (row["method"], row["cache_bytes"], row["full_cache_bytes"]) == ("voco", n * each, (prefix + 4) * each)
+    for n, row in scores.items():
+        assert row["method"] == "voco"
+        assert (row["cache_bytes"], row["full_cache_bytes"]) == (n * token_bytes, (prefix + 4) * token_bytes)
         assert row["uncached_flops"] - row["prefill_flops"] == pytest.approx(compress_flops(config, prefix, n))
-    step = found[2]["prefill_flops"] - found[1]["prefill_flops"]
-    assert found[4]["prefill_flops"] - found[2]["prefill_flops"] == pytest.approx(2 * step)
-    (none,) = scored(tmp_path / "none").values()  # full-KV caching: the whole prefix kept, its <voco> too
-    assert none["cache_bytes"] == none["full_cache_bytes"] == (prefix + 1) * each
+    step = scores[2]["prefill_flops"] - scores[1]["prefill_flops"]
+    assert scores[4]["prefill_flops"] - scores[2]["prefill_flops"] == pytest.approx(2 * step)
+    (none,) = scored(tmp_path / "none").values()  # full-KV caching: the cache is the complete prefix with its <voco>
+    assert none["cache_bytes"] == none["full_cache_bytes"] == (prefix + 1) * token_bytes
     # a text of t tokens against a prefix of p that is ready, or both in one causal pass: the difference is the prefix's own
     alone = read_flops(config, 0, prefix + 1) - 2 * config.hidden_size * config.vocab_size
     assert none["uncached_flops"] - none["prefill_flops"] == pytest.approx(alone)
     (fast,) = scored(tmp_path / "fastv").values()
-    assert (fast["method"], fast["n"], fast["cache_bytes"]) == ("fastv", 2, (prefix + 1) * each - 2 * each * 2 // 3)
+    assert (fast["method"], fast["n"], fast["cache_bytes"]) == ("fastv", 2, (prefix + 1) * token_bytes - 2 * token_bytes * 2 // 3)
     assert fast["prefill_flops"] == fast["uncached_flops"] < none["uncached_flops"]
 
 
@@ -214,32 +212,32 @@ def test_scores_have_a_row_for_each_n_with_its_own_bytes_and_operations(place: P
         ("none", {"read_as": "fastv", "fastv": {"layer": 1, "keep": 0.1}}, "leaves one of 4 vision tokens"),
     ],
 )
-def test_what_a_checkpoint_cannot_be_asked_is_refused_before_anything_starts(
-    place: Path, tmp_path: Path, checkpoint: str, block: dict[str, Any], line: str
+def test_what_a_checkpoint_cannot_do_is_refused_before_anything_starts(
+    root: Path, tmp_path: Path, checkpoint: str, block: dict[str, Any], line: str
 ) -> None:
     with pytest.raises(Refused, match=line):
-        pipelines.run(job(place, tmp_path / "out", checkpoint, **block))
+        pipelines.run(job(root, tmp_path / "out", checkpoint, **block))
     assert not (tmp_path / "out" / "work").exists()
 
 
-def test_rows_of_training_are_refused_before_anything_starts(place: Path, tmp_path: Path) -> None:
+def test_rows_of_training_are_refused_before_anything_starts(root: Path, tmp_path: Path) -> None:
     world.write_samples(str(tmp_path / "train"), world.sample_rows(IMAGES, text_every=0))
-    asked = job(place, tmp_path / "out", "voco")
-    inputs = asked.inputs.model_validate({**asked.inputs.model_dump(), "samples": [{"uri": str(tmp_path / "train")}]})
+    of_training = job(root, tmp_path / "out", "voco")
+    inputs = of_training.inputs.model_validate({**of_training.inputs.model_dump(), "samples": [{"uri": str(tmp_path / "train")}]})
     with pytest.raises(Refused, match="not an evaluation row: it must end on a user turn"):
-        pipelines.run(asked.model_copy(update={"inputs": inputs}))
+        pipelines.run(of_training.model_copy(update={"inputs": inputs}))
     assert not (tmp_path / "out" / "work").exists()
 
 
-@pytest.mark.parametrize(("frames", "most", "fits"), [(5, 4096, True), (6, 4096, False), (6, 5, True)])
-def test_a_video_that_leaves_no_position_is_refused(frames: int, most: int, fits: bool) -> None:
-    """Behind the prefix, 4 new tokens and one of a question there is room for five frames of one token."""
+@pytest.mark.parametrize(("frames", "limit", "fits"), [(5, 4096, True), (6, 4096, False), (6, 5, True)])
+def test_a_video_that_leaves_no_position_is_refused(frames: int, limit: int, fits: bool) -> None:
+    """After the prefix, 4 new tokens and one of a question, five frames of one token fit."""
     layout = tiny.layout("voco", 1).model_copy(update={"vision_slots": 4})
     config = {"layout": layout.model_dump(), "language_model": {"max_position_embeddings": layout.cached_from + 5 + 4 + 1}}
     store = SimpleNamespace(groups={"a": [], "b": []}, frames={"a": 1, "b": frames}.__getitem__)
-    block = Evaluate.model_validate({"benchmark": "x", "max_frames": most, "max_new_tokens": 4})
+    block = Evaluate.model_validate({"benchmark": "x", "max_frames": limit, "max_new_tokens": 4})
     with nullcontext() if fits else pytest.raises(Refused, match=r"evaluate\.max_frames: a video has 6 frames"):
-        answering.check_length(config, block, store)  # type: ignore[arg-type]
+        preflight.check_length(config, block, store)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -254,25 +252,25 @@ def test_a_video_that_leaves_no_position_is_refused(frames: int, most: int, fits
         ({"tokens": 0}, {"read_as": "voco"}, "read_as: voco reads through <voco> tokens"),
     ],
 )
-def test_what_a_layout_cannot_be_asked(changes: dict[str, Any], block: dict[str, Any], line: str) -> None:
+def test_what_a_layout_cannot_do(changes: dict[str, Any], block: dict[str, Any], line: str) -> None:
     layout = tiny.layout("none").model_copy(update=changes)
     config = {"layout": layout.model_dump(), "language_model": {"num_hidden_layers": 3}}
     with pytest.raises(ValueError, match=line):
-        answering.reading_layout(config, Evaluate.model_validate({"benchmark": "x", **block}))
+        preflight.reading_layout(config, Evaluate.model_validate({"benchmark": "x", **block}))
 
 
 @pytest.mark.parametrize(("upper", "line"), [("all", "inputs.upper: expected answers at one N, got 3: 1, 2, 4"), ("few", "same")])
 def test_bounds_that_cannot_be_used_are_refused_before_anything_is_answered(
-    place: Path, tmp_path: Path, upper: str, line: str
+    root: Path, tmp_path: Path, upper: str, line: str
 ) -> None:
-    evaluate(place, tmp_path / "all", "voco", tokens=COUNTS)
-    evaluate(place, tmp_path / "lower", "none", read_as="voco")
+    evaluate(root, tmp_path / "all", "voco", tokens=COUNTS)
+    evaluate(root, tmp_path / "lower", "none", read_as="voco")
     shutil.copytree(tmp_path / "lower", tmp_path / "few")
     Path(units.part_uri(str(tmp_path / "few"), "answers", 1)).unlink()
     for name in ("all", "few", "lower"):
         finished(tmp_path / name, "evaluate")
-    asked = job(place, tmp_path / "out", "voco")
-    inputs = {**asked.inputs.model_dump(), "upper": str(tmp_path / upper), "lower": str(tmp_path / "lower")}
+    bounded = job(root, tmp_path / "out", "voco")
+    inputs = {**bounded.inputs.model_dump(), "upper": str(tmp_path / upper), "lower": str(tmp_path / "lower")}
     with pytest.raises(Refused, match=line):
-        pipelines.run(asked.model_copy(update={"inputs": asked.inputs.model_validate(inputs)}))
+        pipelines.run(bounded.model_copy(update={"inputs": bounded.inputs.model_validate(inputs)}))
     assert not list((tmp_path / "out").glob("answers/*"))

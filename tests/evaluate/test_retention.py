@@ -24,15 +24,15 @@ TABLE_4 = [
 @pytest.mark.parametrize("method", TABLE_1)
 def test_retention_gives_the_paper_table_1(method):
     scores, rates, average = TABLE_1[method]
-    ours = [100 * retention(score, low, high) for score, low, high in zip(scores, LOWER, UPPER, strict=True)]
-    assert ours == pytest.approx(rates, abs=0.1)  # the paper rounds most cells and cuts two: 68.17 to 68.1, 25.86 to 25.8
-    assert np.mean(ours) == pytest.approx(average, abs=0.0501)
+    computed = [100 * retention(score, low, high) for score, low, high in zip(scores, LOWER, UPPER, strict=True)]
+    assert computed == pytest.approx(rates, abs=0.1)  # the paper rounds most cells and cuts two: 68.17 to 68.1, 25.86 to 25.8
+    assert np.mean(computed) == pytest.approx(average, abs=0.0501)
 
 
 @pytest.mark.parametrize(("upper", "scores", "average"), TABLE_4)
 def test_share_of_upper_gives_the_supplement_table_4(upper, scores, average):
-    ours = np.mean([100 * share_of_upper(score, high) for score, high in zip(scores, upper, strict=True)])
-    assert ours == pytest.approx(average, abs=0.0501)
+    computed = np.mean([100 * share_of_upper(score, high) for score, high in zip(scores, upper, strict=True)])
+    assert computed == pytest.approx(average, abs=0.0501)
 
 
 def test_ratios_are_none_without_a_span_and_may_leave_0_to_1():
@@ -90,9 +90,9 @@ def test_draws_depend_on_the_seed_and_on_samples_not_on_labels_or_order():
     assert not np.array_equal(first.draws["voco"], bootstrap(correct, scene, 100, 8).draws["voco"])
 
 
-def test_whole_scenes_are_drawn_so_that_intervals_of_dependent_questions_are_wide():
+def test_scenes_are_drawn_with_all_their_questions_so_that_intervals_of_dependent_questions_are_wide():
     scene = np.repeat(np.arange(100), 20)
-    correct = np.repeat(np.arange(100) % 2, 20).astype(float)  # all of a scene right, or none of it
+    correct = np.repeat(np.arange(100) % 2, 20).astype(float)  # a scene's questions are all right, or all wrong
     low, high = bootstrap({"voco": correct}, scene, 2000, 1).score("voco")
     assert high - low == pytest.approx(2 * 1.96 * np.sqrt(0.25 / 100), rel=0.1)  # of 100 scenes, not of 2,000 questions
 
@@ -110,13 +110,13 @@ def test_intervals_hold_the_truth_in_about_95_of_100_worlds():
     truth = {
         name: np.mean([np.mean(_questions(seed, 2000)[0][name]) for seed in range(40)]) for name in ("upper", "voco", "lower")
     }
-    kept = retention(truth["voco"], truth["lower"], truth["upper"])
+    true_retention = retention(truth["voco"], truth["lower"], truth["upper"])
     hits = {"score": 0, "retention": 0, "difference": 0}
     for world in range(300):
         drawn = bootstrap(*_questions(1000 + world, 120), 300, world)
         within = {
             "score": (drawn.score("voco"), truth["voco"]),
-            "retention": (drawn.retention("voco", "lower", "upper"), kept),
+            "retention": (drawn.retention("voco", "lower", "upper"), true_retention),
             "difference": (drawn.difference("voco", "lower"), truth["voco"] - truth["lower"]),
         }
         for name, ((low, high), value) in within.items():
@@ -128,7 +128,7 @@ def test_intervals_of_ratios_are_none_where_the_ratio_is():
     drawn = bootstrap({"voco": np.ones(4), "upper": np.ones(4), "lower": np.ones(4), "zero": np.zeros(4)}, np.arange(4), 100, 0)
     assert drawn.retention("voco", "lower", "upper") is None
     assert drawn.share_of_upper("voco", "zero") is None
-    # Bounds that differ on one question of one scene in three: many resamples have no span.
+    # Bounds that differ on the question of one scene in three: many resamples have no span.
     few = bootstrap({"voco": np.ones(3), "upper": np.ones(3), "lower": np.array([0.0, 1, 1])}, np.arange(3), 400, 0)
     assert few.retention("voco", "lower", "upper") is None
 

@@ -1,11 +1,11 @@
-"""Marking answers and the rows of the scores table, on real Arrow tables."""
+"""The rule that marks an answer, and the rows of the scores table, on real Arrow tables."""
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from voco.errors import Refused
-from voco.evaluate.metrics.gqa import exact_match
+from voco.evaluate.metrics import get_metric
 from voco.evaluate.scores import score_rows
 from voco.store import schemas
 
@@ -26,7 +26,7 @@ from voco.store import schemas
     ],
 )
 def test_exact_match_is_the_gqa_rule(prediction, references, correct):
-    assert exact_match(prediction, references) == correct
+    assert get_metric("gqa").mark(prediction, references) == correct
 
 
 def _answers(method, correct, n=1, checkpoint="c"):
@@ -59,12 +59,12 @@ def three():
 
 def test_rows_fit_the_table_and_hold_the_means_of_each_category(three):
     method, upper, lower = three
-    found = score_rows(method, upper, lower, 200, 3, cache_bytes=96, full_cache_bytes=6144, latency_s=0.01, seconds=2.5)
-    table = pa.Table.from_pylist(found, schema=schemas.SCORES)
+    rows = score_rows(method, upper, lower, 200, 3, cache_bytes=96, full_cache_bytes=6144, latency_s=0.01, seconds=2.5)
+    table = pa.Table.from_pylist(rows, schema=schemas.SCORES)
     assert table.column_names == schemas.SCORES.names
-    assert [row["category"] for row in found] == ["all", "colour", "shape"]
+    assert [row["category"] for row in rows] == ["all", "colour", "shape"]
     correct = {name: table["correct"].to_numpy() for name, table in (("m", method), ("u", upper), ("l", lower))}
-    for row, chosen in zip(found, (slice(None), slice(0, None, 2), slice(1, None, 2)), strict=True):
+    for row, chosen in zip(rows, (slice(None), slice(0, None, 2), slice(1, None, 2)), strict=True):
         m, u, low = (correct[name][chosen].mean() for name in ("m", "u", "l"))
         assert (row["score"], row["upper_bound"], row["lower_bound"]) == pytest.approx((m, u, low))
         assert row["retention"] == pytest.approx((m - low) / (u - low))
@@ -73,7 +73,7 @@ def test_rows_fit_the_table_and_hold_the_means_of_each_category(three):
             assert row[f"{name}_low"] < row[name] < row[f"{name}_high"]
         assert (row["method"], row["n"], row["seed"], row["cache_bytes"], row["prefill_flops"]) == ("voco", 1, 3, 96, None)
         assert row["samples"] == 200
-    assert [row["questions"] for row in found] == [400, 200, 200]
+    assert [row["questions"] for row in rows] == [400, 200, 200]
 
 
 def test_the_join_is_by_key_never_by_order(three):

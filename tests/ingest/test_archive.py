@@ -1,4 +1,4 @@
-"""Media in a zip archive: read in place, whatever its headers say."""
+"""Media in a zip archive, read without unpacking, whatever its headers say."""
 
 import io
 import json
@@ -19,22 +19,22 @@ from voco.ingest.source_row import BadRow
 METHODS = [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED]
 
 
-def pack(place: Path, members: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> Path:
-    with zipfile.ZipFile(place, "w", method) as packed:
+def pack(path: Path, members: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> Path:
+    with zipfile.ZipFile(path, "w", method) as packed:
         for name, data in members.items():
             packed.writestr(name, data)
-    return place
+    return path
 
 
-def reason(place: Path, name: str, limit: int = 1 << 20) -> str:
+def reason(path: Path, name: str, limit: int = 1 << 20) -> str:
     with pytest.raises(BadRow) as caught:
-        ZipArchive(str(place)).read(name, limit)
+        ZipArchive(str(path)).read(name, limit)
     assert name in caught.value.detail
     return caught.value.reason
 
 
 def put(data: bytearray, signature: bytes, at: int, value: int, width: int) -> None:
-    """Write a header field of the first record with this signature, `at` bytes behind it."""
+    """Write a header field of the first record with this signature, `at` bytes after the signature."""
     start = data.index(signature) + at
     data[start : start + width] = value.to_bytes(width, "little")
 
@@ -51,7 +51,7 @@ def test_members_are_read_by_name(tmp_path, method: int) -> None:
     archive.close()
 
 
-def test_a_folder_and_an_archive_are_told_apart(tmp_path) -> None:
+def test_a_folder_and_an_archive_are_distinguished(tmp_path) -> None:
     pack(tmp_path / "images.ZIP", {"a.jpg": image(1)})
     for uri, kind in {str(tmp_path / "images.ZIP"): ZipArchive, str(tmp_path): MediaFolder}.items():
         opened = open_media(uri)
@@ -61,23 +61,23 @@ def test_a_folder_and_an_archive_are_told_apart(tmp_path) -> None:
 
 
 def test_members_that_must_not_be_read(tmp_path) -> None:
-    place = pack(tmp_path / "x.zip", {"good.jpg": image(1), "set/": b"", "big": b"x" * 1001, "set/a.jpg": image(2)})
-    with zipfile.ZipFile(place, "a") as packed:
+    archive = pack(tmp_path / "x.zip", {"good.jpg": image(1), "set/": b"", "big": b"x" * 1001, "set/a.jpg": image(2)})
+    with zipfile.ZipFile(archive, "a") as packed:
         link = zipfile.ZipInfo("link.jpg")
         link.external_attr = (stat.S_IFLNK | 0o777) << 16
         packed.writestr(link, "/etc/passwd")
         packed.writestr("packed.bz2", b"x" * 100, zipfile.ZIP_BZIP2)
-    assert reason(place, "gone.jpg") == "missing_media"
-    assert reason(place, "set") == "missing_media"
-    assert reason(place, "link.jpg") == "unsafe_path"
-    assert reason(place, "big", 1000) == "media_too_large"
-    assert reason(place, "packed.bz2") == "unsupported_format"
-    assert ZipArchive(str(place)).read("big", 1001) == b"x" * 1001
+    assert reason(archive, "gone.jpg") == "missing_media"
+    assert reason(archive, "set") == "missing_media"
+    assert reason(archive, "link.jpg") == "unsafe_path"
+    assert reason(archive, "big", 1000) == "media_too_large"
+    assert reason(archive, "packed.bz2") == "unsupported_format"
+    assert ZipArchive(str(archive)).read("big", 1001) == b"x" * 1001
 
 
 def test_an_encrypted_member(tmp_path) -> None:
     data = bytearray(pack(tmp_path / "x.zip", {"a.jpg": image(1)}).read_bytes())
-    put(data, CENTRAL, 8, 1, 2)  # the flag that zipfile itself asks a password for
+    put(data, CENTRAL, 8, 1, 2)  # the flag for which zipfile requires a password
     (tmp_path / "x.zip").write_bytes(data)
     assert reason(tmp_path / "x.zip", "a.jpg") == "unsupported_format"
 
@@ -112,7 +112,7 @@ def test_a_damaged_header_is_corrupt(tmp_path, method: int, signature: bytes, at
 
 
 def test_a_header_that_lies_about_the_size_fills_no_memory(tmp_path) -> None:
-    """256 MiB of zeros in a quarter of one that says it is a thousand bytes: read to a thousand bytes, and refused."""
+    """256 MiB of zeros, compressed to a quarter MiB, with 1000 bytes in the header: 1000 bytes are unpacked, then rejected."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as packed, packed.open("a.jpg", "w", force_zip64=True) as member:
         for _ in range(256):
@@ -128,23 +128,23 @@ def test_a_header_that_lies_about_the_size_fills_no_memory(tmp_path) -> None:
     )
     command = [sys.executable, "-c", script, str(tmp_path / "x.zip")]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env={"PYTHONPATH": ":".join(sys.path)})
-    said, grown = done.stdout.split()
-    assert said == "corrupt_media"
+    rejected, grown = done.stdout.split()
+    assert rejected == "corrupt_media"
     assert int(grown) < 50  # MiB
-    put(data, CENTRAL, 24, 1 << 28, 4)  # and honest again
+    put(data, CENTRAL, 24, 1 << 28, 4)  # now the true size
     (tmp_path / "x.zip").write_bytes(data)
     assert reason(tmp_path / "x.zip", "a.jpg") == "media_too_large"
 
 
 @pytest.mark.parametrize("data", [b"", b"no zip", b"PK\x05\x06" + b"\0" * 10, None], ids=["empty", "text", "cut", "truncated"])
 def test_an_archive_that_cannot_be_read_is_refused(tmp_path, data: bytes | None) -> None:
-    place = pack(tmp_path / "x.zip", {f"{index}.jpg": image(index) for index in range(5)})
-    place.write_bytes(place.read_bytes()[:-60] if data is None else data)
+    archive = pack(tmp_path / "x.zip", {f"{index}.jpg": image(index) for index in range(5)})
+    archive.write_bytes(archive.read_bytes()[:-60] if data is None else data)
     with pytest.raises(Refused, match=r"inputs.media: .*x.zip: expected a zip archive that can be read"):
-        check_media(str(place))
+        check_media(str(archive))
 
 
-def test_a_folder_named_as_an_archive_and_an_absent_one_are_refused(tmp_path) -> None:
+def test_a_folder_named_as_an_archive_and_an_absent_archive_are_refused(tmp_path) -> None:
     (tmp_path / "x.zip").mkdir()
     for name in ("x.zip", "gone.zip"):
         with pytest.raises(Refused, match="expected a zip archive"):
@@ -155,8 +155,8 @@ def test_a_folder_named_as_an_archive_and_an_absent_one_are_refused(tmp_path) ->
 
 def test_a_folder_of_the_archives_own_name_may_be_there_or_not(tmp_path) -> None:
     archive = ZipArchive(str(pack(tmp_path / "images.zip", {"images/a.jpg": b"a", "b.jpg": b"b", "images/b.jpg": b"other"})))
-    asked = ("images/a.jpg", "a.jpg", "b.jpg", "images/b.jpg")
-    assert [archive.read(path, 100) for path in asked] == [b"a", b"a", b"b", b"other"]
+    paths = ("images/a.jpg", "a.jpg", "b.jpg", "images/b.jpg")
+    assert [archive.read(path, 100) for path in paths] == [b"a", b"a", b"b", b"other"]
     with pytest.raises(BadRow, match="missing_media"):
         archive.read("set/a.jpg", 100)
 
@@ -172,15 +172,15 @@ def folder_of_archives(root: Path) -> MediaFolder:
 
 
 def test_archives_stand_in_for_the_folders_beside_them(tmp_path) -> None:
-    """The file first, then the nearest folder's archives, by name; each is listed and opened when it is needed, once."""
+    """The file first, then the archives of the nearest folder, by name. Each is listed and opened once, when it is needed."""
     media = folder_of_archives(tmp_path / "media")
     assert media.read("vg/VG_100K/1.jpg", 100) == b"a file"
     assert (media.listed, media.opened) == ({}, {})
-    found = {
+    expected = {
         "vg/VG_100K/2.jpg": b"first", "vg/VG_100K_2/3.jpg": b"3", "vg/VG_100K_2/4.jpg": b"4", "x.jpg": b"x",
         "ocr_vqa/images/5.jpg": b"flat",
     }  # fmt: skip
-    assert {path: media.read(path, 100) for path in found} == found
+    assert {path: media.read(path, 100) for path in expected} == expected
     assert set(media.listed) == {"vg", ""}
     for path in (
         "a/" * 200_000 + "1.jpg",
@@ -211,8 +211,9 @@ def test_an_archive_in_a_folder_that_cannot_be_used_costs_what_only_it_may_have(
     (root / "b.zip").symlink_to(tmp_path / "outside.zip")
     (root / "link").symlink_to(tmp_path)
     assert media.read("vg/VG_100K/2.jpg", 100) == b"first"
+    damaged = r"which cannot be read \(DamagedArchive: no end of a central directory\)"
     for path, why in {
-        "vg/VG_100K/9.jpg": r"a.zip, which cannot be read \(DamagedArchive: no end of a central directory\), nor in vg/images.zip",
+        "vg/VG_100K/9.jpg": rf"a.zip, {damaged}, nor in vg/images.zip",
         "coco/1.jpg": r"nor in b.zip, which cannot be read \(b.zip: a link leads out of the media folder\)",
     }.items():
         with pytest.raises(BadRow, match=f"missing_media.*{path}: .*{why}"):
@@ -224,21 +225,21 @@ def test_an_archive_in_a_folder_that_cannot_be_used_costs_what_only_it_may_have(
 
 
 def test_an_image_under_another_extension(tmp_path) -> None:
-    """OCR-VQA's: the row says .jpg, the web had a gif. Under its own name comes first; videos and other files have one name."""
+    """OCR-VQA: the row says .jpg, the web had a gif. The row's name comes first; only images have alternative names."""
     (tmp_path / "ocr_vqa").mkdir()
     for name in ("a.gif", "b.jpg", "b.png", "c.png", "c.gif", "v.mkv"):
         (tmp_path / "ocr_vqa" / name).write_bytes(name.encode())
     (tmp_path / "ocr_vqa" / "e.png").symlink_to("/etc/passwd")
     pack(tmp_path / "ocr_vqa.zip", {"d.jpeg": b"d.jpeg", "a.jpg": b"a.jpg in the archive"})
     media = open_media(str(tmp_path))
-    found = {
+    expected = {
         "a.jpg": b"a.jpg in the archive",
         "b.jpg": b"b.jpg",
         "c.jpg": b"c.png",
         "a.png": b"a.jpg in the archive",
         "d.gif": b"d.jpeg",
     }
-    assert {path: media.read(f"ocr_vqa/{path}", 100) for path in found} == found
+    assert {path: media.read(f"ocr_vqa/{path}", 100) for path in expected} == expected
     assert open_media(str(tmp_path / "ocr_vqa.zip")).read("d.jpg", 100) == b"d.jpeg"
     for path, reason in {
         "x.jpg": "missing_media",
@@ -257,11 +258,11 @@ def test_cc3m_from_its_archive_equals_its_folder(tmp_path, method: int) -> None:
     """LLaVA's CC3M layout, `chat.json` and a flat `images.zip`: the same table as from the unpacked folder."""
     names = [f"GCC_train_{index:09d}.jpg" for index in range(12)]
     images = {name: image(index) for index, name in enumerate(names)}
-    asked = ("Give a short description.\n<image>", "<image>\nWhat is in the picture?")
+    prompts = ("Give a short description.\n<image>", "<image>\nWhat is in the picture?")
     listed = [
-        row(name.removesuffix(".jpg"), name, asked[index % 2], f"a thing number {index} .") for index, name in enumerate(names)
+        row(name.removesuffix(".jpg"), name, prompts[index % 2], f"a thing number {index} .") for index, name in enumerate(names)
     ]
-    listed.append(row("GCC_train_999999999", "GCC_train_999999999.jpg", asked[0], "a link that died ."))
+    listed.append(row("GCC_train_999999999", "GCC_train_999999999.jpg", prompts[0], "a link that died ."))
     (tmp_path / "mix.json").write_text(json.dumps(listed))
     (tmp_path / "images").mkdir()
     for name, data in images.items():
@@ -269,9 +270,9 @@ def test_cc3m_from_its_archive_equals_its_folder(tmp_path, method: int) -> None:
     pack(tmp_path / "images.zip", images, method)
     outputs = {}
     for media in ("images", "images.zip"):
-        asked_job = job(tmp_path, tmp_path / f"out-{media}", unit_rows=5, max_missing_share=0.1)
-        inputs = asked_job.inputs.model_copy(update={"media": str(tmp_path / media)})
-        done = pipelines.run(asked_job.model_copy(update={"inputs": inputs}))
+        archive_job = job(tmp_path, tmp_path / f"out-{media}", unit_rows=5, max_missing_share=0.1)
+        inputs = archive_job.inputs.model_copy(update={"media": str(tmp_path / media)})
+        done = pipelines.run(archive_job.model_copy(update={"inputs": inputs}))
         assert done.counts == {"read": 13, "written": 12, "samples": 12, "rejected": {"missing_media": 1}}
         outputs[media] = table(tmp_path / f"out-{media}", "samples")
     assert outputs["images"] == outputs["images.zip"]

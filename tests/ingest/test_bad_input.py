@@ -1,4 +1,4 @@
-"""What may be wrong with a source, in one table: what, the row or the file, its reason. None stops a job, none is lost."""
+"""Faults of every source format in one table, each with its row or file and its reason. No fault stops a job, none is lost."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from ingest.source import image, row, table
 from ingest.web_server import serving
 
 import pipelines
-from voco.job import spec
+from voco.job.load import build_job
 from voco.store import schemas
 
 MEDIA_BYTES, TEXT_BYTES = 100_000, 2000
 
 
 def bomb() -> bytes:
-    """A PNG of a few hundred bytes that says it has 3.6 billion pixels."""
+    """A PNG of a few hundred bytes whose header says 3.6 billion pixels."""
     data = bytearray(image(1, "PNG"))
     data[16:24] = (60_000).to_bytes(4, "big") * 2
     data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
@@ -73,33 +73,33 @@ def about(path: str, text: str = "<image>\nWhat?", answer: str = "That") -> dict
     return {**row(path, None, text, answer), "video" if video else "image": path}
 
 
-def members(key: str, *, caption: bytes | None = b"a kite", **held: bytes) -> list[tuple[str, bytes] | tarfile.TarInfo]:
+def members(key: str, *, caption: bytes | None = b"a kite", **media: bytes) -> list[tuple[str, bytes] | tarfile.TarInfo]:
     texts = [] if caption is None else [(f"{key}.txt", caption)]
-    return [*((f"{key}.{extension}", data) for extension, data in held.items()), *texts]
+    return [*((f"{key}.{extension}", data) for extension, data in media.items()), *texts]
 
 
 def link(name: str) -> tarfile.TarInfo:
-    made = tarfile.TarInfo(name)
-    made.type, made.linkname = tarfile.SYMTYPE, "/etc/passwd"
-    return made
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    return member
 
 
 def option(**keys: str) -> list[str]:
     picture = base64.b64encode(image(len(str(keys)))).decode()
-    given = {"index": str(abs(hash(str(keys)))), "question": "Which?", "A": "cat", "B": "dog", "answer": "B", "image": picture}
-    return list({**given, **keys}.values())
+    defaults = {"index": str(abs(hash(str(keys)))), "question": "Which?", "A": "cat", "B": "dog", "answer": "B", "image": picture}
+    return list({**defaults, **keys}.values())
 
 
 def seed(identity: str, **keys: Any) -> dict[str, Any]:
     choices = {f"choice_{letter}": letter for letter in "abcd"}
-    given = {"question_id": identity, "question": "What?", "data_type": "image", "data_id": "good.jpg", "question_type_id": 1}
-    return {**given, **choices, "answer": "A", **keys}
+    defaults = {"question_id": identity, "question": "What?", "data_type": "image", "data_id": "good.jpg", "question_type_id": 1}
+    return {**defaults, **choices, "answer": "A", **keys}
 
 
-# Format, what is wrong, the row as the format's writer below takes it, the reason.
+# Format, fault, the row as `write` below takes it, reason.
 ROWS: list[tuple[str, str, Any, str]] = [
-    *(("llava_json", what, about(name), reason) for what, name, _, reason in FILES),
-    ("llava_json", "a file that is not there", about("gone.jpg"), "missing_media"),
+    *(("llava_json", fault, about(name), reason) for fault, name, _, reason in FILES),
+    ("llava_json", "a missing file", about("gone.jpg"), "missing_media"),
     ("llava_json", "a folder for a file", about("folder.jpg"), "missing_media"),
     ("llava_json", "a pipe that never ends", about("pipe.jpg"), "missing_media"),
     ("llava_json", "a link to itself", about("loop.jpg"), "missing_media"),
@@ -113,12 +113,12 @@ ROWS: list[tuple[str, str, Any, str]] = [
     ("llava_json", "an empty path", about(""), "bad_record"),
     ("llava_json", "a member with a wrong checksum", about("packed/crc.jpg"), "corrupt_media"),
     ("llava_json", "a member without its header", about("packed/header.jpg"), "corrupt_media"),
-    ("llava_json", "a member that lies about its size", about("packed/lies.jpg"), "corrupt_media"),
+    ("llava_json", "a member with a wrong size in its header", about("packed/lies.jpg"), "corrupt_media"),
     ("llava_json", "a member that is a link", about("packed/link.jpg"), "unsafe_path"),
     ("llava_json", "an encrypted member", about("packed/secret.jpg"), "unsupported_format"),
     ("llava_json", "a method that may be a bomb", about("packed/bz2.jpg"), "unsupported_format"),
     ("llava_json", "a member of too many bytes", about("packed/large.jpg"), "media_too_large"),
-    ("llava_json", "a member that is not there", about("packed/gone.jpg"), "missing_media"),
+    ("llava_json", "a missing member", about("packed/gone.jpg"), "missing_media"),
     ("llava_json", "half an archive", about("cut/a.jpg"), "missing_media"),
     ("llava_json", "a number for a row", 7, "bad_record"),
     ("llava_json", "nothing for a row", None, "bad_record"),
@@ -138,7 +138,7 @@ ROWS: list[tuple[str, str, Any, str]] = [
     ("webvid_csv", "no id", b" ,A boat,good", "bad_record"),
     ("webvid_csv", "no caption", b"good, ,.", "empty_text"),
     ("webvid_csv", "a folder that climbs", b"5,A boat,../..", "unsafe_path"),
-    ("webvid_csv", "a video that nobody has", b"6,A boat,012301_012350", "missing_media"),
+    ("webvid_csv", "a missing video", b"6,A boat,012301_012350", "missing_media"),
     ("webvid_csv", "half a video", b"half,A boat,.", "corrupt_media"),
     ("video_chatgpt", "a string for a row", "What?", "bad_record"),
     ("video_chatgpt", "a number for a question", {"q": 1, "a": "b", "video_id": "good"}, "bad_record"),
@@ -189,7 +189,7 @@ ROWS: list[tuple[str, str, Any, str]] = [
     ("seed_json", "an answer that is no choice", seed("1", answer="E"), "bad_record"),
     ("seed_json", "three choices", seed("2", choice_d=None), "bad_record"),
     ("seed_json", "a sound", seed("3", data_type="audio"), "unsupported_format"),
-    ("seed_json", "a frame that nobody has extracted", seed("4", data_type="video"), "missing_media"),
+    ("seed_json", "a frame that was not extracted", seed("4", data_type="video"), "missing_media"),
 ]
 
 GOOD: dict[str, Callable[[int], Any]] = {
@@ -207,7 +207,7 @@ GOOD: dict[str, Callable[[int], Any]] = {
 
 
 def lay_media(folder: Path) -> None:
-    """Good and bad files, links, and archives that stand in for the folders `packed` and `cut`."""
+    """Good and bad files, links, and archives in place of the folders `packed` and `cut`."""
     folder.mkdir()
     for name, data in [("good.jpg", image(0)), ("good.mp4", clip()), *((name, data) for _, name, data, _ in FILES)]:
         (folder / name).write_bytes(data)
@@ -230,27 +230,27 @@ def lay_media(folder: Path) -> None:
     data = bytearray(buffer.getvalue().replace(b"checksum", b"CHECKSUM"))
     local = data.index(b"packed/header.jpg") - 30
     data[local : local + 4] = b"none"
-    told = data.rindex(b"packed/lies.jpg") - 46
-    data[told + 24 : told + 28] = (7).to_bytes(4, "little")
+    entry = data.rindex(b"packed/lies.jpg") - 46
+    data[entry + 24 : entry + 28] = (7).to_bytes(4, "little")
     data[data.rindex(b"packed/secret.jpg") - 46 + 8] |= 1
     (folder / "packed.zip").write_bytes(data)
     (folder / "cut.zip").write_bytes(half(bytes(data)))
 
 
-def write(kind: str, folder: Path, held: list[Any], web: str) -> dict[str, str]:
-    """The annotation file of a format and, if it has one, the answers'; the job's inputs."""
+def write(kind: str, folder: Path, rows: list[Any], web: str) -> dict[str, str]:
+    """Write the annotation file of a format and, if it has one, the answers' file. Returns the job's inputs."""
     answers: Any = None
     path = folder / {"webdataset": "x.tar", "webvid_csv": "x.csv", "question_jsonl": "x.jsonl"}.get(kind, "x.json")
     if kind == "webdataset":
-        pack(path, *(member for one in held for member in one))
+        pack(path, *(member for sample in rows for member in sample))
     elif kind == "mmbench_tsv":
         with path.open("w", newline="") as file:
-            csv.writer(file, delimiter="\t").writerows([["index", "question", "A", "B", "answer", "image"], *held])
+            csv.writer(file, delimiter="\t").writerows([["index", "question", "A", "B", "answer", "image"], *rows])
     elif kind in ("webvid_csv", "cc3m_tsv", "question_jsonl"):
         head = [b"videoid,name,page_dir"] if kind == "webvid_csv" else []
-        path.write_bytes(b"".join(line.replace(b"WEB", web.encode()) + b"\n" for line in [*head, *held]))
+        path.write_bytes(b"".join(line.replace(b"WEB", web.encode()) + b"\n" for line in [*head, *rows]))
     else:
-        path.write_text(json.dumps({"question_type": {"x": 1}, "questions": held} if kind == "seed_json" else held))
+        path.write_text(json.dumps({"question_type": {"x": 1}, "questions": rows} if kind == "seed_json" else rows))
     if kind == "question_jsonl":
         answers = [{"question_id": number, "answer": f"{number}"} for number in (0, 1, 203, 205)]
         answers.append({"question_id": 203, "answer": "another"})
@@ -261,12 +261,12 @@ def write(kind: str, folder: Path, held: list[Any], web: str) -> dict[str, str]:
     if answers is not None:
         (folder / "answers.json").write_text(json.dumps(answers))
         inputs["answers"] = str(folder / "answers.json")
-    placed = kind in ("webdataset", "cc3m_tsv", "mmbench_tsv")
-    return inputs if placed else {**inputs, "media": str(folder / "media")}
+    located = kind in ("webdataset", "cc3m_tsv", "mmbench_tsv")
+    return inputs if located else {**inputs, "media": str(folder / "media")}
 
 
 def test_the_table_has_every_reason() -> None:
-    assert len({what for _, what, _, _ in ROWS}) > 80
+    assert len({fault for _, fault, _, _ in ROWS}) > 80
     timed = {"decode_timeout"}  # a decoder that is killed by its alarm: test_video_media
     assert {reason for *_, reason in ROWS} == set(schemas.REASONS) - timed
     assert {kind for kind, *_ in ROWS} == set(GOOD)
@@ -275,19 +275,20 @@ def test_the_table_has_every_reason() -> None:
 @pytest.mark.parametrize("kind", GOOD)
 def test_bad_input_is_counted_and_stops_nothing(tmp_path, kind: str) -> None:
     lay_media(tmp_path / "media")
-    bad = [(what, held, reason) for name, what, held, reason in ROWS if name == kind]
+    bad = [(fault, raw, reason) for name, fault, raw, reason in ROWS if name == kind]
     with serving() as web:
-        inputs = write(kind, tmp_path, [GOOD[kind](0), *(held for _, held, _ in bad), GOOD[kind](1)], web)
+        inputs = write(kind, tmp_path, [GOOD[kind](0), *(raw for _, raw, _ in bad), GOOD[kind](1)], web)
         block = {
             "format": kind, "dataset": "x", "split": "test" if "answers" in inputs else "train", "unit_rows": 5,
             "max_missing_share": 1.0, "max_reject_share": 1.0, "max_media_bytes": MEDIA_BYTES, "max_text_bytes": TEXT_BYTES,
             "allow_private_addresses": True, "download_retries": 0,
         }  # fmt: skip
         job = {"name": "bad", "kind": "ingest", "inputs": inputs, "output": str(tmp_path / "out"), "ingest": block}
-        counts = pipelines.run(spec.build_job("test.yaml", job)).counts
+        counts = pipelines.run(build_job("test.yaml", job)).counts
     rejects = table(tmp_path / "out", "rejects")
-    told = {reject["source"].rpartition(":")[2]: reject["reason"] for reject in rejects}
-    assert {what: told.get(str(index)) for index, (what, _, _) in enumerate(bad, 1)} == {what: reason for what, _, reason in bad}
+    reasons = {reject["source"].rpartition(":")[2]: reject["reason"] for reject in rejects}
+    counted = {fault: reasons.get(str(index)) for index, (fault, _, _) in enumerate(bad, 1)}
+    assert counted == {fault: reason for fault, _, reason in bad}
     assert all(reject["detail"] for reject in rejects)
     assert counts["rejected"] == Counter(reason for _, _, reason in bad)
     assert counts["read"] == len(bad) + 2 == counts["written"] + len(rejects)

@@ -16,14 +16,14 @@ from ingest.web_server import certificate, serving
 
 import pipelines
 from voco.errors import Refused
-from voco.ingest.formats.captions import image_request
+from voco.ingest.captions import image_request
 from voco.ingest.formats.cc3m_tsv import LINE, read
 from voco.ingest.media import download, web
 from voco.ingest.media.download import DownloadLimits, is_public
 from voco.ingest.media.web import WebMedia
 from voco.ingest.source_row import BadRow, Reject, SourceRow
-from voco.job import spec
 from voco.job.config import Ingest
+from voco.job.load import build_job
 from voco.job.spec import Job
 
 BLOCK = Ingest(format="cc3m_tsv", dataset="cc3m")
@@ -50,12 +50,12 @@ def job(source: Path, output: Path, **block: object) -> Job:
         "resources": {"workers": 1},
         "ingest": {"format": "cc3m_tsv", "dataset": "cc3m", "max_reject_share": 1.0, **block},
     }
-    return spec.build_job("test.yaml", raw)
+    return build_job("test.yaml", raw)
 
 
-def write(place: Path, *lines: str) -> Path:
-    place.write_text("".join(f"{line}\n" for line in lines))
-    return place
+def write(path: Path, *lines: str) -> Path:
+    path.write_text("".join(f"{line}\n" for line in lines))
+    return path
 
 
 def lost(url: str, web: DownloadLimits = OPEN, limit: int = 1 << 20) -> BadRow:
@@ -65,16 +65,17 @@ def lost(url: str, web: DownloadLimits = OPEN, limit: int = 1 << 20) -> BadRow:
 
 
 def test_golden_row(tmp_path) -> None:
-    (_, item) = read(str(write(tmp_path / "train.tsv", "x\thttp://a/b", "a red kite .\thttp://example.org/kite.jpg?x=1")), BLOCK)
+    source = write(tmp_path / "train.tsv", "x\thttp://a/b", "a red kite .\thttp://example.org/kite.jpg?x=1")
+    (_, item) = read(str(source), BLOCK, None)
     assert isinstance(item, SourceRow)
-    request, where = image_request("GCC_train_000000001")
-    assert (item.source, item.paths, item.place) == (
+    request, placeholder = image_request("GCC_train_000000001")
+    assert (item.source, item.paths, item.location) == (
         "train.tsv:1",
         ("GCC_train_000000001.jpg",),
         "http://example.org/kite.jpg?x=1",
     )
     assert item.turns == (("user", request), ("assistant", "a red kite ."))
-    assert item.conversation["placeholder"] == where
+    assert item.conversation["placeholder"] == placeholder
     assert item.conversation["extra"] == '{"url":"http://example.org/kite.jpg?x=1"}'
 
 
@@ -98,7 +99,7 @@ BAD = {
 def test_a_bad_row_costs_itself_only(tmp_path, name: str) -> None:
     raw, reason = BAD[name]
     (tmp_path / "x.tsv").write_bytes(b"\xef\xbb\xbfone\thttp://h/1\r\n" + raw + b"\nthree\thttp://h/3")
-    first, bad, last = read(str(tmp_path / "x.tsv"), BLOCK)
+    first, bad, last = read(str(tmp_path / "x.tsv"), BLOCK, None)
     assert isinstance(first, SourceRow)
     assert first.turns[1] == ("assistant", "one")
     assert isinstance(bad, Reject)
@@ -115,10 +116,10 @@ def test_a_job_in_list_order_and_byte_equal(server, tmp_path) -> None:
     done = pipelines.run(job(source, tmp_path / "one", allow_private_addresses=True, unit_rows=10))
     assert done.counts["rejected"] == {"download_failed": 2, "media_too_large": 1}
     assert done.counts["written"] == 31
-    found = {row["media"][0]["path"]: row["media"][0]["bytes"] for row in table(tmp_path / "one", "samples")}
+    contents = {row["media"][0]["path"]: row["media"][0]["bytes"] for row in table(tmp_path / "one", "samples")}
     for index in range(30):
-        assert found[f"GCC_train_{index:09d}.jpg"] == image(index)
-    assert found["GCC_train_000000031.jpg"] == image(3)
+        assert contents[f"GCC_train_{index:09d}.jpg"] == image(index)
+    assert contents["GCC_train_000000031.jpg"] == image(3)
     pipelines.run(job(source, tmp_path / "two", allow_private_addresses=True, unit_rows=10, download_threads=2))
     assert part_hashes(tmp_path / "one") == part_hashes(tmp_path / "two")
 
@@ -130,19 +131,19 @@ def test_loopback_is_refused_by_default(server, tmp_path) -> None:
     source = write(tmp_path / "x.tsv", *(f"a\thttp://{host}:{port}/image/1.jpg" for host in hosts))
     done = pipelines.run(job(source, tmp_path / "out"))
     assert done.counts["rejected"] == {"download_refused": len(hosts)}
-    assert not Server.asked
+    assert not Server.requests
     assert all("allow_private_addresses" in row["detail"] for row in table(tmp_path / "out", "rejects"))
 
 
 def test_a_redirect_is_checked_as_the_first_address_is(server, monkeypatch) -> None:
-    """The server counts as public, by its port; what it sends on to does not."""
+    """The server's address counts as public; the addresses that it redirects to do not."""
     port = int(server.rsplit(":", 1)[1])
     monkeypatch.setattr(download, "is_public", lambda address: address == "127.0.0.1")
     web = dataclasses.replace(OPEN, allow_private_addresses=False)
     assert download.download(f"{server}/to/{server}/image/1.jpg", 1 << 20, web) == image(1)
     for target in (f"http://127.0.0.2:{port}/image/1.jpg", "http://10.0.0.1/x", f"//127.0.0.3:{port}/image/1.jpg"):
         assert lost(f"{server}/to/{target}", web).reason == "download_refused"
-    assert Server.asked["/image/1.jpg"] == 1
+    assert Server.requests["/image/1.jpg"] == 1
     for target in ("file:///etc/passwd", "ftp://127.0.0.1/x"):
         assert lost(f"{server}/to/{target}", web).reason == "download_refused"
 
@@ -159,12 +160,12 @@ def test_public_addresses() -> None:
 
 def test_statuses_and_retries(server) -> None:
     assert lost(f"{server}/status/404").reason == "download_failed"
-    assert Server.asked["/status/404"] == 1
+    assert Server.requests["/status/404"] == 1
     bad = lost(f"{server}/status/503")
-    assert (bad.reason, Server.asked["/status/503"]) == ("download_failed", 3)
+    assert (bad.reason, Server.requests["/status/503"]) == ("download_failed", 3)
     assert "503 after 3 attempts" in bad.detail
     assert download.download(f"{server}/flaky/4.jpg", 1 << 20, OPEN) == image(4)
-    assert Server.asked["/flaky/4.jpg"] == 3
+    assert Server.requests["/flaky/4.jpg"] == 3
     once = dataclasses.replace(OPEN, retries=1)
     assert lost(f"{server}/flaky/5.jpg", once).reason == "download_failed"
     assert lost(f"{server}/garbage/x").reason == "download_failed"
@@ -179,7 +180,7 @@ def test_redirects_end(server) -> None:
     for path in ("loop", "redirect/9"):
         bad = lost(f"{server}/{path}")
         assert (bad.reason, "more than 5 redirects" in bad.detail) == ("download_failed", True)
-    assert Server.asked["/loop"] == 6
+    assert Server.requests["/loop"] == 6
 
 
 @pytest.mark.parametrize("path", ["drip/head", "drip/body", "silent/x"])
@@ -188,7 +189,7 @@ def test_the_time_is_of_the_whole_attempt(server, path: str) -> None:
     bad = lost(f"{server}/{path}", dataclasses.replace(OPEN, timeout_s=0.5, retries=0))
     assert bad.reason == "download_failed"
     assert "no answer within 0.5 s" in bad.detail
-    assert time.monotonic() - started < 2.5  # the server would go on for far longer
+    assert time.monotonic() - started < 2.5  # the server would send for far longer
 
 
 @pytest.mark.parametrize("path", ["huge/said", "huge/sent"])
@@ -209,15 +210,15 @@ def test_robots(server) -> None:
 
 def test_nothing_there(server) -> None:
     assert lost("http://127.0.0.1:9/x").reason == "download_failed"
-    assert lost(f"https{server[4:]}/image/1.jpg").reason == "download_failed"  # no TLS there
+    assert lost(f"https{server[4:]}/image/1.jpg").reason == "download_failed"  # the server has no TLS
     assert lost(f"http://{'x' * 70}.invalid/x").reason == "download_failed"
 
 
-def test_media_besides_are_refused(tmp_path) -> None:
-    asked = job(write(tmp_path / "x.tsv", "a\thttp://h/x"), tmp_path / "out")
-    inputs = asked.inputs.model_copy(update={"media": str(tmp_path)})
-    with pytest.raises(Refused, match=r"inputs.media: cc3m_tsv says itself where its media are"):
-        pipelines.run(asked.model_copy(update={"inputs": inputs}))
+def test_inputs_media_is_refused(tmp_path) -> None:
+    ingest_job = job(write(tmp_path / "x.tsv", "a\thttp://h/x"), tmp_path / "out")
+    inputs = ingest_job.inputs.model_copy(update={"media": str(tmp_path)})
+    with pytest.raises(Refused, match=r"inputs.media: expected nothing: cc3m_tsv rows say where their media are"):
+        pipelines.run(ingest_job.model_copy(update={"inputs": inputs}))
 
 
 def test_tls_is_verified(tmp_path, monkeypatch) -> None:
@@ -227,52 +228,52 @@ def test_tls_is_verified(tmp_path, monkeypatch) -> None:
         assert (bad.reason, "certificate" in bad.detail) == ("download_failed", True)
         monkeypatch.setattr(download, "TLS", ssl.create_default_context(cafile=str(pem)))
         assert download.download(f"{root}/image/1.jpg", 1 << 20, OPEN) == image(1)
-        assert lost(f"{root.replace('localhost', '127.0.0.1')}/image/1.jpg").reason == "download_failed"  # not its name
+        assert lost(f"{root.replace('localhost', '127.0.0.1')}/image/1.jpg").reason == "download_failed"  # another name
 
 
-def test_a_name_is_asked_for_once(server, monkeypatch) -> None:
-    """One that answers with a public address first and a private one later gains nothing."""
-    asked = []
+def test_a_name_is_resolved_once(server, monkeypatch) -> None:
+    """A name that resolves to a public address first and a private address later gains nothing."""
+    lookups = []
 
-    def turning(host: str, port: int, **more: object) -> list[Any]:
-        asked.append(host)
-        address = "127.0.0.1" if len(asked) == 1 else "127.0.0.2"
+    def turning(host: str, port: int, **options: object) -> list[Any]:
+        lookups.append(host)
+        address = "127.0.0.1" if len(lookups) == 1 else "127.0.0.2"
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, int(server.rsplit(":", 1)[1])))]
 
     monkeypatch.setattr(download.socket, "getaddrinfo", turning)
     monkeypatch.setattr(download, "is_public", lambda address: address == "127.0.0.1")
     web = dataclasses.replace(OPEN, allow_private_addresses=False)
     assert download.download("http://turning.example/image/1.jpg", 1 << 20, web) == image(1)
-    assert asked == ["turning.example"]
+    assert lookups == ["turning.example"]
     assert lost("http://turning.example/image/1.jpg", web).reason == "download_refused"
 
 
 def test_several_at_a_time(server) -> None:
-    """Four must be on the way at once, or none of them is answered."""
+    """The server answers only when four requests are open at once."""
     source = WebMedia(dataclasses.replace(OPEN, retries=0, timeout_s=30), 4, 1 << 20)
-    places = [f"{server}/meet/{index}.jpg" for index in range(8)]
-    found = [one.read("x", 1 << 20) for one in source.sources(places)]
-    assert found == [image(index) for index in range(8)]
+    urls = [f"{server}/meet/{index}.jpg" for index in range(8)]
+    contents = [medium.read("x", 1 << 20) for medium in source.sources(urls)]
+    assert contents == [image(index) for index in range(8)]
 
 
-def test_no_more_is_held_than_said(server, monkeypatch) -> None:
-    """The first one is slow: those behind it are fetched up to the limit in bytes, then wait."""
-    monkeypatch.setattr(web, "HELD_BYTES", 1)
-    places = [f"{server}/image/{index}.jpg" for index in range(30)]
-    sources = WebMedia(OPEN, 3, 1 << 20).sources(places)
+def test_finished_downloads_are_limited_in_bytes(server, monkeypatch) -> None:
+    """The first download is slow: later ones are fetched up to the limit in bytes, then wait."""
+    monkeypatch.setattr(web, "WAITING_BYTES", 1)
+    urls = [f"{server}/image/{index}.jpg" for index in range(30)]
+    sources = WebMedia(OPEN, 3, 1 << 20).sources(urls)
     first = next(sources)
     time.sleep(0.5)
-    assert sum(Server.asked.values()) <= 3  # one each thread may have begun before the first was there
-    assert [first.read("x", 1)] + [one.read("x", 1) for one in sources] == [image(index) for index in range(30)]
+    assert sum(Server.requests.values()) <= 3  # each thread may have started one before the first had finished
+    assert [first.read("x", 1)] + [medium.read("x", 1) for medium in sources] == [image(index) for index in range(30)]
 
 
 def test_leaving_early_ends_the_threads(server, monkeypatch) -> None:
-    monkeypatch.setattr(web, "HELD_BYTES", 1)
+    monkeypatch.setattr(web, "WAITING_BYTES", 1)
     sources = WebMedia(OPEN, 3, 1 << 20).sources([f"{server}/image/{index}.jpg" for index in range(30)])
     next(sources).read("x", 1)
     sources.close()
-    assert not [one for one in threading.enumerate() if one.name.startswith("download")]
-    assert sum(Server.asked.values()) < 30
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("download")]
+    assert sum(Server.requests.values()) < 30
 
 
 @pytest.mark.ray

@@ -1,4 +1,4 @@
-"""img2dataset itself downloads from a real server with dead links and writes the shards that we read."""
+"""img2dataset itself downloads from a real server with dead links; ingest reads the shards that it writes."""
 
 from __future__ import annotations
 
@@ -18,9 +18,7 @@ PEERS = Path(__file__).parents[2] / ".venv-peers" / "bin" / "python"
 
 pytestmark = [
     pytest.mark.cluster,
-    pytest.mark.skipif(
-        not PEERS.exists(), reason=f"no {PEERS.parents[1].name}: `make env-peers` makes it, with img2dataset in it"
-    ),
+    pytest.mark.skipif(not PEERS.exists(), reason=f"no {PEERS.parents[1].name}: `make env-peers` installs it with img2dataset"),
 ]
 
 SCRIPT = """
@@ -34,11 +32,11 @@ if __name__ == "__main__":  # its workers import this file again
     )
 """
 DEAD = {3: "/status/404", 7: "/garbage/x", 12: "/loop", 20: "/robots/noai", 28: "/status/500"}
-PAGE = 15  # a server that sends a page where there was an image
+PAGE = 15  # the server sends a page instead of the image
 
 
 def test_what_img2dataset_writes_is_read_as_it_is(tmp_path) -> None:
-    """Every image byte-equal to what the server sent, under its caption; what failed is a gap, which img2dataset counts too."""
+    """Every image is byte-equal to the server's, with its caption. A failed download is a gap, which img2dataset counts too."""
     with serving() as web:
         urls = {index: web + DEAD.get(index, f"/image/{index}.jpg") for index in range(30)}
         urls[PAGE] = f"{web}/status/200"
@@ -49,12 +47,12 @@ def test_what_img2dataset_writes_is_read_as_it_is(tmp_path) -> None:
         command = [str(PEERS), str(tmp_path / "script" / "fetch.py"), str(tmp_path / "urls.tsv"), str(tmp_path / "shards")]
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         environment["NO_ALBUMENTATIONS_UPDATE"] = "1"
-        made = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-    assert made.returncode == 0, made.stderr[-3000:]
-    told = [json.loads(file.read_text()) for file in sorted((tmp_path / "shards").glob("*_stats.json"))]
+        process = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert process.returncode == 0, process.stderr[-3000:]
+    statistics = [json.loads(file.read_text()) for file in sorted((tmp_path / "shards").glob("*_stats.json"))]
     done = pipelines.run(job(tmp_path / "shards", tmp_path / "out", validate="full"))
-    gaps = sum(stats["failed_to_download"] for stats in told)
-    assert (gaps, sum(stats["count"] for stats in told)) == (len(DEAD), len(urls))
+    gaps = sum(stats["failed_to_download"] for stats in statistics)
+    assert (gaps, sum(stats["count"] for stats in statistics)) == (len(DEAD), len(urls))
     assert done.counts == {
         "read": len(urls) - gaps, "written": len(urls) - gaps - 1, "samples": len(urls) - gaps - 1,
         "rejected": {"unsupported_format": 1},

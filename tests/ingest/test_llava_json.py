@@ -15,7 +15,7 @@ TEST = TRAIN.model_copy(update={"split": "test"})
 
 
 @pytest.mark.parametrize(
-    ("text", "left", "place"),
+    ("text", "prompt", "position"),
     [
         ("<image>\nWhat?", "What?", "before"),
         ("<image>\r\nWhat?", "What?", "before"),
@@ -30,9 +30,9 @@ TEST = TRAIN.model_copy(update={"split": "test"})
         ("<image>", "", "before"),
     ],
 )
-def test_placeholder(text: str, left: str, place: str) -> None:
-    assert take_placeholder(text, "<image>") == (left, place)
-    assert take_placeholder(text.replace("<image>", "<video>"), "<video>") == (left.replace("<image>", "<video>"), place)
+def test_placeholder(text: str, prompt: str, position: str) -> None:
+    assert take_placeholder(text, "<image>") == (prompt, position)
+    assert take_placeholder(text.replace("<image>", "<video>"), "<video>") == (prompt.replace("<image>", "<video>"), position)
 
 
 def test_text_row_keeps_what_spells_a_mark() -> None:
@@ -64,7 +64,7 @@ def test_evaluation_row_ends_on_the_user() -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "text", "found", "left", "place"),
+    ("path", "text", "stem", "prompt", "position"),
     [
         ("012301_012350/7.mp4", "Say what is shown.\n<image>", "012301_012350/7.mp4", "Say what is shown.", "after"),
         ("v_a.pkl", "<video>\nHow many <image>?", "v_a", "How many <image>?", "before"),
@@ -72,12 +72,12 @@ def test_evaluation_row_ends_on_the_user() -> None:
     ],
     ids=["LLaMA-VID's WebVid", "Video-ChatGPT's features", "Video-ChatGPT's placeholder"],
 )
-def test_a_video_row(path: str, text: str, found: str, left: str, place: str) -> None:
+def test_a_video_row(path: str, text: str, stem: str, prompt: str, position: str) -> None:
     raw = {**row(7, None, text, "A boat\nQA_GT_caption_based_noisy"), "video": path}
     item = parse(raw, "mix.json:0", TRAIN)
-    assert (item.modality, item.paths) == ("video", (found,))
-    assert item.turns == (("user", left), ("assistant", "A boat"))
-    assert (item.conversation["placeholder"], item.conversation["source_id"]) == (place, "7")
+    assert (item.modality, item.paths) == ("video", (stem,))
+    assert item.turns == (("user", prompt), ("assistant", "A boat"))
+    assert (item.conversation["placeholder"], item.conversation["source_id"]) == (position, "7")
     assert item.conversation["extra"] == "{}"
 
 
@@ -131,12 +131,12 @@ def test_bad_rows(name: str) -> None:
     assert caught.value.detail
 
 
-def test_paths_have_one_spelling() -> None:
+def test_paths_are_normalised() -> None:
     assert normal_path("a/./b//c.jpg") == normal_path("./a/b/c.jpg") == "a/b/c.jpg"
 
 
 def test_sample_id_is_golden() -> None:
-    """The rule is fixed: sha256 over [dataset, split, paths] as compact JSON; ids in old outputs must stay findable."""
+    """The rule is fixed: sha256 over [dataset, split, paths] as compact JSON; ids in old outputs must stay valid."""
     about_image = parse(row("a", "x/y.jpg", "<image>\nHi", "Ho"), "mix.json:0", TRAIN)
     other_words = parse(row("b", "x/./y.jpg", "Hm\n<image>", "Ha"), "mix.json:1", TRAIN)
     assert sample_id("mix", "train", about_image) == sample_id("mix", "train", other_words) == "de481eb2aa594d3635df72eb710f976a"
@@ -148,9 +148,9 @@ def test_sample_id_is_golden() -> None:
 def test_read_streams_every_row(tmp_path) -> None:
     path = tmp_path / "mix.json"
     path.write_bytes(b"\xef\xbb\xbf \n" + json.dumps([row(1, None, "a", "b"), 3, row("x", "p.jpg", "<image>\nc", "d")]).encode())
-    found = list(read(str(path), TRAIN))
-    assert [type(item) for item in found] == [SourceRow, Reject, SourceRow]
-    assert [item.source for item in found] == ["mix.json:0", "mix.json:1", "mix.json:2"]
+    rows = list(read(str(path), TRAIN, None))
+    assert [type(item) for item in rows] == [SourceRow, Reject, SourceRow]
+    assert [item.source for item in rows] == ["mix.json:0", "mix.json:1", "mix.json:2"]
 
 
 @pytest.mark.parametrize("text", ['{"a": []}', "", '[{"a": 1}', '[{"a": 1}] x', '[{"a": NaN}]', "not json"])
@@ -158,4 +158,4 @@ def test_a_file_that_is_no_whole_list_is_refused(tmp_path, text: str) -> None:
     path = tmp_path / "mix.json"
     path.write_text(text)
     with pytest.raises(Refused, match=r"inputs.annotations: .*mix.json: "):
-        list(read(str(path), TRAIN))
+        list(read(str(path), TRAIN, None))

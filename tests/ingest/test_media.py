@@ -4,6 +4,7 @@ import os
 import signal
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from ingest.source import image
@@ -13,16 +14,16 @@ from voco.ingest.media.folder import MediaRoot
 from voco.ingest.media.image import MediaLimits, check_image, read_image
 from voco.ingest.source_row import BadRow
 
-HEADER = MediaLimits("header", 1 << 20, 10_000)
-FULL = MediaLimits("full", 1 << 20, 10_000)
+HEADER = MediaLimits("header", 1 << 20, 10_000, 200.0, 1 << 20)
+FULL = replace(HEADER, check="full")
 NAMES = {"JPEG": "jpeg", "PNG": "png", "GIF": "gif", "WEBP": "webp", "BMP": "bmp", "TIFF": "tiff"}
 
 
 @pytest.fixture(scope="module")
 def decoder() -> Iterator[Decoder]:
-    made = Decoder()
-    yield made
-    made.close()
+    started = Decoder()
+    yield started
+    started.close()
 
 
 @pytest.mark.parametrize("limits", [HEADER, FULL], ids=["header", "full"])
@@ -60,6 +61,7 @@ def test_an_empty_file_is_corrupt(decoder: Decoder) -> None:
     with pytest.raises(BadRow) as caught:
         check_image(b"", HEADER, decoder)
     assert caught.value.reason == "corrupt_media"
+    assert caught.value.detail == "UnidentifiedImageError: cannot identify image file <_io.BytesIO object>"  # no address
 
 
 def test_trailing_bytes_after_a_jpeg_are_no_fault(decoder: Decoder) -> None:
@@ -122,15 +124,15 @@ def test_size_is_checked_before_reading(tmp_path, decoder: Decoder) -> None:
 
 @pytest.mark.parametrize("size", [(600, 3), (3, 600)])
 def test_a_strip_that_padding_would_blow_up(size: tuple[int, int], decoder: Decoder) -> None:
-    limits = MediaLimits("header", 1 << 20, 10_000, max_aspect=199.0)
+    limits = replace(HEADER, max_aspect=199.0)
     with pytest.raises(BadRow, match=r"longer than ingest\.max_aspect 199 to 1") as caught:
         check_image(image(1, "PNG", size), limits, decoder)
     assert caught.value.reason == "media_too_large"
-    assert check_image(image(1, "PNG", size), MediaLimits("header", 1 << 20, 10_000, max_aspect=200.0), decoder)[0] == "png"
+    assert check_image(image(1, "PNG", size), replace(HEADER, max_aspect=200.0), decoder)[0] == "png"
 
 
 @pytest.mark.parametrize(("number", "expected"), [(signal.SIGSEGV, "corrupt_media"), (signal.SIGALRM, "decode_timeout")])
-def test_a_decoder_that_dies_costs_one_image(number: signal.Signals, expected: str) -> None:
+def test_a_decoder_that_dies_costs_a_single_image(number: signal.Signals, expected: str) -> None:
     decoder = Decoder()
     assert check_image(image(1), FULL, decoder)[0] == "jpeg"
     assert decoder.child is not None
@@ -143,10 +145,10 @@ def test_a_decoder_that_dies_costs_one_image(number: signal.Signals, expected: s
 
 
 def test_an_end_marker_before_the_last_scan_is_no_end(decoder: Decoder) -> None:
-    """A picture inside a header has an end of its own: a file that is cut behind it is not whole."""
-    whole = image(1, "JPEG", (96, 96))
+    """A thumbnail inside a header has its own end marker: a file that is cut after it is incomplete."""
+    complete = image(1, "JPEG", (96, 96))
     thumbnail = b"\xff\xe1" + (len(image(2)) + 2).to_bytes(2, "big") + image(2)
-    data = whole[:2] + thumbnail + whole[2:]
+    data = complete[:2] + thumbnail + complete[2:]
     assert check_image(data, HEADER, decoder)[0] == "jpeg"
     with pytest.raises(BadRow) as caught:
         check_image(data[: len(data) - 300], HEADER, decoder)

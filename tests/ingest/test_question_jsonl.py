@@ -1,4 +1,4 @@
-"""LLaVA's evaluation layout, each set in its own files: answers are joined by what names a question, never by order."""
+"""LLaVA's evaluation layout with each set's own files: answers are joined by a key, never by order."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from voco.ingest.formats.question_jsonl import read
 from voco.ingest.source_row import Reject, SourceRow
 from voco.job import spec
 from voco.job.config import Ingest
+from voco.job.load import build_job
 from voco.run import manifest
 
 TEST = Ingest(format="question_jsonl", dataset="set", split="test", max_text_bytes=3000)
@@ -32,7 +33,7 @@ def lines(path: Path, rows: list[Any]) -> str:
     return str(path)
 
 
-def whole(path: Path, value: Any) -> str:
+def write_json(path: Path, value: Any) -> str:
     path.write_text(json.dumps(value))
     return str(path)
 
@@ -43,19 +44,19 @@ def talks(items: list[SourceRow | Reject]) -> list[dict[str, Any]]:
 
 
 def test_gqa_by_id_out_of_order(tmp_path) -> None:
-    asked = [question("201", "n1.jpg", "Is the cup blue?"), question("202", "n1.jpg", "What is it on?")]
+    questions = [question("201", "n1.jpg", "Is the cup blue?"), question("202", "n1.jpg", "What is it on?")]
     keyed = {
         "202": {"question": "What is it on?", "answer": "table", "imageId": "n1", "types": {"structural": "query"}},
         "999": {"question": "Who?", "answer": "man", "imageId": "n2"},
         "201": {"question": "Is the cup blue?", "answer": "no", "imageId": "n1", "types": {"structural": "verify"}},
     }
-    found = list(read(lines(tmp_path / "q.jsonl", asked), TEST, whole(tmp_path / "gqa.json", keyed)))
-    assert talks(found)[0] == {
+    rows = list(read(lines(tmp_path / "q.jsonl", questions), TEST, write_json(tmp_path / "gqa.json", keyed)))
+    assert talks(rows)[0] == {
         "source_id": "201", "turns": [{"role": "user", "text": f"Is the cup blue?\n{SHORT}"}], "placeholder": "before",
         "answers": ["no"], "choices": [], "category": "default", "extra": '{"types":{"structural":"verify"}}',
     }  # fmt: skip
-    assert [talk["answers"] for talk in talks(found)] == [["no"], ["table"]]
-    assert [item.paths for item in found if isinstance(item, SourceRow)] == [("n1.jpg",)] * 2
+    assert [talk["answers"] for talk in talks(rows)] == [["no"], ["table"]]
+    assert [item.paths for item in rows if isinstance(item, SourceRow)] == [("n1.jpg",)] * 2
     flat = lines(tmp_path / "a.jsonl", [{"question_id": "202", "answer": "table"}, {"question_id": 201, "answer": "no"}])
     assert [talk["answers"] for talk in talks(list(read(str(tmp_path / "q.jsonl"), TEST, flat)))] == [["no"], ["table"]]
 
@@ -72,11 +73,11 @@ VQA = {
 
 
 def test_vqav2_keeps_ten_answers(tmp_path) -> None:
-    asked = [
+    questions = [
         question(11, "COCO_val2014_000000000001.jpg", "How many?"),
         question(12, "COCO_val2014_000000000001.jpg", "What colour?"),
     ]
-    path, answers = lines(tmp_path / "q.jsonl", asked), whole(tmp_path / "v2.json", VQA)
+    path, answers = lines(tmp_path / "q.jsonl", questions), write_json(tmp_path / "v2.json", VQA)
     first, second = talks(list(read(path, TEST, answers)))
     assert (first["answers"], second["answers"]) == (["2"] * 10, ["red"] * 4 + ["pink"] * 6)
     assert json.loads(second["extra"]) == {"answer_type": "other", "question_type": "what"}
@@ -85,22 +86,22 @@ def test_vqav2_keeps_ten_answers(tmp_path) -> None:
 
 
 def test_vqav2s_own_questions_are_llavas_rows(tmp_path) -> None:
-    """Out of order, among bad ones: the same conversations and media as LLaVA's lines give."""
-    asked = [
+    """Out of order and among bad questions: the same conversations and media as from LLaVA's lines."""
+    questions = [
         {"image_id": 1, "question": "What colour?", "question_id": 12},
         {"image_id": 262148, "question": "How many?", "question_id": 11},
         {"image_id": "1", "question": "How many?", "question_id": 11}, {"image_id": 1, "question_id": 12}, [],
         {"image_id": 1, "question": "Who?", "question_id": 13}, {"image_id": 1, "question": "Who?"},
     ]  # fmt: skip
-    own = {"info": {"version": "2.0"}, "task_type": "Open-Ended", "questions": asked, "data_subtype": "val2014"}
-    answers = whole(tmp_path / "v2.json", VQA)
-    found = list(read(whole(tmp_path / "own.json", own), TEST, answers))
+    own = {"info": {"version": "2.0"}, "task_type": "Open-Ended", "questions": questions, "data_subtype": "val2014"}
+    answers = write_json(tmp_path / "v2.json", VQA)
+    rows = list(read(write_json(tmp_path / "own.json", own), TEST, answers))
     llava = [
         question(12, "COCO_val2014_000000000001.jpg", "What colour?"), question(11, "COCO_val2014_000000262148.jpg", "How many?"),
     ]  # fmt: skip
     equal = list(read(lines(tmp_path / "q.jsonl", llava), TEST, answers))
-    assert [(item.paths, item.conversation) for item in found[:2]] == [(item.paths, item.conversation) for item in equal]
-    bad = [item for item in found[2:] if isinstance(item, Reject)]
+    assert [(item.paths, item.conversation) for item in rows[:2]] == [(item.paths, item.conversation) for item in equal]
+    bad = [item for item in rows[2:] if isinstance(item, Reject)]
     assert [(item.reason, item.source) for item in bad] == [("bad_record", f"own.json:{index}") for index in range(2, 7)]
 
 
@@ -111,16 +112,16 @@ def test_gqas_own_questions_have_their_answers(tmp_path) -> None:
         "201": {"question": "Is the cup blue?", "answer": "no", "imageId": "n1", "types": {"structural": "verify"}},
         "203": {"question": "Who?", "answer": "man"}, "204": 5, "205": {"question": "Why?", "imageId": "n2"},
     }  # fmt: skip
-    path = whole(tmp_path / "testdev_balanced_questions.json", own)
+    path = write_json(tmp_path / "testdev_balanced_questions.json", own)
     llava = lines(
         tmp_path / "q.jsonl", [question("202", "n1.jpg", "What is it on?"), question("201", "n1.jpg", "Is the cup blue?")]
     )
     for answers in (None, path):
-        found = list(read(path, TEST, answers))
+        rows = list(read(path, TEST, answers))
         equal = list(read(llava, TEST, path))
-        assert [(item.paths, item.conversation) for item in found[:2]] == [(item.paths, item.conversation) for item in equal]
-        assert [item.reason for item in found[2:] if isinstance(item, Reject)] == ["bad_record"] * 3
-    assert [talk["answers"] for talk in talks(found[:2])] == [["table"], ["no"]]
+        assert [(item.paths, item.conversation) for item in rows[:2]] == [(item.paths, item.conversation) for item in equal]
+        assert [item.reason for item in rows[2:] if isinstance(item, Reject)] == ["bad_record"] * 3
+    assert [talk["answers"] for talk in talks(rows[:2])] == [["table"], ["no"]]
 
 
 @pytest.mark.parametrize(
@@ -133,7 +134,7 @@ def test_own_questions_that_are_not_whole_are_refused(tmp_path, text: str) -> No
 
 
 def test_textvqa_by_image_and_question(tmp_path) -> None:
-    asked = [
+    questions = [
         {"question_id": "ab12", "image": "ab12.jpg", "text": f"What is the Brand?\nReference OCR token: ACME, 12\n{SHORT}"},
         {"question_id": "ab12", "image": "ab12.jpg", "text": f"what number is shown?\nReference OCR token: ACME, 12\n{SHORT}"},
         {"question_id": "cd34", "image": "cd34.jpg", "text": f"what is the brand?\n{SHORT}"},
@@ -144,33 +145,33 @@ def test_textvqa_by_image_and_question(tmp_path) -> None:
         {"question_id": 2, "image_id": "ab12", "question": "what number is shown?", "answers": ["12"] * 9 + [""]},
         {"question_id": 1, "image_id": "ab12", "question": "what is the brand?", "answers": ["acme"] * 10},
     ]
-    found = list(
-        read(lines(tmp_path / "q.jsonl", asked), TEST, whole(tmp_path / "t.json", {"dataset_type": "val", "data": data}))
+    rows = list(
+        read(lines(tmp_path / "q.jsonl", questions), TEST, write_json(tmp_path / "t.json", {"dataset_type": "val", "data": data}))
     )
-    assert [talk["answers"] for talk in talks(found[:3])] == [["acme"] * 10, ["12"] * 9 + [""], ["globex"] * 10]
-    assert [json.loads(talk["extra"])["question_id"] for talk in talks(found[:3])] == [1, 2, 3]
-    assert isinstance(found[3], Reject)
-    assert (found[3].reason, found[3].source) == ("bad_record", "q.jsonl:3")
-    assert "t.json has no (image_id, question) 'ef56, what is the brand?'" in found[3].detail
+    assert [talk["answers"] for talk in talks(rows[:3])] == [["acme"] * 10, ["12"] * 9 + [""], ["globex"] * 10]
+    assert [json.loads(talk["extra"])["question_id"] for talk in talks(rows[:3])] == [1, 2, 3]
+    assert isinstance(rows[3], Reject)
+    assert (rows[3].reason, rows[3].source) == ("bad_record", "q.jsonl:3")
+    assert "t.json has no (image_id, question) 'ef56, what is the brand?'" in rows[3].detail
 
 
 def test_pope_whose_ids_start_again_in_each_category(tmp_path) -> None:
     image = "COCO_val2014_000000000009.jpg"
-    asked = [
+    questions = [
         question(0, image, "Is there a dog in the image?", "adversarial"),
         question(1, image, "Is there a car in the image?", "adversarial"),
         question(2, image, "Is there a dog in the image?", "popular"),
         question(3, image, "Is there a bus in the image?", "random"),
     ]
-    labels = [  # the three files one after the other: id 1 is three questions, and id 2 is not what LLaVA calls 2
+    labels = [  # the three files concatenated: id 1 is three questions, and id 2 is not LLaVA's 2
         {"question_id": 1, "image": image, "text": "Is there a dog in the image?", "label": "yes"},
         {"question_id": 2, "image": image, "text": "Is there a car in the image?", "label": "no"},
         {"question_id": 1, "image": image, "text": "Is there a dog in the image?", "label": "yes"},
         {"question_id": 1, "image": image, "text": "Is there a bus in the image?", "label": "no"},
     ]
-    found = list(read(lines(tmp_path / "q.jsonl", asked), TEST, lines(tmp_path / "labels.json", labels)))
-    told = [(talk["source_id"], talk["answers"], talk["category"]) for talk in talks(found)]
-    assert told == [
+    rows = list(read(lines(tmp_path / "q.jsonl", questions), TEST, lines(tmp_path / "labels.json", labels)))
+    talks_read = [(talk["source_id"], talk["answers"], talk["category"]) for talk in talks(rows)]
+    assert talks_read == [
         ("0", ["yes"], "adversarial"), ("1", ["no"], "adversarial"), ("2", ["yes"], "popular"), ("3", ["no"], "random"),
     ]  # fmt: skip
 
@@ -181,19 +182,19 @@ def test_popes_own_file_needs_no_other(tmp_path) -> None:
     assert (talk["answers"], talk["category"], talk["extra"]) == (["yes"], "popular", "{}")
 
 
-def test_mme_two_questions_of_one_id(tmp_path) -> None:
+def test_mme_two_questions_of_the_same_id(tmp_path) -> None:
     cats, code = "Are there two cats? Please answer yes or no.", "Is the output 0? Please answer yes or no."
-    asked = [question("count/0007.jpg", "count/0007.jpg", text, "count") for text in (cats, cats.replace("two", "three"))]
-    asked.append(question(".", "count/0007.jpg", cats))  # no subtask and no file, which must not stop the others
-    asked.append(question("code_reasoning/0007.png", "code_reasoning/0007.png", code, "code_reasoning"))
+    questions = [question("count/0007.jpg", "count/0007.jpg", text, "count") for text in (cats, cats.replace("two", "three"))]
+    questions.append(question(".", "count/0007.jpg", cats))  # no subtask and no file, which must not stop the others
+    questions.append(question("code_reasoning/0007.png", "code_reasoning/0007.png", code, "code_reasoning"))
     with zipfile.ZipFile(tmp_path / "mme.zip", "w") as archive:
         archive.writestr("MME/count/questions_answers_YN/0007.txt", f"{cats.replace('two', 'three')}\tNo\n{cats}\tYes\n")
         archive.writestr("MME/code_reasoning/0007.txt", f"{code}\tYes\r\n")
         archive.writestr("MME/count/images/0007.jpg", source.image(1))
-    found = list(read(lines(tmp_path / "llava_mme.jsonl", asked), TEST, str(tmp_path / "mme.zip")))
-    assert isinstance(found.pop(2), Reject)
-    assert [talk["answers"] for talk in talks(found)] == [["Yes"], ["No"], ["Yes"]]
-    assert [talk["source_id"] for talk in talks(found)] == ["count/0007.jpg"] * 2 + ["code_reasoning/0007.png"]
+    rows = list(read(lines(tmp_path / "llava_mme.jsonl", questions), TEST, str(tmp_path / "mme.zip")))
+    assert isinstance(rows.pop(2), Reject)
+    assert [talk["answers"] for talk in talks(rows)] == [["Yes"], ["No"], ["Yes"]]
+    assert [talk["source_id"] for talk in talks(rows)] == ["count/0007.jpg"] * 2 + ["code_reasoning/0007.png"]
 
 
 @pytest.mark.parametrize(
@@ -219,7 +220,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "an id without an answer": (question("404", "a.jpg", "What?"), "no answer: a.jsonl has no question_id '404'"),
     "an id answered twice": (question("203", "a.jpg", "What?"), "different answers for question_id '203'"),
     "an answer of blanks": (question("204", "a.jpg", "What?"), "no answer: a.jsonl has no question_id '204'"),
-    "a second question of one id": (question("201", "a.jpg", "Why?"), "question_id '201' is of an earlier, other question too"),
+    "an id of two questions": (question("201", "a.jpg", "Why?"), "question_id '201' belongs to an earlier, other question too"),
     "an unsafe path": (question("205", "../a.jpg", "What?"), "not a path below"),
     "no question": ({"question_id": "205", "image": "a.jpg", "text": " "}, "the question has no text"),
     "a long text": (question("206", "a.jpg", "x" * 3000), "bytes of text"),
@@ -227,15 +228,15 @@ BAD: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_rows_are_told(tmp_path, name: str) -> None:
+def test_bad_rows_are_rejected(tmp_path, name: str) -> None:
     raw, detail = BAD[name]
     answers = [
         {"question_id": "201", "answer": "no"}, {"question_id": "201", "answer": "no"}, {"question_id": "203", "answer": "a"},
         {"question_id": "203", "answer": "b"}, {"question_id": "204", "answer": " "}, {"question_id": "205", "answer": "c"},
         "{", [], {"question_id": "206", "answer": "d"},
     ]  # fmt: skip
-    asked = [question("201", "a.jpg", "What?"), raw, question("201", "a.jpg", "What?")]
-    first, bad, again = read(lines(tmp_path / "q.jsonl", asked), TEST, lines(tmp_path / "a.jsonl", answers))
+    questions = [question("201", "a.jpg", "What?"), raw, question("201", "a.jpg", "What?")]
+    first, bad, again = read(lines(tmp_path / "q.jsonl", questions), TEST, lines(tmp_path / "a.jsonl", answers))
     assert isinstance(bad, Reject)
     assert detail in bad.detail
     assert isinstance(first, SourceRow)
@@ -260,25 +261,25 @@ def job(folder: Path, **block: Any) -> spec.Job:
         "inputs": {"annotations": f"{folder}/q.jsonl", "answers": f"{folder}/a.jsonl", "media": f"{folder}/images"},
         "ingest": {"format": "question_jsonl", "dataset": "set", "split": "test", "max_reject_share": 1.0, **block},
     }  # fmt: skip
-    return spec.build_job("test.yaml", raw)
+    return build_job("test.yaml", raw)
 
 
 def test_a_whole_job_and_its_second_source(tmp_path) -> None:
     source.write(tmp_path, [], {"a.jpg": source.image(1), "b.png": source.image(2, "PNG")})
-    asked = [
+    questions = [
         question(1, "a.jpg", "What?", "popular"), question(2, "b.png", "Where?"), question(3, "a.jpg", "What?", "random"),
         question(4, "gone.jpg", "What?"), question(5, "a.jpg", "Why?"), question(1, "a.jpg", "What?", "popular"),
     ]  # fmt: skip
-    lines(tmp_path / "q.jsonl", asked)
+    lines(tmp_path / "q.jsonl", questions)
     lines(tmp_path / "a.jsonl", [{"question_id": n, "answer": f"answer {n % 2}"} for n in (4, 3, 2, 1)])
-    made = pipelines.run(job(tmp_path, max_missing_share=1.0))
-    assert made.counts["read"] == 6
-    assert made.counts["rejected"] == {"bad_record": 1, "duplicate": 1, "missing_media": 1}
-    assert [Path(entry["uri"]).name for entry in made.source] == ["q.jsonl", "a.jsonl"]
-    held = {row["media"][0]["path"]: row for row in source.table(tmp_path / "out", "samples")}
-    assert [talk["answers"] for talk in held["a.jpg"]["conversations"]] == [["answer 1"], ["answer 1"]]  # not duplicates
-    assert [talk["category"] for talk in held["a.jpg"]["conversations"]] == ["popular", "random"]
-    assert held["b.png"]["media"][0]["bytes"] == source.image(2, "PNG")
+    done = pipelines.run(job(tmp_path, max_missing_share=1.0))
+    assert done.counts["read"] == 6
+    assert done.counts["rejected"] == {"bad_record": 1, "duplicate": 1, "missing_media": 1}
+    assert [Path(entry["uri"]).name for entry in done.source] == ["q.jsonl", "a.jsonl"]
+    samples = {row["media"][0]["path"]: row for row in source.table(tmp_path / "out", "samples")}
+    assert [talk["answers"] for talk in samples["a.jpg"]["conversations"]] == [["answer 1"], ["answer 1"]]  # not duplicates
+    assert [talk["category"] for talk in samples["a.jpg"]["conversations"]] == ["popular", "random"]
+    assert samples["b.png"]["media"][0]["bytes"] == source.image(2, "PNG")
     before = manifest.job_run_id(job(tmp_path))
     lines(tmp_path / "a.jsonl", [{"question_id": 1, "answer": "another"}])
     assert manifest.job_run_id(job(tmp_path)) != before

@@ -1,4 +1,4 @@
-"""Units through an actor pool of Ray Data: the bytes of the in-process path, also when a worker process dies."""
+"""Units in an actor pool of Ray Data: the same bytes as in this process, even when a worker process dies."""
 
 import json
 import os
@@ -30,8 +30,8 @@ def source(tmp_path) -> Path:
 
 
 def test_actor_pool_writes_the_same_bytes(ray_local, source, capsys) -> None:
-    asked = job(source, source / "out", workers=2, unit_rows=10, in_process_rows=0, **LAX)
-    done = pipelines.run(asked)
+    ingest_job = job(source, source / "out", workers=2, unit_rows=10, in_process_rows=0, **LAX)
+    done = pipelines.run(ingest_job)
     assert part_hashes(source / "out") == part_hashes(source / "here")
     assert done.counts["read"] == 403
     shown = capsys.readouterr().out
@@ -55,7 +55,10 @@ def test_a_killed_worker_process_costs_nothing(ray_local, source) -> None:
 
     (output / "work").mkdir(parents=True)
     (output / "work" / "list.parquet").write_bytes((source / "here" / "work" / "list.parquet").read_bytes())
-    arguments = {"output": str(output), "media": str(source / "images"), "limits": MediaLimits("header", 1 << 28, 10**8)}
+    limits = MediaLimits("header", 1 << 28, 10**8, 200.0, 1 << 28)
+    arguments = {
+        "output": str(output), "media": str(source / "images"), "limits": limits, "shard_bytes": 256 << 20, "located": None,
+    }  # fmt: skip
     records = units.run_units(str(output), 10, Dying, arguments, Resources(workers=2), False, "test")
     assert int(marker.read_text()) != os.getpid()
     assert [record["unit"] for record in records] == list(range(10))
@@ -64,7 +67,7 @@ def test_a_killed_worker_process_costs_nothing(ray_local, source) -> None:
 
 
 def test_videos_and_archives_in_the_actor_pool(ray_local, tmp_path) -> None:
-    """Each worker's decoder process and each worker's view of the archive: the bytes of the in-process path."""
+    """Each worker has its own decoder process and archive index: the same bytes as in this process."""
     (tmp_path / "images").mkdir()
     listed = [{"q": "What moves?", "a": f"Bar {index}", "video_id": f"v_{index}"} for index in range(6)]
     (tmp_path / "mix.json").write_text(json.dumps(listed))
@@ -72,9 +75,9 @@ def test_videos_and_archives_in_the_actor_pool(ray_local, tmp_path) -> None:
         for index in range(5):
             packed.writestr(f"v_{index}.mp4", clip(seed=index) if index else b"no video")
     for output, where in (("here", {}), ("out", {"workers": 2, "in_process_rows": 0})):
-        asked = job(tmp_path, tmp_path / output, format="video_chatgpt", unit_rows=2, **where, **LAX)
-        inputs = asked.inputs.model_copy(update={"media": str(tmp_path / "images.zip")})
-        done = pipelines.run(asked.model_copy(update={"inputs": inputs}))
+        ingest_job = job(tmp_path, tmp_path / output, format="video_chatgpt", unit_rows=2, **where, **LAX)
+        inputs = ingest_job.inputs.model_copy(update={"media": str(tmp_path / "images.zip")})
+        done = pipelines.run(ingest_job.model_copy(update={"inputs": inputs}))
         assert done.counts["rejected"] == {"missing_media": 1, "unsupported_format": 1}
     assert len(part_hashes(tmp_path / "out")) > 3
     assert part_hashes(tmp_path / "out") == part_hashes(tmp_path / "here")

@@ -1,4 +1,4 @@
-"""The whole stage in this process: accounting, tables, limits, and what a kill leaves behind."""
+"""The complete stage in this process: accounting, tables, limits, and resuming after a kill."""
 
 import hashlib
 import json
@@ -17,8 +17,9 @@ from ingest.source import good, image, job, part_hashes, row, table, write
 import pipelines
 from voco.errors import JobFailed, Refused
 from voco.ingest import listing
-from voco.run import manifest
-from voco.store import parquet, schemas
+from voco.run import manifest, units
+from voco.store import schemas
+from voco.store.samples import medium_bytes
 
 LAX = {"max_missing_share": 1.0, "max_reject_share": 1.0}
 
@@ -106,7 +107,7 @@ def test_every_reason_is_counted(tmp_path) -> None:
     assert {reject["reason"] for reject in rejects} <= set(schemas.REASONS)
     samples = table(tmp_path / "out", "samples")
     assert sum(len(sample["conversations"]) for sample in samples) == 40
-    assert len({reject["source"] for reject in rejects}) == expected.total()  # each names its own row
+    assert len({reject["source"] for reject in rejects}) == expected.total()  # each is of another source row
     for reject in rejects:
         index = int(reject["source"].removeprefix("mix.json:"))
         assert index >= 40
@@ -124,7 +125,7 @@ def test_duplicates_can_be_kept(tmp_path) -> None:
     assert done.counts == {"read": 40, "written": 40, "samples": 6, "rejected": {}}
 
 
-def test_row_groups_hold_eight_mebibytes_or_one_row(tmp_path) -> None:
+def test_row_groups_have_at_most_eight_mebibytes_or_a_single_row(tmp_path) -> None:
     noise = [os.urandom(3 << 20) for _ in range(5)] + [os.urandom(9 << 20)]
     images = {f"{index}.jpg": image(index) + tail for index, tail in enumerate(noise)}  # bytes after the end are no fault
     write(tmp_path, [row(index, f"{index}.jpg", "<image>\nHi", "Ho") for index in range(6)], images)
@@ -134,11 +135,11 @@ def test_row_groups_hold_eight_mebibytes_or_one_row(tmp_path) -> None:
 
 
 def test_a_unit_with_much_in_it_writes_several_parts(tmp_path) -> None:
-    """About `shard_bytes` of media each, in the list's order by name; parts of an earlier, larger attempt go away."""
+    """About `shard_bytes` of media each, in the list's order by name. Parts of an earlier, larger attempt are deleted."""
     images = {f"{index}.jpg": image(index) + os.urandom(3 << 20) for index in range(8)}
     write(tmp_path, [row(index, f"{index}.jpg", "<image>\nHi", "Ho") for index in range(8)], images)
-    asked = job(tmp_path, tmp_path / "out", shard_bytes=13 << 20, unit_rows=6, max_missing_share=1.0)
-    done = pipelines.run(asked)
+    ingest_job = job(tmp_path, tmp_path / "out", shard_bytes=13 << 20, unit_rows=6, max_missing_share=1.0)
+    done = pipelines.run(ingest_job)
     names = ["part-00000.parquet", "part-00000_001.parquet", "part-00001.parquet"]
     assert [(entry["path"], entry["rows"]) for entry in done.tables["samples"]] == list(zip(names, (4, 2, 2), strict=True))
     assert [path.name for path in sorted((tmp_path / "out" / "samples").iterdir())] == names
@@ -147,7 +148,7 @@ def test_a_unit_with_much_in_it_writes_several_parts(tmp_path) -> None:
         (tmp_path / "images" / f"{index}.jpg").unlink()
     (tmp_path / "out" / "manifest.json").unlink()
     (tmp_path / "out" / "units" / "00000.json").unlink()
-    assert [entry["path"] for entry in pipelines.run(asked).tables["samples"]] == [names[0], names[2]]
+    assert [entry["path"] for entry in pipelines.run(ingest_job).tables["samples"]] == [names[0], names[2]]
     assert [path.name for path in sorted((tmp_path / "out" / "samples").iterdir())] == [names[0], names[2]]
 
 
@@ -162,7 +163,7 @@ def test_a_medium_that_is_too_large_for_a_table_lies_beside_it(tmp_path) -> None
     assert done.tables["blobs"] == [{"path": name, "rows": 1, "bytes": len(large), "sha256": name}]
     assert done.statistics["figures"]["media_bytes"]["max"] == len(large)
     part = str(tmp_path / "out" / "samples" / "part-00000.parquet")
-    assert [parquet.medium_bytes(medium, part) for medium in (first, second)] == [small, large]
+    assert [medium_bytes(medium, part) for medium in (first, second)] == [small, large]
 
 
 @pytest.mark.parametrize(
@@ -172,13 +173,13 @@ def test_a_job_that_loses_too_much_fails_and_goes_on_when_mended(tmp_path, limit
     listed, images = good(96, 8)
     lost = [row(index, path, f"<image>\n{index}?", "Yes") for index in range(4)]
     write(tmp_path, listed + lost, {**images, "text.jpg": b"no image"})
-    asked = job(tmp_path, tmp_path / "out", unit_rows=5)
+    ingest_job = job(tmp_path, tmp_path / "out", unit_rows=5)
     with pytest.raises(JobFailed, match=rf"ingest.{limit}: 4 of 100 rows \(4.00%\)"):
-        pipelines.run(asked)
+        pipelines.run(ingest_job)
     assert manifest.read_manifest(str(tmp_path / "out")) is None
     assert len(table(tmp_path / "out", "rejects")) == 4
     (tmp_path / "images" / path).write_bytes(image(200))
-    assert pipelines.run(asked).counts == {"read": 100, "written": 100, "samples": 18, "rejected": {}}
+    assert pipelines.run(ingest_job).counts == {"read": 100, "written": 100, "samples": 18, "rejected": {}}
     assert table(tmp_path / "out", "rejects") == []
     allowed = job(tmp_path, tmp_path / "other", **{limit: share * 4})
     (tmp_path / "images" / path).write_bytes(b"no image") if path == "text.jpg" else (tmp_path / "images" / path).unlink()
@@ -188,31 +189,31 @@ def test_a_job_that_loses_too_much_fails_and_goes_on_when_mended(tmp_path, limit
 def test_a_missing_media_input_rejects_image_rows_only(tmp_path) -> None:
     listed, images = good(20, 4)
     write(tmp_path, listed, images)
-    asked = job(tmp_path, tmp_path / "out", **LAX)
-    asked = asked.model_copy(update={"inputs": asked.inputs.model_copy(update={"media": None})})
-    assert pipelines.run(asked).counts["rejected"] == {"missing_media": 18}
+    ingest_job = job(tmp_path, tmp_path / "out", **LAX)
+    ingest_job = ingest_job.model_copy(update={"inputs": ingest_job.inputs.model_copy(update={"media": None})})
+    assert pipelines.run(ingest_job).counts["rejected"] == {"missing_media": 18}
 
 
 def test_an_empty_list_and_a_broken_file(tmp_path) -> None:
     write(tmp_path, [], {})
     assert pipelines.run(job(tmp_path, tmp_path / "out")).counts == {"read": 0, "written": 0, "samples": 0, "rejected": {}}
     (tmp_path / "mix.json").write_text("[{}")
-    with pytest.raises(Refused, match="not whole JSON"):
+    with pytest.raises(Refused, match="expected complete JSON"):
         pipelines.run(job(tmp_path, tmp_path / "other"))
     assert not (tmp_path / "other" / "work" / "list.parquet").exists()
 
 
 def test_grouping_by_many_buckets_keeps_every_row(tmp_path, monkeypatch) -> None:
-    """The same rows through one bucket and through many: the same samples, in another order, and the same every time."""
+    """One bucket and many give the same samples in another order; many give the same order every time."""
     listed, images = good(300, 40)
     write(tmp_path, listed, images)
     pipelines.run(job(tmp_path, tmp_path / "one"))
     monkeypatch.setattr(listing, "BUCKET_BYTES", 3000)
     for name in ("many", "again"):
         pipelines.run(job(tmp_path, tmp_path / name, unit_rows=7))
-    one, many = table(tmp_path / "one", "samples"), table(tmp_path / "many", "samples")
-    assert one != many
-    assert sorted(one, key=str) == sorted(many, key=str)
+    single, many = table(tmp_path / "one", "samples"), table(tmp_path / "many", "samples")
+    assert single != many
+    assert sorted(single, key=str) == sorted(many, key=str)
     assert part_hashes(tmp_path / "many") == part_hashes(tmp_path / "again")
 
 
@@ -223,37 +224,37 @@ def mixed(folder: Path) -> None:
     write(folder, listed, {**images, "text.jpg": b"no image"})
 
 
-def test_a_lost_unit_is_made_again_with_the_same_bytes(tmp_path) -> None:
+def test_a_lost_unit_is_written_again_with_the_same_bytes(tmp_path) -> None:
     mixed(tmp_path)
-    asked = job(tmp_path, tmp_path / "out", unit_rows=10, **LAX)
-    pipelines.run(asked)
+    ingest_job = job(tmp_path, tmp_path / "out", unit_rows=10, **LAX)
+    pipelines.run(ingest_job)
     before = part_hashes(tmp_path / "out")
     assert len(before) > 10
     (tmp_path / "out" / "manifest.json").unlink()
     for unit in (0, 4):
         (tmp_path / "out" / "units" / f"{unit:05d}.json").unlink()
         (tmp_path / "out" / "samples" / f"part-{unit:05d}.parquet").write_bytes(b"half a part")
-    kept = (tmp_path / "out" / "samples" / "part-00002.parquet").stat().st_mtime_ns
-    pipelines.run(asked)
+    modified = (tmp_path / "out" / "samples" / "part-00002.parquet").stat().st_mtime_ns
+    pipelines.run(ingest_job)
     assert part_hashes(tmp_path / "out") == before
-    assert (tmp_path / "out" / "samples" / "part-00002.parquet").stat().st_mtime_ns == kept  # a done unit is not touched
+    assert (tmp_path / "out" / "samples" / "part-00002.parquet").stat().st_mtime_ns == modified  # a done unit is not touched
 
 
 CHILD = """
 import json, sys, time
 import pipelines
-from voco.job.spec import build_job
+from voco.job.load import build_job
 from voco.ingest import listing, write_samples
-place = sys.argv[2]
+stage = sys.argv[2]
 def slow(kind, name):
     original = getattr(kind, name)
     def late(*arguments):
         time.sleep(0.15)
         return original(*arguments)
     setattr(kind, name, late)
-if place == "units":
+if stage == "units":
     slow(write_samples.WriteSamples, "_write")
-if place == "listing":
+if stage == "listing":
     parse = listing.sample_id
     def late(*arguments):
         open(sys.argv[3], "w").close()
@@ -264,39 +265,39 @@ pipelines.run(build_job("test.yaml", json.loads(sys.argv[1])))
 """
 
 
-@pytest.mark.parametrize("place", ["listing", "units"])
-def test_killed_and_sent_again_is_byte_equal(tmp_path, place: str) -> None:
+@pytest.mark.parametrize("stage", ["listing", "units"])
+def test_killed_and_run_again_is_byte_equal(tmp_path, stage: str) -> None:
     """SIGKILL of the driver process while it lists, or between units; the next run ends with the unbroken run's bytes."""
     mixed(tmp_path)
     pipelines.run(job(tmp_path, tmp_path / "whole", unit_rows=10, **LAX))
-    asked = job(tmp_path, tmp_path / "out", unit_rows=10, **LAX)
+    ingest_job = job(tmp_path, tmp_path / "out", unit_rows=10, **LAX)
     listing, unit_folder = tmp_path / "begun", tmp_path / "out" / "units"
-    command = [sys.executable, "-c", CHILD, json.dumps(asked.model_dump(exclude_none=True)), place, str(listing)]
+    command = [sys.executable, "-c", CHILD, json.dumps(ingest_job.model_dump(exclude_none=True)), stage, str(listing)]
     child = subprocess.Popen(command)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and child.poll() is None:
-        if listing.exists() if place == "listing" else len(list(unit_folder.glob("*.json"))) >= 3:
+        if listing.exists() if stage == "listing" else len(list(unit_folder.glob("*.json"))) >= 3:
             break
         time.sleep(0.02)
     child.send_signal(signal.SIGKILL)
     assert child.wait(10) == -signal.SIGKILL
     assert not (tmp_path / "out" / "manifest.json").exists()
     done = len(list(unit_folder.glob("*.json")))
-    assert (done == 0) if place == "listing" else 3 <= done < 10
-    assert Path(units.work_list_uri(str(tmp_path / "out"))).exists() == (place == "units")
-    pipelines.run(asked)
+    assert (done == 0) if stage == "listing" else 3 <= done < 10
+    assert Path(units.work_list_uri(str(tmp_path / "out"))).exists() == (stage == "units")
+    pipelines.run(ingest_job)
     assert part_hashes(tmp_path / "out") == part_hashes(tmp_path / "whole")
     assert {path.name for path in (tmp_path / "out" / "work").iterdir()} == {"list.parquet", "listing.json"}
-    assert pipelines.run(asked) == manifest.read_manifest(str(tmp_path / "out"))  # done already
+    assert pipelines.run(ingest_job) == manifest.read_manifest(str(tmp_path / "out"))  # done already
 
 
 def test_a_source_that_changes_while_it_is_read(tmp_path, monkeypatch) -> None:
     mixed(tmp_path)
-    whole = listing.sample_id
+    original = listing.sample_id
 
     def changing(*arguments):
         (tmp_path / "mix.json").write_text("[]")
-        return whole(*arguments)
+        return original(*arguments)
 
     monkeypatch.setattr(listing, "sample_id", changing)
     with pytest.raises(JobFailed, match="ingest-test: its source changed while it was read"):
@@ -306,6 +307,6 @@ def test_a_source_that_changes_while_it_is_read(tmp_path, monkeypatch) -> None:
 
 def test_the_driver_leaves_ray_alone(tmp_path) -> None:
     mixed(tmp_path)
-    asked = json.dumps(job(tmp_path, tmp_path / "out", unit_rows=50, **LAX).model_dump(exclude_none=True))
+    raw_job = json.dumps(job(tmp_path, tmp_path / "out", unit_rows=50, **LAX).model_dump(exclude_none=True))
     code = CHILD + "\nassert 'ray' not in sys.modules and 'torch' not in sys.modules, 'imported'"
-    subprocess.run([sys.executable, "-c", code, asked, "nowhere"], check=True, capture_output=True)
+    subprocess.run([sys.executable, "-c", code, raw_job, "nowhere"], check=True, capture_output=True)

@@ -54,8 +54,8 @@ def test_a_failed_job_has_no_manifest(s3_server) -> None:
     assert storage.list_names("s3://poorout/x/rejects") == ["part-00000.parquet"]
 
 
-def test_an_archive_is_read_in_place(s3_server, tmp_path) -> None:
-    """Members larger and smaller than what is read ahead, in both methods, absent and damaged ones: as from the disk."""
+def test_an_archive_is_read_without_unpacking(s3_server, tmp_path) -> None:
+    """Members larger and smaller than what is read ahead, in both methods, absent and damaged ones: the same as from disk."""
     listed, images = good(20, 5)
     images["large.png"] = image(9, "PNG", (700, 500)) + bytes(200_000)
     listed += [
@@ -73,10 +73,10 @@ def test_an_archive_is_read_in_place(s3_server, tmp_path) -> None:
     (folder / "images.zip").write_bytes(raw)
     (s3_server / "zipout").mkdir()
     done = {}
-    for place, output in (("s3://zipped", "s3://zipout/mix"), (str(folder), str(tmp_path / "out"))):
-        asked = job(place, output, unit_rows=4, max_missing_share=0.2, max_reject_share=0.2)
-        inputs = asked.inputs.model_copy(update={"media": f"{place}/images.zip"})
-        done[place] = pipelines.run(asked.model_copy(update={"inputs": inputs}))
+    for root, output in (("s3://zipped", "s3://zipout/mix"), (str(folder), str(tmp_path / "out"))):
+        ingest_job = job(root, output, unit_rows=4, max_missing_share=0.2, max_reject_share=0.2)
+        inputs = ingest_job.inputs.model_copy(update={"media": f"{root}/images.zip"})
+        done[root] = pipelines.run(ingest_job.model_copy(update={"inputs": inputs}))
     assert part_hashes(s3_server / "zipout" / "mix") == part_hashes(tmp_path / "out")
     assert done["s3://zipped"].counts["rejected"] == {"corrupt_media": 1, "missing_media": 1}
     assert done["s3://zipped"].counts["written"] == 21
@@ -87,7 +87,7 @@ def test_an_archive_is_read_in_place(s3_server, tmp_path) -> None:
 
 
 def test_archives_in_a_media_folder(s3_server, tmp_path, monkeypatch) -> None:
-    """As from the disk; folders are listed once, and a medium costs one request in an archive and two as an object."""
+    """The same as from disk. Folders are listed once; a medium costs one request in an archive and two as an object."""
     folder = s3_server / "layered"
     images = {f"gqa/images/{index}.jpg": image(index) for index in range(6)}
     loose = {f"coco/train2017/{index}.jpg": image(10 + index) for index in range(6)}
@@ -98,13 +98,13 @@ def test_archives_in_a_media_folder(s3_server, tmp_path, monkeypatch) -> None:
         for path, data in images.items():
             packed.writestr(path.removeprefix("gqa/"), data)
     (s3_server / "layeredout").mkdir()
-    asked: Counter[str] = Counter()
+    requests: Counter[str] = Counter()
     call = AioBaseClient._make_api_call
 
     async def counted(self: AioBaseClient, operation: str, named: dict[str, Any]) -> Any:
         key = str(named.get("Key", named.get("Prefix", "")))
         if named.get("Bucket") == "layered" and key.startswith("images/"):
-            asked[f"{operation} {key.removeprefix('images/')}"] += 1
+            requests[f"{operation} {key.removeprefix('images/')}"] += 1
         return await call(self, operation, named)
 
     monkeypatch.setattr(AioBaseClient, "_make_api_call", counted)
@@ -113,10 +113,10 @@ def test_archives_in_a_media_folder(s3_server, tmp_path, monkeypatch) -> None:
     assert done.counts == {"read": 13, "written": 12, "samples": 12, "rejected": {"missing_media": 1}}
     assert part_hashes(s3_server / "layeredout" / "mix") == part_hashes(tmp_path / "out")
     once = [f"{operation} {path}" for operation in ("HeadObject", "GetObject") for path in loose]
-    once += ["HeadObject gqa/images/0.jpg", "ListObjectsV2 gqa/images/0.jpg/"]  # absent, and no folder; then it is known
+    once += ["HeadObject gqa/images/0.jpg", "ListObjectsV2 gqa/images/0.jpg/"]  # neither is requested again
     once += ["ListObjectsV2 gqa/", "HeadObject gqa/images.zip"]
-    # before and after the work one look whether there is a folder of media; an archive's directory takes two requests
-    assert asked == {**dict.fromkeys(once, 1), "ListObjectsV2 ": 3, "GetObject gqa/images.zip": 2 + len(images)}
+    # one check of the media folder before the work and one after it; an archive's directory takes two requests
+    assert requests == {**dict.fromkeys(once, 1), "ListObjectsV2 ": 3, "GetObject gqa/images.zip": 2 + len(images)}
     with pytest.raises(BadRow, match=r"missing_media.*longer than a key in S3 may be"):
         MediaFolder("s3://layered/images").read("coco/" * 300 + "1.jpg", 100)
 
@@ -135,35 +135,34 @@ def test_videos_with_any_extension(s3_server) -> None:
 
 @pytest.mark.parametrize("where", ["disk", "s3"])
 def test_a_finished_job_is_left_alone_and_every_change_is_noticed(s3, tmp_path, where: str) -> None:
-    root = s3.served if where == "s3" else tmp_path
-    place = "s3:/" if where == "s3" else str(tmp_path)
+    folder = s3.served if where == "s3" else tmp_path
+    root = "s3:/" if where == "s3" else str(tmp_path)
     listed, images = good(20, 5)
-    write(root / "noticed", listed, {})
-    annotations, archive = root / "noticed" / "mix.json", root / "noticed" / "images.zip"
+    write(folder / "noticed", listed, {})
+    annotations, archive = folder / "noticed" / "mix.json", folder / "noticed" / "images.zip"
     with zipfile.ZipFile(archive, "w") as packed:
         for name, data in images.items():
             packed.writestr(name, data)
-    (root / "noticedout").mkdir()
+    (folder / "noticedout").mkdir()
 
     def run(**changed) -> manifest.Manifest:
-        asked = job(f"{place}/noticed", f"{place}/noticedout/mix", unit_rows=3, **changed)
-        return pipelines.run(
-            asked.model_copy(update={"inputs": asked.inputs.model_copy(update={"media": f"{place}/noticed/images.zip"})})
-        )
+        ingest_job = job(f"{root}/noticed", f"{root}/noticedout/mix", unit_rows=3, **changed)
+        inputs = ingest_job.inputs.model_copy(update={"media": f"{root}/noticed/images.zip"})
+        return pipelines.run(ingest_job.model_copy(update={"inputs": inputs}))
 
     def states() -> dict[str, tuple[int, int]]:
-        return {str(path): (path.stat().st_ino, path.stat().st_mtime_ns) for path in (root / "noticedout").rglob("*")}
+        return {str(path): (path.stat().st_ino, path.stat().st_mtime_ns) for path in (folder / "noticedout").rglob("*")}
 
     done, before = run(), states()
     assert run() == done
     for file in (annotations, archive):
-        whole = file.read_bytes()
-        file.write_bytes(whole.replace(b"Question 1", b"Question X") if file == annotations else whole[:-1] + b"x")
+        content = file.read_bytes()
+        file.write_bytes(content.replace(b"Question 1", b"Question X") if file == annotations else content[:-1] + b"x")
         with pytest.raises(
             Refused, match=rf"^output: .* holds run {done.run_id}, this job is ingest-test-.*; use another output"
         ):
             run()
-        file.write_bytes(whole)
+        file.write_bytes(content)
         assert run() == done
     with pytest.raises(Refused, match=f"holds run {done.run_id}, this job is"):
         run(split="test")
@@ -171,7 +170,7 @@ def test_a_finished_job_is_left_alone_and_every_change_is_noticed(s3, tmp_path, 
 
 
 def test_the_server_stops_in_the_middle_of_a_job_and_comes_back(s3, tmp_path, capsys, monkeypatch) -> None:
-    """Stopped at the record of unit 2, started again when the job says that it waits: the bytes of an unbroken run."""
+    """Stopped at the record of unit 2 and restarted when the job reports that it waits: the bytes of an unbroken run."""
     folder = s3.served / "outage"
     listed, images = good(60, 20)
     write(folder, listed, {})
@@ -179,24 +178,24 @@ def test_the_server_stops_in_the_middle_of_a_job_and_comes_back(s3, tmp_path, ca
         for name, data in images.items():
             packed.writestr(name, data)
     (s3.served / "outageout").mkdir()
-    monkeypatch.setattr("voco.store.s3._told", [float("-inf")])
-    told = []
+    monkeypatch.setattr("voco.store.s3._last_warning", [float("-inf")])
+    outputs = []
 
     def outage() -> None:
         _until((s3.served / "outageout" / "mix" / "units" / "00002.json").exists)
         s3.stop()
-        _until(lambda: "does not answer" in (told.append(capsys.readouterr().out) or told[-1]))
+        _until(lambda: "does not answer" in (outputs.append(capsys.readouterr().err) or outputs[-1]))
         s3.start()
 
     other = threading.Thread(target=outage)
     other.start()
     done = {}
-    for place, output in (("s3://outage", "s3://outageout/mix"), (str(folder), str(tmp_path / "out"))):
-        asked = job(place, output, unit_rows=2)
-        inputs = asked.inputs.model_copy(update={"media": f"{place}/images.zip"})
-        done[place] = pipelines.run(asked.model_copy(update={"inputs": inputs}))
+    for root, output in (("s3://outage", "s3://outageout/mix"), (str(folder), str(tmp_path / "out"))):
+        ingest_job = job(root, output, unit_rows=2)
+        inputs = ingest_job.inputs.model_copy(update={"media": f"{root}/images.zip"})
+        done[root] = pipelines.run(ingest_job.model_copy(update={"inputs": inputs}))
         other.join(30)
-    shown = "".join(told) + capsys.readouterr().out
+    shown = "".join(outputs) + capsys.readouterr().err
     assert shown.count("does not answer, waiting up to 180 s") == 1
     assert part_hashes(s3.served / "outageout" / "mix") == part_hashes(tmp_path / "out")
     assert done["s3://outage"].tables == done[str(folder)].tables
@@ -211,37 +210,37 @@ def _until(true) -> None:
 
 
 def test_answers_that_are_cut_and_answers_that_are_lost(s3, tmp_path, monkeypatch) -> None:
-    """Reads end in the middle; parts of an upload, and the word that it is complete, arrive but their answers do not."""
-    left = {}
+    """Reads end in the middle; the parts of an upload and its completion arrive, but their answers are lost."""
+    cuts = {}
 
     def cut(request: bytes, sent: int) -> bool:
         verb, address, _ = request.split(b"\r\n")[0].decode().split(" ")
-        whole = (verb == "GET" and sent < 1 << 16) or (verb == "POST" and "uploadId" not in address) or not left.get(verb)
-        left[verb] = left.get(verb, 0) - (not whole)
-        return not whole
+        complete = (verb == "GET" and sent < 1 << 16) or (verb == "POST" and "uploadId" not in address) or not cuts.get(verb)
+        cuts[verb] = cuts.get(verb, 0) - (not complete)
+        return not complete
 
     (s3.served / "cut").mkdir()
     relay = s3_process.Relay(s3.port, cut)
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{relay.port}")
     PatientS3.clear_instance_cache()
     data = Random(1).randbytes(33 << 20)
-    left.update(PUT=1, POST=1)
+    cuts.update(PUT=1, POST=1)
     with storage.open_write("s3://cut/folder/file") as handle:
         handle.write(data)
     storage.write_bytes("s3://cut/folder/small", data[:1000])
     assert (s3.served / "cut" / "folder" / "file").read_bytes() == data
-    left.update(GET=1)
+    cuts.update(GET=1)
     with storage.open_read("s3://cut/folder/file") as handle:
         assert handle.read() == data
-    left.update(GET=1)
+    cuts.update(GET=1)
     assert storage.read_bytes("s3://cut/folder/file") == data
-    left.update(GET=1)
+    cuts.update(GET=1)
     assert (storage.get_directory("s3://cut/folder", tmp_path / "got") / "file").read_bytes() == data
     table = pa.table({"bytes": pa.array([data[: 1 << 20]] * 2, pa.large_binary())})
     parquet.write_table("s3://cut/table.parquet", [table], table.schema)
-    left.update(GET=1)
+    cuts.update(GET=1)
     assert parquet.read_table("s3://cut/table.parquet").equals(table)
-    assert not any(left.values()), "each cut was made"
+    assert not any(cuts.values()), "some cuts did not happen"
     relay.close()
     PatientS3.clear_instance_cache()
 
@@ -283,7 +282,7 @@ def test_what_is_refused_fails_at_once_and_waiting_has_an_end(s3, monkeypatch) -
     PatientS3.clear_instance_cache()
 
 
-def test_a_folder_of_more_names_than_one_answer_holds(s3) -> None:
+def test_a_folder_with_more_names_than_fit_into_an_answer(s3) -> None:
     folder = s3.served / "many" / "units"
     folder.mkdir(parents=True)
     expected = [f"{unit:05d}.json" for unit in range(1100)]
@@ -291,4 +290,4 @@ def test_a_folder_of_more_names_than_one_answer_holds(s3) -> None:
         (folder / name).write_bytes(b"{}")
     assert storage.list_names("s3://many/units") == expected
     (folder / expected[0]).unlink()
-    assert storage.list_names("s3://many/units") == expected[1:]  # nothing is remembered
+    assert storage.list_names("s3://many/units") == expected[1:]  # listings are not cached

@@ -1,4 +1,4 @@
-"""ScienceQA: conversations and the problems that hold their answers, joined by id."""
+"""ScienceQA: conversations and the problems with their answers, joined by id."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from voco.errors import Refused
 from voco.ingest.answer_keys import LETTER
 from voco.ingest.formats.scienceqa import read
 from voco.ingest.source_row import Reject, SourceRow
-from voco.job import spec
 from voco.job.config import Ingest
+from voco.job.load import build_job
 
 TEST = Ingest(format="scienceqa", dataset="sqa", split="test")
 OPTIONS = "Context: N/A\nOptions: (A) iron (B) wood"
 
 
 def row(
-    identity: str, image: str | None = None, said: str = "The answer is A.", question: str = "Which is hard?"
+    identity: str, image: str | None = None, answer: str = "The answer is A.", question: str = "Which is hard?"
 ) -> dict[str, Any]:
-    return source.row(identity, image, f"{'' if image is None else '<image>' + chr(10)}{question}\n{OPTIONS}", said)
+    return source.row(identity, image, f"{'' if image is None else '<image>' + chr(10)}{question}\n{OPTIONS}", answer)
 
 
 def problem(answer: Any = 1, **keys: Any) -> dict[str, Any]:
-    given = {"question": "Which is hard?", "choices": ["iron", "wood"], "answer": answer, "hint": "", "image": None}
-    return {**given, "subject": "natural science", "topic": "physics", "grade": "grade2", "lecture": "x", **keys}
+    defaults = {"question": "Which is hard?", "choices": ["iron", "wood"], "answer": answer, "hint": "", "image": None}
+    return {**defaults, "subject": "natural science", "topic": "physics", "grade": "grade2", "lecture": "x", **keys}
 
 
 def write(path: Path, value: Any) -> str:
@@ -40,16 +40,16 @@ def write(path: Path, value: Any) -> str:
 def test_a_row_and_its_problem(tmp_path) -> None:
     problems = {"9": problem(0, subject="social science"), "5": problem(0), "4": problem(1)}
     rows = [row("4", "4/image.png"), row("9")]
-    found = list(read(write(tmp_path / "llava.json", rows), TEST, write(tmp_path / "problems.json", problems)))
-    image, text = (item for item in found if isinstance(item, SourceRow))
+    parsed = list(read(write(tmp_path / "llava.json", rows), TEST, write(tmp_path / "problems.json", problems)))
+    image, text = (item for item in parsed if isinstance(item, SourceRow))
     assert (image.modality, image.paths, text.modality, text.paths) == ("image", ("4/image.png",), "text", ())
     assert image.conversation == {
         "source_id": "4", "turns": [{"role": "user", "text": f"Which is hard?\n{OPTIONS}\n{LETTER}"}], "placeholder": "before",
         "answers": ["B"], "choices": ["iron", "wood"], "category": "natural science",
         "extra": '{"grade":"grade2","topic":"physics"}',
     }  # fmt: skip
-    told = (text.conversation["answers"], text.conversation["category"], text.conversation["placeholder"])
-    assert told == (["A"], "social science", "none")
+    summary = (text.conversation["answers"], text.conversation["category"], text.conversation["placeholder"])
+    assert summary == (["A"], "social science", "none")
 
 
 BAD: dict[str, tuple[Any, str, str]] = {
@@ -66,7 +66,7 @@ BAD: dict[str, tuple[Any, str, str]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_rows_are_told(tmp_path, name: str) -> None:
+def test_bad_rows_are_rejected(tmp_path, name: str) -> None:
     raw, reason, detail = BAD[name]
     problems = {"1": problem(), "2": problem(2), "3": problem("wood"), "5": problem(choices="iron")}
     (bad,) = read(write(tmp_path / "llava.json", [raw]), TEST, write(tmp_path / "problems.json", problems))
@@ -94,9 +94,9 @@ def test_a_whole_job(tmp_path) -> None:
         },
         "ingest": {"format": "scienceqa", "dataset": "sqa", "split": "test", "max_reject_share": 0.5, "max_missing_share": 0.5},
     }  # fmt: skip
-    made = pipelines.run(spec.build_job("test.yaml", raw))
-    assert (made.counts["read"], made.counts["written"]) == (4, 2)
-    assert made.counts["rejected"] == {"bad_record": 1, "missing_media": 1}
-    held = {row["modality"]: row for row in source.table(tmp_path / "out", "samples")}
-    assert (held["text"]["conversations"][0]["answers"], held["image"]["conversations"][0]["answers"]) == (["A"], ["B"])
-    assert held["image"]["media"][0]["bytes"] == source.image(4, "PNG")
+    done = pipelines.run(build_job("test.yaml", raw))
+    assert (done.counts["read"], done.counts["written"]) == (4, 2)
+    assert done.counts["rejected"] == {"bad_record": 1, "missing_media": 1}
+    samples = {row["modality"]: row for row in source.table(tmp_path / "out", "samples")}
+    assert (samples["text"]["conversations"][0]["answers"], samples["image"]["conversations"][0]["answers"]) == (["A"], ["B"])
+    assert samples["image"]["media"][0]["bytes"] == source.image(4, "PNG")

@@ -1,4 +1,4 @@
-"""Every source through the whole stage: rows add up, bytes are stored once, and what is made again is the same."""
+"""Every source through the complete stage: rows add up, bytes are stored once, a second run writes the same bytes."""
 
 import csv
 import hashlib
@@ -15,8 +15,8 @@ from ingest.source import image, part_hashes, row, table
 import pipelines
 from voco.errors import JobFailed
 from voco.ingest.accounting import Totals, check_limits, missing_share
-from voco.job import spec
 from voco.job.config import Ingest
+from voco.job.load import build_job
 from voco.job.spec import Job
 
 LAX = {"max_missing_share": 1.0, "max_reject_share": 1.0}
@@ -30,7 +30,7 @@ def job(folder: Path, kind: str, annotations: str, output: str = "out", **block:
         "output": str(folder / output),
         "ingest": {"format": kind, "dataset": kind, **block},
     }
-    return spec.build_job("test.yaml", raw)
+    return build_job("test.yaml", raw)
 
 
 def put(folder: Path, media: dict[str, bytes]) -> None:
@@ -41,7 +41,7 @@ def put(folder: Path, media: dict[str, bytes]) -> None:
 
 
 def adds_up(folder: Path, counts: dict[str, Any], expected: dict[str, int]) -> None:
-    """Read = written + rejected in the manifest, and both tables hold as many rows as it says."""
+    """Check read = written + rejected in the manifest, and the row counts of both tables."""
     assert counts["rejected"] == expected
     assert counts["read"] == counts["written"] + sum(expected.values())
     samples, rejects = table(folder / "out", "samples"), table(folder / "out", "rejects")
@@ -51,12 +51,12 @@ def adds_up(folder: Path, counts: dict[str, Any], expected: dict[str, int]) -> N
     assert len({reject["source"] for reject in rejects}) == len(rejects)
 
 
-def made_again_is_equal(folder: Path, asked: Job) -> None:
+def rerun_is_equal(folder: Path, ingest_job: Job) -> None:
     before = part_hashes(folder / "out")
     (folder / "out" / "manifest.json").unlink()
     (folder / "out" / "units" / "00000.json").unlink()
     (folder / "out" / "samples" / "part-00000.parquet").unlink()
-    pipelines.run(asked)
+    pipelines.run(ingest_job)
     assert part_hashes(folder / "out") == before
 
 
@@ -65,9 +65,9 @@ LLAVA = {
     "ocr_vqa/images/7.jpg": image(7, "PNG"), "textvqa/train_images/4.jpg": image(4), "vg/VG_100K/5.jpg": image(5),
     "vg/VG_100K_2/5.jpg": image(5),
 }  # fmt: skip
-FOUND = {"ocr_vqa/images/7.jpg": "ocr_vqa/images/7.png"}  # as the web had it; LLaVA's guide says to rename it
+FOUND = {"ocr_vqa/images/7.jpg": "ocr_vqa/images/7.png"}  # as downloaded; LLaVA's guide renames it
 
-# The archives as the sets publish them, by what their members' names begin with.
+# The published archives, with the prefix of the paths in them.
 ARCHIVES = {
     "coco/train2017.zip": "coco/", "gqa/images.zip": "gqa/", "ocr_vqa/images.zip": "ocr_vqa/images/",
     "textvqa/train_val_images.zip": "textvqa/", "vg/images.zip": "vg/", "vg/images2.zip": "vg/",
@@ -75,26 +75,26 @@ ARCHIVES = {
 
 
 def lay_out(folder: Path, layout: str) -> None:
-    """LLaVA's images in folders, in archives, or some in each, where a file comes before a member of its name."""
+    """LLaVA's images in folders, in archives, or in both, where a file takes precedence over a member of its name."""
     if layout == "folders, all renamed":
         return put(folder, LLAVA)
-    found = {FOUND.get(path, path): data for path, data in LLAVA.items()}
+    files = {FOUND.get(path, path): data for path, data in LLAVA.items()}
     if layout == "folders":
-        return put(folder, found)
-    for place, start in ARCHIVES.items():
-        second = place.endswith("2.zip")
-        target = folder / "media" / place
+        return put(folder, files)
+    for name, start in ARCHIVES.items():
+        second = name.endswith("2.zip")
+        target = folder / "media" / name
         target.parent.mkdir(parents=True, exist_ok=True)
         with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED if second else zipfile.ZIP_STORED) as packed:
-            for path, data in found.items():
+            for path, data in files.items():
                 if path.startswith(start) and ("VG_100K_2" in path) == second:
                     packed.writestr(path.removeprefix(start), image(99) if layout == "some in each" and "gqa" in path else data)
     if layout == "some in each":
-        put(folder, {path: data for path, data in found.items() if path.startswith(("gqa", "ocr_vqa/images/3"))})
+        put(folder, {path: data for path, data in files.items() if path.startswith(("gqa", "ocr_vqa/images/3"))})
 
 
 def test_llava_665k_lies_in_folders_or_archives(tmp_path) -> None:
-    """Its five folders, text-only rows, string and integer ids, OCR-VQA files of other kinds: the same from every layout."""
+    """Five folders, text-only rows, string and integer ids, OCR-VQA files of other formats: every layout gives the same bytes."""
     listed = [row(index, path, f"<image>\nWhat is {index}?", "A thing") for index, path in enumerate(LLAVA)]
     listed += [row("000000000001", path, "And its colour?\n<image>", "Red", "Sure?", "Yes") for path in LLAVA]
     listed += [{**row(f"sg_{index}", None, f"Write haiku {index}", "An old pond"), "model": ""} for index in range(5)]
@@ -104,8 +104,8 @@ def test_llava_665k_lies_in_folders_or_archives(tmp_path) -> None:
         folder = tmp_path / layout
         lay_out(folder, layout)
         (folder / "mix.json").write_text(json.dumps(listed))
-        asked = job(folder, "llava_json", "mix.json", unit_rows=4, **LAX)
-        done = pipelines.run(asked)
+        ingest_job = job(folder, "llava_json", "mix.json", unit_rows=4, **LAX)
+        done = pipelines.run(ingest_job)
         adds_up(folder, done.counts, {"duplicate": 2, "missing_media": 1})
         samples = table(folder / "out", "samples")
         kinds = {"format.gif": 1, "format.jpeg": 5, "format.png": 1, "modality.image": 7, "modality.text": 5}
@@ -116,12 +116,12 @@ def test_llava_665k_lies_in_folders_or_archives(tmp_path) -> None:
             '{"model":""}'
         }
         hashes.append({name: digest for name, digest in part_hashes(folder / "out").items() if name.startswith("samples")})
-        made_again_is_equal(folder, asked)
-    assert all(found == hashes[0] for found in hashes)
+        rerun_is_equal(folder, ingest_job)
+    assert all(digests == hashes[0] for digests in hashes)
 
 
 def test_llama_vids_mix_of_images_videos_and_text(tmp_path) -> None:
-    """One file with LLaVA's rows, WebVid's and Video-ChatGPT's: the video's bytes once, the missing ones counted."""
+    """One file with rows of LLaVA, WebVid and Video-ChatGPT: a video's bytes are stored once, missing videos are counted."""
     put(tmp_path, {"coco/train2017/1.jpg": image(1), "webvid/000001_000050/7.mp4": clip(), "v_a.mkv": clip("matroska", seed=1)})
     videos = [
         (7, "webvid/000001_000050/7.mp4", "Describe this video briefly.\n<image>", "A bar moves"),
@@ -129,7 +129,7 @@ def test_llama_vids_mix_of_images_videos_and_text(tmp_path) -> None:
         (8, "webvid/000001_000050/8.mp4", "What happens?\n<image>", "Nobody knows"),
     ]  # fmt: skip
     listed = [row(1, "coco/train2017/1.jpg", "<image>\nWhat?", "A thing"), row("sg", None, "Write", "Done")]
-    listed += [{**row(identity, None, asked, answer), "video": path} for identity, path, asked, answer in videos]
+    listed += [{**row(identity, None, prompt, answer), "video": path} for identity, path, prompt, answer in videos]
     (tmp_path / "mix.json").write_text(json.dumps(listed))
     done = pipelines.run(job(tmp_path, "llava_json", "mix.json", max_missing_share=0.2))
     adds_up(tmp_path, done.counts, {"missing_media": 1})
@@ -142,7 +142,7 @@ def test_llama_vids_mix_of_images_videos_and_text(tmp_path) -> None:
 
 
 def webvid(folder: Path) -> dict[str, int]:
-    """A CSV with videos of three containers' worth of trouble; returns its rejects by reason."""
+    """Write a CSV with good and bad videos and rows. Returns the expected rejects by reason."""
     bikes = shipped("bikes.mp4")
     put(
         folder,
@@ -174,8 +174,8 @@ def webvid(folder: Path) -> dict[str, int]:
 @pytest.mark.parametrize("check", ["header", "full"])
 def test_webvid(tmp_path, check: str) -> None:
     expected = webvid(tmp_path)
-    asked = job(tmp_path, "webvid_csv", "results.csv", unit_rows=3, validate=check, max_reject_share=1.0)
-    done = pipelines.run(asked)
+    ingest_job = job(tmp_path, "webvid_csv", "results.csv", unit_rows=3, validate=check, max_reject_share=1.0)
+    done = pipelines.run(ingest_job)
     assert done.counts["read"] == 18
     adds_up(tmp_path, done.counts, expected)
     samples = {sample["media"][0]["path"]: sample for sample in table(tmp_path / "out", "samples")}
@@ -198,7 +198,7 @@ def test_webvid(tmp_path, check: str) -> None:
     figures = done.statistics["figures"]
     assert (figures["num_frames"]["min"], figures["num_frames"]["max"], figures["fps"]["max"]) == (10, 250, 25)
     assert figures["duration_s"]["count"] == 8
-    made_again_is_equal(tmp_path, asked)
+    rerun_is_equal(tmp_path, ingest_job)
 
 
 def video_chatgpt(folder: Path) -> list[dict[str, Any]]:
@@ -215,8 +215,8 @@ def test_video_chatgpt(tmp_path, split: str) -> None:
     listed = video_chatgpt(tmp_path)
     listed += [{**listed[0], "category": "order"}, {"q": "", "a": "x", "video_id": "v_a"}, 5]
     (tmp_path / "vc.json").write_text(json.dumps(listed))
-    asked = job(tmp_path, "video_chatgpt", "vc.json", unit_rows=2, split=split, max_reject_share=1.0)
-    done = pipelines.run(asked)
+    ingest_job = job(tmp_path, "video_chatgpt", "vc.json", unit_rows=2, split=split, max_reject_share=1.0)
+    done = pipelines.run(ingest_job)
     expected = {"bad_record": 1, "corrupt_media": 3, "duplicate": 1, "empty_text": 1, "missing_media": 3, "unsupported_format": 3}
     adds_up(tmp_path, done.counts, expected)
     samples = {sample["media"][0]["path"]: sample for sample in table(tmp_path / "out", "samples")}
@@ -230,7 +230,7 @@ def test_video_chatgpt(tmp_path, split: str) -> None:
         answers = [f"Thing {number}"]
         assert (spoken[1:], talk["answers"]) == ((answers, []) if split == "train" else ([], answers))
         assert talk["placeholder"] == "before"  # rows 1, 7 and 13
-    made_again_is_equal(tmp_path, asked)
+    rerun_is_equal(tmp_path, ingest_job)
 
 
 @pytest.mark.parametrize("kind", ["webvid_csv", "video_chatgpt"])

@@ -36,16 +36,16 @@ def test_an_evaluation_row_ends_on_the_user(split: str) -> None:
 def test_the_placeholder_goes_by_the_row_number_of_the_file(tmp_path) -> None:
     path = tmp_path / "vc.json"
     path.write_text(json.dumps([row(), row(answer=""), row(), row()]))
-    found = list(read(str(path), TRAIN))
-    assert [item.conversation["placeholder"] if isinstance(item, SourceRow) else item.reason for item in found] == [
+    rows = list(read(str(path), TRAIN, None))
+    assert [item.conversation["placeholder"] if isinstance(item, SourceRow) else item.reason for item in rows] == [
         "after", "empty_text", "after", "before",
     ]  # fmt: skip
-    assert [item.source for item in found] == [f"vc.json:{index}" for index in range(4)]
-    assert isinstance(found[1], Reject)
+    assert [item.source for item in rows] == [f"vc.json:{index}" for index in range(4)]
+    assert isinstance(rows[1], Reject)
 
 
 @pytest.mark.parametrize(
-    ("answer", "left"),
+    ("answer", "expected"),
     [
         (f"He waves.\n{MARKER}", "He waves."),
         (f"He waves. {MARKER} \n", "He waves."),
@@ -56,8 +56,8 @@ def test_the_placeholder_goes_by_the_row_number_of_the_file(tmp_path) -> None:
         (MARKER, ""),
     ],
 )
-def test_stray_markers_go(answer: str, left: str) -> None:
-    assert clean_answer(answer) == left
+def test_stray_markers_go(answer: str, expected: str) -> None:
+    assert clean_answer(answer) == expected
 
 
 def test_an_id_with_an_extension_is_the_same_video() -> None:
@@ -97,4 +97,4 @@ def test_a_file_that_is_no_whole_list_is_refused(tmp_path, text: str) -> None:
     path = tmp_path / "vc.json"
     path.write_text(text, encoding="latin-1")
     with pytest.raises(Refused, match=r"inputs.annotations: .*vc.json: "):
-        list(read(str(path), TRAIN))
+        list(read(str(path), TRAIN, None))

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,17 +20,17 @@ from voco.ingest.media.image import MediaLimits
 from voco.ingest.media.video import check_container, read_video
 from voco.ingest.source_row import BadRow
 
-HEADER = MediaLimits("header", 1 << 21, 10**6)
-FULL = MediaLimits("full", 1 << 21, 10**6)
+HEADER = MediaLimits("header", 1 << 21, 10**6, 200.0, 1 << 21)
+FULL = replace(HEADER, check="full")
 KINDS = {"mp4": "mp4", "mov": "mov", "matroska": "mkv", "webm": "webm", "avi": "avi"}
 MP4_LAYOUTS = ({}, {"movflags": "faststart"}, {"movflags": "frag_keyframe+empty_moov"})
 
 
 @pytest.fixture(scope="module")
 def probe() -> Iterator[Decoder]:
-    made = Decoder()
-    yield made
-    made.close()
+    decoder = Decoder()
+    yield decoder
+    decoder.close()
 
 
 def reason(tmp_path, probe: Decoder, data: bytes, limits: MediaLimits = HEADER) -> str:
@@ -44,7 +45,7 @@ def reason(tmp_path, probe: Decoder, data: bytes, limits: MediaLimits = HEADER) 
 @pytest.mark.parametrize("container", KINDS)
 def test_measures_of_our_own_clips(tmp_path, probe, container: str, limits: MediaLimits) -> None:
     data = clip(container, frames=25, fps=10, size=(80, 48))
-    (tmp_path / "x.mp4").write_bytes(data)  # the name says nothing
+    (tmp_path / "x.mp4").write_bytes(data)  # the format does not depend on the name
     medium = read_video(MediaRoot(str(tmp_path)), "x.mp4", limits, probe)
     assert (medium["bytes"], medium["format"], medium["width"], medium["height"]) == (data, KINDS[container], 80, 48)
     assert (medium["num_frames"], medium["fps"]) == (25, pytest.approx(10))
@@ -55,14 +56,14 @@ def test_measures_of_shipped_files(tmp_path, probe) -> None:
     for name, expected in {"bikes.mp4": (640, 272, 250, 25, 10), "carphone_pristine.mp4": (176, 144, 120, 29.97, 4.004)}.items():
         (tmp_path / name).write_bytes(shipped(name))
         medium = read_video(MediaRoot(str(tmp_path)), name, FULL, probe)
-        found = [medium[key] for key in ("width", "height", "num_frames", "fps", "duration_s")]
-        assert found == pytest.approx(expected, rel=1e-3)
+        measures = [medium[key] for key in ("width", "height", "num_frames", "fps", "duration_s")]
+        assert measures == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize("share", [0.01, 0.3, 0.6, 0.95])
 @pytest.mark.parametrize("container", KINDS)
 def test_a_truncated_video_is_corrupt(tmp_path, probe, container: str, share: float) -> None:
-    """Also where the decoder would read on: a Matroska file cut in the middle opens with fewer frames."""
+    """Even where the decoder would continue: a Matroska file cut in the middle opens with fewer frames."""
     for options in MP4_LAYOUTS if container == "mp4" else ({},):
         data = clip(container, frames=40, **options)
         assert reason(tmp_path, probe, data[: max(16, int(len(data) * share))]) == "corrupt_media"
@@ -82,7 +83,7 @@ def test_images_and_foreign_containers_are_unsupported(tmp_path, probe) -> None:
     assert reason(tmp_path, probe, clip("webm").replace(b"webm", b"mesh", 1)) == "unsupported_format"
 
 
-def test_an_empty_file_and_one_without_a_picture(tmp_path, probe) -> None:
+def test_an_empty_file_and_a_file_without_a_picture(tmp_path, probe) -> None:
     assert reason(tmp_path, probe, b"") == "corrupt_media"
     assert reason(tmp_path, probe, b"\0\0\0\x10ftypisom\0\0\0\0") == "corrupt_media"
     assert reason(tmp_path, probe, b"RIFF\x04\0\0\0AVI ") == "corrupt_media"
@@ -90,18 +91,18 @@ def test_an_empty_file_and_one_without_a_picture(tmp_path, probe) -> None:
 
 def test_what_is_behind_the_video_is_no_fault() -> None:
     assert check_container(clip() + b"\0" * 100) == "mp4"
-    assert check_container(clip() + b"\0\0\xff\xfffree") == "mp4"  # cut in a box that holds nothing
+    assert check_container(clip() + b"\0\0\xff\xfffree") == "mp4"  # cut inside a box without content
     assert check_container(clip("matroska") + b"more") == "mkv"
     assert check_container(clip("matroska", live="1")) == "mkv"  # a segment of unknown size
 
 
 def test_an_avi_above_a_gigabyte_is_several_lists() -> None:
-    """OpenDML: the list AVI, then AVIX with more of the streams; a cut in any is seen, other bytes behind are no fault."""
+    """OpenDML: the list AVI, then lists AVIX with more streams. A cut in any list is detected; bytes after them are no fault."""
     data = clip("avi")
-    more = b"LIST" + (4 + 8 + 6).to_bytes(4, "little") + b"movi" + b"00dc" + (6).to_bytes(4, "little") + b"frames"
-    large = data + 2 * (b"RIFF" + (4 + len(more)).to_bytes(4, "little") + b"AVIX" + more)
-    for whole in (large, large + b"behind it", data + image(1, "WEBP"), data + b"\0"):
-        assert check_container(whole) == "avi"
+    streams = b"LIST" + (4 + 8 + 6).to_bytes(4, "little") + b"movi" + b"00dc" + (6).to_bytes(4, "little") + b"frames"
+    large = data + 2 * (b"RIFF" + (4 + len(streams)).to_bytes(4, "little") + b"AVIX" + streams)
+    for complete in (large, large + b"behind it", data + image(1, "WEBP"), data + b"\0"):
+        assert check_container(complete) == "avi"
     never_finished = bytearray(data)
     never_finished[4:8] = bytes(4)
     short_streams = bytearray(data)
@@ -121,8 +122,8 @@ def test_an_avi_above_a_gigabyte_is_several_lists() -> None:
 
 def test_limits(tmp_path, probe) -> None:
     data = clip(size=(80, 48))
-    assert reason(tmp_path, probe, data, MediaLimits("header", len(data) - 1, 10**6)) == "media_too_large"
-    assert reason(tmp_path, probe, data, MediaLimits("header", len(data), 80 * 48 - 1)) == "media_too_large"
+    assert reason(tmp_path, probe, data, replace(HEADER, max_media_bytes=len(data) - 1)) == "media_too_large"
+    assert reason(tmp_path, probe, data, replace(HEADER, max_media_bytes=len(data), max_pixels=80 * 48 - 1)) == "media_too_large"
 
 
 def test_a_path_without_extension_is_tried_with_each(tmp_path, probe) -> None:
@@ -139,9 +140,9 @@ def test_a_path_without_extension_is_tried_with_each(tmp_path, probe) -> None:
 
 
 def test_full_looks_further_than_the_header(probe) -> None:
-    """Damage in the later half of a file whose index is whole: the full check never passes it, the header's one does.
+    """Damage in the second half of a file with a complete index: the full check always rejects it, the header check may not.
 
-    Not each time: the decoder's thread runs ahead of the frame that is asked for, and may meet the damage first.
+    Not every time: the decoder's thread runs ahead of the requested frame and may reach the damage first.
     """
     data = bytearray(clip(frames=300))
     for at in range((data.index(b"mdat") + data.index(b"moov")) // 2, data.index(b"moov") - 4):
@@ -161,7 +162,7 @@ def _passes(probe: Decoder, data: bytes) -> bool:
 
 
 @pytest.mark.parametrize(("number", "expected"), [(signal.SIGSEGV, "corrupt_media"), (signal.SIGALRM, "decode_timeout")])
-def test_a_decoder_that_dies_costs_one_video(tmp_path, number: signal.Signals, expected: str) -> None:
+def test_a_decoder_that_dies_costs_a_single_video(tmp_path, number: signal.Signals, expected: str) -> None:
     probe = Decoder()
     assert probe.video(clip(), False)["num_frames"] == 20
     assert probe.child is not None
@@ -173,7 +174,7 @@ def test_a_decoder_that_dies_costs_one_video(tmp_path, number: signal.Signals, e
 
 
 def test_damage_of_any_kind_is_measured_or_rejected() -> None:
-    """Bits turned in the index of a real file: some of these crash the decoder's process, none this one."""
+    """Bits flipped in the index of a real file: some crash the decoder's process, none crashes this one."""
     probe, data = Decoder(), shipped("carphone_distorted.mp4")
     start, reasons = data.index(b"moov"), []
     for seed in range(40):

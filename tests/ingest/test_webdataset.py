@@ -1,4 +1,4 @@
-"""WebDataset shards: what comes out of whole ones, and what hostile ones cost."""
+"""WebDataset shards: the rows of good shards, and the rejects of hostile ones."""
 
 import hashlib
 import os
@@ -12,7 +12,7 @@ from ingest.source import image, part_hashes, table
 
 import pipelines
 from voco.errors import Refused
-from voco.ingest.formats.captions import REQUESTS, image_request
+from voco.ingest.captions import IMAGE_REQUESTS, image_request
 from voco.ingest.formats.webdataset import read, split_key
 from voco.ingest.media.tar import TarShards
 from voco.ingest.source_row import BadRow, Reject, SourceRow, sample_id
@@ -23,17 +23,17 @@ BLOCK = Ingest(format="webdataset", dataset="cc3m", max_text_bytes=2000)
 
 
 def rows(uri: Path, block: Ingest = BLOCK) -> list[SourceRow | Reject]:
-    return list(read(str(uri), block))
+    return list(read(str(uri), block, None))
 
 
-def one_bad(uri: Path, block: Ingest = BLOCK) -> Reject:
+def single_reject(uri: Path, block: Ingest = BLOCK) -> Reject:
     (bad,) = [row for row in rows(uri, block) if isinstance(row, Reject)]
     assert bad.detail.encode()
     return bad
 
 
 def bytes_of(folder: Path, item: SourceRow) -> bytes:
-    (source,) = TarShards(str(folder)).sources([item.place])
+    (source,) = TarShards(str(folder)).sources([item.location])
     return source.read(item.paths[0], 1 << 20)
 
 
@@ -45,12 +45,12 @@ def two_shards(folder: Path) -> dict[str, bytes]:
         "000010007.webp": image(8, "WEBP"),
     }
     for shard in (0, 1):
-        held = [
+        samples = [
             sample(name.split(".")[0], data, f"caption of {name}", name.split(".")[1])
             for name, data in media.items()
             if name[4] == str(shard)
         ]
-        write(folder / f"0000{shard}.tar", held)
+        write(folder / f"0000{shard}.tar", samples)
         (folder / f"0000{shard}_stats.json").write_text("{}")
     return media
 
@@ -59,22 +59,22 @@ def test_shards_of_webdatasets_writer(tmp_path) -> None:
     media = two_shards(tmp_path / "cc3m")
     done = pipelines.run(job(tmp_path / "cc3m", tmp_path / "out", unit_rows=2))
     assert done.counts == {"read": 5, "written": 5, "samples": 5, "rejected": {}}
-    found = {row["media"][0]["path"]: row for row in table(tmp_path / "out", "samples")}
-    assert {path: row["media"][0]["bytes"] for path, row in found.items()} == media
-    for path, row in found.items():
+    parsed = {row["media"][0]["path"]: row for row in table(tmp_path / "out", "samples")}
+    assert {path: row["media"][0]["bytes"] for path, row in parsed.items()} == media
+    for path, row in parsed.items():
         key = path.split(".")[0]
         (talk,) = row["conversations"]
-        request, where = image_request(key)
+        request, placeholder = image_request(key)
         assert talk["source_id"] == key
-        assert talk["placeholder"] == where
+        assert talk["placeholder"] == placeholder
         assert [turn["text"] for turn in talk["turns"]] == [request, f"caption of {path}"]
         assert f'"url":"https://host/{key}"' in talk["extra"]
         assert '"caption"' not in talk["extra"]
 
 
 def test_golden_sample_id_is_of_key_and_extension_not_of_the_shard(tmp_path) -> None:
-    place = write(tmp_path / "a" / "00000.tar", [sample("000000007", image(1))])
-    (first,) = rows(place)
+    shard = write(tmp_path / "a" / "00000.tar", [sample("000000007", image(1))])
+    (first,) = rows(shard)
     write(tmp_path / "b" / "00033.tar", [sample("000000006", image(2)), sample("000000007", image(1))])
     _, second = rows(tmp_path / "b")
     assert isinstance(first, SourceRow)
@@ -87,8 +87,8 @@ def test_golden_sample_id_is_of_key_and_extension_not_of_the_shard(tmp_path) -> 
 
 def test_requests_are_by_the_key_and_all_are_used() -> None:
     assert image_request("000000007") == image_request("000000007")
-    asked = {image_request(f"{number:09d}") for number in range(300)}
-    assert asked == {(request, where) for request in REQUESTS for where in ("before", "after")}
+    requests = {image_request(f"{number:09d}") for number in range(300)}
+    assert requests == {(request, position) for request in IMAGE_REQUESTS for position in ("before", "after")}
 
 
 def test_videos(tmp_path) -> None:
@@ -102,22 +102,22 @@ def test_videos(tmp_path) -> None:
 
 
 def test_captions(tmp_path) -> None:
-    """The .txt first, else the json's; neither is a reject."""
+    """The .txt first, else the json's caption; a sample with neither is a reject."""
     data = image(1)
     spoken = [sample("1", data, "x"), sample("2", data, None), sample("3", data, ""), sample("4", data, None)]
     spoken[1]["json"] = b'{"caption": " from json "}'
     spoken[2]["json"] = b'{"caption": "from json"}'
-    found = rows(write(tmp_path / "x.tar", spoken))
-    texts = [row.turns[1][1] if isinstance(row, SourceRow) else row.reason for row in found]
+    parsed = rows(write(tmp_path / "x.tar", spoken))
+    texts = [row.turns[1][1] if isinstance(row, SourceRow) else row.reason for row in parsed]
     assert texts == ["x", "from json", "from json", "empty_text"]
 
 
 def test_what_was_not_downloaded(tmp_path) -> None:
     failed = sample("2", None, "x", status="failed_to_download", error_message="HTTP Error 404")
-    found = rows(write(tmp_path / "x.tar", [sample("1", image(1)), failed, sample("3", None)]))
-    assert [row.reason for row in found if isinstance(row, Reject)] == ["download_failed", "missing_media"]
-    assert isinstance(found[1], Reject)
-    assert "HTTP Error 404" in found[1].detail
+    parsed = rows(write(tmp_path / "x.tar", [sample("1", image(1)), failed, sample("3", None)]))
+    assert [row.reason for row in parsed if isinstance(row, Reject)] == ["download_failed", "missing_media"]
+    assert isinstance(parsed[1], Reject)
+    assert "HTTP Error 404" in parsed[1].detail
 
 
 def link(name: str, kind: bytes = tarfile.SYMTYPE) -> tarfile.TarInfo:
@@ -153,11 +153,11 @@ def test_a_bad_sample_costs_itself_only(tmp_path, name: str) -> None:
     members, reason = BAD[name]
     good = [("0.jpg", image(1)), ("0.txt", b"c")]
     last = [("z.jpg", image(2)), ("z.txt", b"c")]
-    place = pack(tmp_path / "x.tar", *good, *members, *last)
-    found = rows(place)
-    bad = one_bad(place)
+    shard = pack(tmp_path / "x.tar", *good, *members, *last)
+    parsed = rows(shard)
+    bad = single_reject(shard)
     assert (bad.source, bad.reason) == ("x.tar:1", reason)
-    assert [row.paths for row in found if isinstance(row, SourceRow)] == [("0.jpg",), ("z.jpg",)]
+    assert [row.paths for row in parsed if isinstance(row, SourceRow)] == [("0.jpg",), ("z.jpg",)]
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -165,51 +165,51 @@ def test_every_tar_format_with_folders_and_long_names(tmp_path, form: int) -> No
     data = {f"{'d' * 60}/./{'e' * 60}/ü{index}.JPG": image(index) for index in range(3)}
     folder = tarfile.TarInfo("d" * 60)
     folder.type = tarfile.DIRTYPE
-    members = [one for name, held in data.items() for one in ((name, held), (name.replace("JPG", "txt"), b"c"))]
-    found = rows(pack(tmp_path / "x.tar", folder, *members, form=form))
-    assert [row.paths[0] for row in found if isinstance(row, SourceRow)] == [
+    members = [member for name, content in data.items() for member in ((name, content), (name.replace("JPG", "txt"), b"c"))]
+    parsed = rows(pack(tmp_path / "x.tar", folder, *members, form=form))
+    assert [row.paths[0] for row in parsed if isinstance(row, SourceRow)] == [
         name.replace("/./", "/").replace("JPG", "jpg") for name in data
     ]
-    assert [bytes_of(tmp_path, row) for row in found if isinstance(row, SourceRow)] == list(data.values())
+    assert [bytes_of(tmp_path, row) for row in parsed if isinstance(row, SourceRow)] == list(data.values())
 
 
 def test_a_shard_that_is_cut_anywhere_says_so(tmp_path) -> None:
-    whole = write(tmp_path / "x.tar", [sample(f"{index}", image(index)) for index in range(3)]).read_bytes()
-    ends = whole.rstrip(b"\0")
+    complete = write(tmp_path / "x.tar", [sample(f"{index}", image(index)) for index in range(3)]).read_bytes()
+    ends = complete.rstrip(b"\0")
     for length in [0, 100, 512, *range(600, len(ends), 700), len(ends)]:
-        place = tmp_path / "cut.tar"
-        place.write_bytes(whole[:length])
-        found = rows(place)
-        bad = [row for row in found if isinstance(row, Reject)]
+        shard = tmp_path / "cut.tar"
+        shard.write_bytes(complete[:length])
+        parsed = rows(shard)
+        bad = [row for row in parsed if isinstance(row, Reject)]
         assert bad, length
         assert bad[-1].reason in ("corrupt_media", "bad_record")
-        for row in found:
+        for row in parsed:
             if isinstance(row, SourceRow):
                 assert bytes_of(tmp_path, row) == image(int(row.paths[0][0]))
 
 
 def test_damaged_headers(tmp_path) -> None:
-    held = [member for index in range(3) for member in ((f"{index}.jpg", image(index)), (f"{index}.txt", b"c"))]
-    place = pack(tmp_path / "x.tar", *held)
-    whole = bytearray(place.read_bytes())
-    at = whole.index(b"1.jpg\0")
-    checksum = whole[:at] + b"X" + whole[at + 1 :]
-    place.write_bytes(checksum)
-    found = rows(place)
-    assert [type(row) for row in found] == [SourceRow, Reject]
-    assert f"byte {at}" in one_bad(place).detail
-    place.write_bytes(b"no tar at all" * 100)
-    assert one_bad(place).reason == "bad_record"
+    members = [member for index in range(3) for member in ((f"{index}.jpg", image(index)), (f"{index}.txt", b"c"))]
+    shard = pack(tmp_path / "x.tar", *members)
+    complete = bytearray(shard.read_bytes())
+    at = complete.index(b"1.jpg\0")
+    checksum = complete[:at] + b"X" + complete[at + 1 :]
+    shard.write_bytes(checksum)
+    parsed = rows(shard)
+    assert [type(row) for row in parsed] == [SourceRow, Reject]
+    assert f"byte {at}" in single_reject(shard).detail
+    shard.write_bytes(b"no tar at all" * 100)
+    assert single_reject(shard).reason == "bad_record"
 
 
 @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.REGTYPE])
 def test_huge_declared_sizes_are_not_read(tmp_path, kind: bytes) -> None:
     head = tarfile.TarInfo("a.jpg")
     head.type, head.size = kind, 1 << 40
-    place = pack(tmp_path / "x.tar", ("0.jpg", image(1)), ("0.txt", b"c"))
-    place.write_bytes(place.read_bytes().rstrip(b"\0")[: 512 * 10])
-    whole = pack(tmp_path / "y.tar", ("0.jpg", image(1)), ("0.txt", b"c" * 512)).read_bytes()
-    body = whole[: 512 * (-(-len(whole.rstrip(b"\0")) // 512))]
+    shard = pack(tmp_path / "x.tar", ("0.jpg", image(1)), ("0.txt", b"c"))
+    shard.write_bytes(shard.read_bytes().rstrip(b"\0")[: 512 * 10])
+    complete = pack(tmp_path / "y.tar", ("0.jpg", image(1)), ("0.txt", b"c" * 512)).read_bytes()
+    body = complete[: 512 * (-(-len(complete.rstrip(b"\0")) // 512))]
     (tmp_path / "y.tar").write_bytes(body + head.tobuf(tarfile.GNU_FORMAT) + bytes(2048))
     first, bad = rows(tmp_path / "y.tar")
     assert isinstance(first, SourceRow)
@@ -218,27 +218,27 @@ def test_huge_declared_sizes_are_not_read(tmp_path, kind: bytes) -> None:
 
 
 def test_pax_records(tmp_path) -> None:
-    """A path in them counts; a size in them is held against the shard."""
+    """A path in them takes effect; a size in them is checked against the shard."""
     head = tarfile.TarInfo("plain.jpg")
     head.pax_headers = {"path": "../up.jpg"}
-    place = pack(tmp_path / "x.tar", head, form=tarfile.PAX_FORMAT)
-    assert one_bad(place).reason == "unsafe_path"
+    shard = pack(tmp_path / "x.tar", head, form=tarfile.PAX_FORMAT)
+    assert single_reject(shard).reason == "unsafe_path"
     for records in (b"99 path=a\n", b"8 path=a\n", b"x path=a\n", b"0 path=a\n", b"10 size=a\n", b"-5 path=a\n"):
         extended = tarfile.TarInfo("pax")
         extended.type, extended.size = tarfile.XHDTYPE, len(records)
         (tmp_path / "y.tar").write_bytes(extended.tobuf() + records.ljust(512, b"\0") + head.tobuf() + bytes(1024))
-        assert one_bad(tmp_path / "y.tar").reason == "bad_record", records
+        assert single_reject(tmp_path / "y.tar").reason == "bad_record", records
 
 
-def test_one_key_at_two_places(tmp_path) -> None:
-    """The bytes differ perhaps: no conversation may be about the other's medium."""
+def test_two_media_of_the_same_key(tmp_path) -> None:
+    """The bytes may differ: no conversation may get the other's medium."""
     write(tmp_path / "s" / "00000.tar", [sample("7", image(1), "one"), sample("8", image(2)), sample("7", image(3), "two")])
     write(tmp_path / "s" / "00001.tar", [sample("7", image(4), "three")])
     done = pipelines.run(job(tmp_path / "s", tmp_path / "out"))
     assert done.counts == {"read": 4, "written": 2, "samples": 2, "rejected": {"duplicate": 2}}
-    (held,) = [row for row in table(tmp_path / "out", "samples") if row["media"][0]["path"] == "7.jpg"]
-    assert held["media"][0]["bytes"] == image(1)
-    assert held["conversations"][0]["turns"][1]["text"] == "one"
+    (sample_row,) = [row for row in table(tmp_path / "out", "samples") if row["media"][0]["path"] == "7.jpg"]
+    assert sample_row["media"][0]["bytes"] == image(1)
+    assert sample_row["conversations"][0]["turns"][1]["text"] == "one"
 
 
 def test_a_medium_is_checked_and_limited(tmp_path) -> None:
@@ -248,32 +248,32 @@ def test_a_medium_is_checked_and_limited(tmp_path) -> None:
 
 
 def test_a_shard_that_shrinks_under_a_worker(tmp_path) -> None:
-    place = write(tmp_path / "0.tar", [sample("1", image(1))])
-    (item,) = rows(place)
+    shard = write(tmp_path / "0.tar", [sample("1", image(1))])
+    (item,) = rows(shard)
     assert isinstance(item, SourceRow)
     assert bytes_of(tmp_path, item) == image(1)
-    place.write_bytes(place.read_bytes()[: int(item.place.split(":")[1]) + 5])
+    shard.write_bytes(shard.read_bytes()[: int(item.location.split(":")[1]) + 5])
     with pytest.raises(BadRow, match="corrupt_media"):
         bytes_of(tmp_path, item)
-    place.unlink()
+    shard.unlink()
     with pytest.raises(BadRow, match="missing_media"):
         bytes_of(tmp_path, item)
 
 
 def test_the_listing_identifies_a_folder(tmp_path) -> None:
     two_shards(tmp_path / "s")
-    asked = job(tmp_path / "s", tmp_path / "out")
-    before = manifest.job_run_id(asked)
-    assert manifest.job_run_id(asked) == before
+    ingest_job = job(tmp_path / "s", tmp_path / "out")
+    before = manifest.job_run_id(ingest_job)
+    assert manifest.job_run_id(ingest_job) == before
     (tmp_path / "s" / "00000_stats.json").write_text("{ }")
-    assert manifest.job_run_id(asked) == before
+    assert manifest.job_run_id(ingest_job) == before
     shard = tmp_path / "s" / "00001.tar"
-    held = shard.stat()
-    os.utime(shard, ns=(held.st_atime_ns, held.st_mtime_ns + 1))
-    assert manifest.job_run_id(asked) != before
+    status = shard.stat()
+    os.utime(shard, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    assert manifest.job_run_id(ingest_job) != before
     shard.unlink()
-    assert manifest.job_run_id(asked) != before
-    assert pipelines.run(asked).source[0]["shards"] == 1
+    assert manifest.job_run_id(ingest_job) != before
+    assert pipelines.run(ingest_job).source[0]["shards"] == 1
 
 
 def test_refusals(tmp_path) -> None:
@@ -281,10 +281,10 @@ def test_refusals(tmp_path) -> None:
     with pytest.raises(Refused, match=r"inputs.annotations: .*expected a .tar file or a folder with .tar files"):
         pipelines.run(job(tmp_path / "empty", tmp_path / "out"))
     two_shards(tmp_path / "s")
-    asked = job(tmp_path / "s", tmp_path / "out2")
-    inputs = asked.inputs.model_copy(update={"media": str(tmp_path)})
-    with pytest.raises(Refused, match=r"inputs.media: webdataset says itself where its media are"):
-        pipelines.run(asked.model_copy(update={"inputs": inputs}))
+    ingest_job = job(tmp_path / "s", tmp_path / "out2")
+    inputs = ingest_job.inputs.model_copy(update={"media": str(tmp_path)})
+    with pytest.raises(Refused, match=r"inputs.media: expected nothing: webdataset rows say where their media are"):
+        pipelines.run(ingest_job.model_copy(update={"inputs": inputs}))
 
 
 def test_keys_are_webdatasets() -> None:
@@ -299,8 +299,8 @@ def test_s3_is_as_the_disk(s3_server, tmp_path) -> None:
     pipelines.run(job(s3_server / "tars", tmp_path / "out", unit_rows=2))
     assert part_hashes(s3_server / "tarout" / "x") == part_hashes(tmp_path / "out")
     assert done.source[0]["shards"] == 2
-    one = pipelines.run(job("s3://tars/00000.tar", "s3://tarout/y"))
-    assert one.counts["written"] == 3
+    single = pipelines.run(job("s3://tars/00000.tar", "s3://tarout/y"))
+    assert single.counts["written"] == 3
 
 
 @pytest.mark.ray

@@ -3,7 +3,8 @@
 import pytest
 
 from voco.errors import Refused
-from voco.ingest.formats.webvid_csv import REQUESTS, caption_request, read
+from voco.ingest.captions import VIDEO_REQUESTS, video_request
+from voco.ingest.formats.webvid_csv import read
 from voco.ingest.source_row import Reject, SourceRow, sample_id
 from voco.job.config import Ingest
 
@@ -14,7 +15,7 @@ HEADER = b"videoid,name,page_idx,page_dir,duration,contentUrl\n"
 def rows(tmp_path, data: bytes, block: Ingest = BLOCK) -> list[SourceRow | Reject]:
     path = tmp_path / "results.csv"
     path.write_bytes(data)
-    return list(read(str(path), block))
+    return list(read(str(path), block, None))
 
 
 def test_golden_row(tmp_path) -> None:
@@ -26,7 +27,7 @@ def test_golden_row(tmp_path) -> None:
     assert item.conversation == {
         "source_id": "1012345678",
         "turns": [
-            {"role": "user", "text": caption_request("1012345678")},
+            {"role": "user", "text": video_request("1012345678")},
             {"role": "assistant", "text": 'Boat, leaving a "small" harbour'},
         ],
         "placeholder": "after", "answers": [], "choices": [], "category": "",
@@ -36,9 +37,9 @@ def test_golden_row(tmp_path) -> None:
 
 
 def test_requests_are_by_the_video_and_all_are_used() -> None:
-    assert caption_request("1012345678") == REQUESTS[1]  # golden: the choice must never change
-    assert {caption_request(str(number)) for number in range(200)} == set(REQUESTS)
-    assert len(set(REQUESTS)) == len(REQUESTS) >= 5
+    assert video_request("1012345678") == VIDEO_REQUESTS[1]  # golden: the choice must never change
+    assert {video_request(str(number)) for number in range(200)} == set(VIDEO_REQUESTS)
+    assert len(set(VIDEO_REQUESTS)) == len(VIDEO_REQUESTS) >= 5
 
 
 def test_an_evaluation_split_keeps_the_caption_as_reference(tmp_path) -> None:
@@ -74,7 +75,7 @@ def test_a_bad_row_costs_itself_only(tmp_path, name: str) -> None:
     assert isinstance(last, SourceRow)
     assert isinstance(bad, Reject)
     assert (bad.source, bad.reason, last.source) == ("results.csv:1", reason, "results.csv:2")
-    assert bad.detail.encode()  # can be written
+    assert bad.detail.encode()  # can be encoded
 
 
 def test_layouts_that_are_no_fault(tmp_path) -> None:
@@ -89,11 +90,11 @@ def test_layouts_that_are_no_fault(tmp_path) -> None:
 
 
 def test_an_open_quote_ends_at_the_field_limit(tmp_path) -> None:
-    """It swallows the lines below it, but neither the memory nor the file."""
+    """It swallows some of the lines after it, but fills no memory and does not lose the file."""
     good = b"".join(b"%d,Caption %d,7,d,,\n" % (number, number) for number in range(20_000))
-    found = rows(tmp_path, HEADER + b'a,"An open quote,7,d,,\n' + good)
-    assert [type(item) for item in found].count(Reject) <= 2
-    assert len(found) > 10_000
+    parsed = rows(tmp_path, HEADER + b'a,"An open quote,7,d,,\n' + good)
+    assert [type(item) for item in parsed].count(Reject) <= 2
+    assert len(parsed) > 10_000
 
 
 @pytest.mark.parametrize(

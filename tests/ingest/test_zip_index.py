@@ -1,4 +1,4 @@
-"""The central directory as arrays: what zipfile writes of every kind is found, and damage is told."""
+"""The central directory as arrays: finds whatever zipfile writes, and reports damage."""
 
 import random
 import zipfile
@@ -16,36 +16,36 @@ from voco.ingest.source_row import BadRow, DamagedArchive
 MEMBERS = {f"set/{index}.jpg": bytes([index]) * (index * 37 % 300) for index in range(40)}
 
 
-def pack(place: Path, members: dict[str, bytes] = MEMBERS) -> Path:
-    with zipfile.ZipFile(place, "w") as packed:
+def pack(path: Path, members: dict[str, bytes] = MEMBERS) -> Path:
+    with zipfile.ZipFile(path, "w") as packed:
         for index, (name, data) in enumerate(members.items()):
             packed.writestr(name, data, (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)[index % 2])
-    return place
+    return path
 
 
-def read_all(place: Path) -> dict[str, bytes]:
-    archive = ZipArchive(str(place))
-    found = {name: archive.read(name, 1 << 20) for name in MEMBERS}
+def read_all(path: Path) -> dict[str, bytes]:
+    archive = ZipArchive(str(path))
+    contents = {name: archive.read(name, 1 << 20) for name in MEMBERS}
     archive.close()
-    return found
+    return contents
 
 
 def index_of(data: bytes) -> ZipIndex:
     return ZipIndex(lambda start, size: data[start : start + size], len(data))
 
 
-def test_zip64_with_long_sizes_places_and_counts(tmp_path, monkeypatch) -> None:
+def test_zip64_with_long_sizes_offsets_and_counts(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 100)
     monkeypatch.setattr(zipfile, "ZIP_FILECOUNT_LIMIT", 10)
-    place = pack(tmp_path / "x.zip")
-    assert place.read_bytes().count(b"PK\x06\x06") == 1
-    assert read_all(place) == MEMBERS
+    path = pack(tmp_path / "x.zip")
+    assert path.read_bytes().count(b"PK\x06\x06") == 1
+    assert read_all(path) == MEMBERS
 
 
 def test_an_archive_behind_something_else(tmp_path) -> None:
-    place = pack(tmp_path / "x.zip")
-    place.write_bytes(b"#!/bin/sh\n" * 50 + place.read_bytes())
-    assert read_all(place) == MEMBERS
+    path = pack(tmp_path / "x.zip")
+    path.write_bytes(b"#!/bin/sh\n" * 50 + path.read_bytes())
+    assert read_all(path) == MEMBERS
 
 
 @pytest.mark.parametrize("piece", [7, 100, 1000])
@@ -71,30 +71,30 @@ def test_names_in_utf_8_flagged_or_not_and_in_doss_code(tmp_path) -> None:
         at = unflagged.index(mark) + (7 if mark == b"PK\x03\x04" else 9)
         unflagged[at] &= ~0x08
     dos = bytes(pack(tmp_path / "y.zip", {"@@.jpg": b"u"}).read_bytes()).replace(b"@@", "üü".encode("cp437"))
-    for name, held in {"ü.jpg": data, "üü.jpg": dos}.items():
-        for number, whole in enumerate([held, bytes(unflagged)] if name == "ü.jpg" else [held]):
-            (tmp_path / f"{number}.zip").write_bytes(whole)
+    for name, archive in {"ü.jpg": data, "üü.jpg": dos}.items():
+        for number, content in enumerate([archive, bytes(unflagged)] if name == "ü.jpg" else [archive]):
+            (tmp_path / f"{number}.zip").write_bytes(content)
             assert ZipArchive(str(tmp_path / f"{number}.zip")).read(name, 100) == b"u"
 
 
 def test_what_a_member_costs(tmp_path) -> None:
-    held = index_of(pack(tmp_path / "x.zip").read_bytes())
-    assert (held.names.nbytes + held.entries.nbytes, len(held)) == (39 * 40, 40)
+    index = index_of(pack(tmp_path / "x.zip").read_bytes())
+    assert (index.names.nbytes + index.entries.nbytes, len(index)) == (39 * 40, 40)
     assert (ENTRY.itemsize, CENTRAL.itemsize) == (31, 46)
-    assert np.all(np.diff(held.names) > 0)
-    assert held.find(b"set/40.jpg") is None
+    assert np.all(np.diff(index.names) > 0)
+    assert index.find(b"set/40.jpg") is None
 
 
-def test_damage_of_any_kind_is_told(tmp_path) -> None:
-    """Bits turned anywhere: the archive is refused, or every member is its own bytes or a reject; seldom all of them."""
-    data, place, reasons = pack(tmp_path / "x.zip").read_bytes(), tmp_path / "damaged.zip", Counter[str]()
+def test_damage_of_any_kind_is_reported(tmp_path) -> None:
+    """Bits flipped anywhere: the archive is damaged, or each member gives its own bytes or a reject."""
+    data, path, reasons = pack(tmp_path / "x.zip").read_bytes(), tmp_path / "damaged.zip", Counter[str]()
     for seed in range(400):
         drawn, damaged = random.Random(seed), bytearray(data)
         for _ in range(drawn.randrange(1, 6)):
             damaged[drawn.randrange(len(data))] ^= 1 << drawn.randrange(8)
-        place.write_bytes(damaged[: drawn.randrange(len(data)) if seed % 8 == 0 else None])
+        path.write_bytes(damaged[: drawn.randrange(len(data)) if seed % 8 == 0 else None])
         try:
-            archive = ZipArchive(str(place))
+            archive = ZipArchive(str(path))
         except DamagedArchive:
             reasons["damaged"] += 1
             continue

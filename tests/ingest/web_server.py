@@ -1,4 +1,4 @@
-"""A real HTTP server on loopback whose paths behave as the web does."""
+"""A real HTTP server on loopback whose paths behave like the web."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class Web(BaseHTTPRequestHandler):
     """/image/7.jpg, /flaky/7.jpg (fails twice), /status/404, /slow (drips), /huge, /redirect/3, /loop, /to/<url>, ..."""
 
     protocol_version = "HTTP/1.1"
-    asked: ClassVar[Counter[str]] = Counter()
+    requests: ClassVar[Counter[str]] = Counter()
 
     def do_GET(self) -> None:
-        Web.asked[self.path] += 1
-        kind, _, rest = self.path[1:].partition("/")
+        Web.requests[self.path] += 1
+        kind, _, argument = self.path[1:].partition("/")
         try:
-            getattr(self, f"_{kind}")(rest)
+            getattr(self, f"_{kind}")(argument)
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
 
@@ -45,58 +45,58 @@ class Web(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
-    def _image(self, rest: str) -> None:
-        number = int(rest.split(".")[0])
-        time.sleep(0.02 * (number % 3))  # so that they end in another order than they were asked for
+    def _image(self, argument: str) -> None:
+        number = int(argument.split(".")[0])
+        time.sleep(0.02 * (number % 3))  # so that they end in another order than they started
         self._send(image(number))
 
-    def _meet(self, rest: str) -> None:
-        """Answers once four are asking at the same time."""
+    def _meet(self, argument: str) -> None:
+        """Answers when four requests are open at the same time."""
         MEETING.wait()
-        self._image(rest)
+        self._image(argument)
 
-    def _flaky(self, rest: str) -> None:
-        if Web.asked[self.path] == 1:
+    def _flaky(self, argument: str) -> None:
+        if Web.requests[self.path] == 1:
             self._send(b"", 503)
-        elif Web.asked[self.path] == 2:
-            self._send(image(int(rest.split(".")[0]))[:50], length=5000)
+        elif Web.requests[self.path] == 2:
+            self._send(image(int(argument.split(".")[0]))[:50], length=5000)
             self.close_connection = True
         else:
-            self._image(rest)
+            self._image(argument)
 
-    def _status(self, rest: str) -> None:
-        self._send(b"sorry", int(rest))
+    def _status(self, argument: str) -> None:
+        self._send(b"sorry", int(argument))
 
-    def _old(self, rest: str) -> None:
-        """HTTP/1.0: no length, the end of the connection is the end."""
-        self.wfile.write(b"HTTP/1.0 200 OK\r\n\r\n" + image(int(rest.split(".")[0])))
+    def _old(self, argument: str) -> None:
+        """HTTP/1.0: no length, the body ends with the connection."""
+        self.wfile.write(b"HTTP/1.0 200 OK\r\n\r\n" + image(int(argument.split(".")[0])))
         self.close_connection = True
 
-    def _chunked(self, rest: str) -> None:
+    def _chunked(self, argument: str) -> None:
         self.send_response(200)
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        data = image(int(rest.split(".")[0]))
+        data = image(int(argument.split(".")[0]))
         for start in range(0, len(data), 100):
             piece = data[start : start + 100]
             self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
         self.wfile.write(b"0\r\n\r\n")
 
-    def _drip(self, rest: str) -> None:
-        """A byte now and then, of the head or of the body: no single read takes long."""
-        whole = b"HTTP/1.1 200 OK\r\nX-Fill: " + b"x" * 1000
-        if rest == "body":
+    def _drip(self, argument: str) -> None:
+        """Sends the head or the body byte by byte, so that no single read takes long."""
+        head = b"HTTP/1.1 200 OK\r\nX-Fill: " + b"x" * 1000
+        if argument == "body":
             self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
-        for byte in whole:
+        for byte in head:
             self.wfile.write(bytes([byte]))
             time.sleep(0.05)
 
-    def _silent(self, rest: str) -> None:
+    def _silent(self, argument: str) -> None:
         time.sleep(3)
         self.close_connection = True
 
-    def _huge(self, rest: str) -> None:
-        if rest == "said":
+    def _huge(self, argument: str) -> None:
+        if argument == "said":
             self._send(b"x", length=1 << 40)
             self.close_connection = True
             return
@@ -105,20 +105,20 @@ class Web(BaseHTTPRequestHandler):
         while True:
             self.wfile.write(bytes(1 << 16))
 
-    def _redirect(self, rest: str) -> None:
-        left = int(rest)
-        self._send(b"", 302, Location=f"/redirect/{left - 1}" if left else "/image/5.jpg")
+    def _redirect(self, argument: str) -> None:
+        hops = int(argument)
+        self._send(b"", 302, Location=f"/redirect/{hops - 1}" if hops else "/image/5.jpg")
 
-    def _loop(self, rest: str) -> None:
+    def _loop(self, argument: str) -> None:
         self._send(b"", 301, Location="/loop")
 
-    def _to(self, rest: str) -> None:
-        self._send(b"", 302, Location=rest)
+    def _to(self, argument: str) -> None:
+        self._send(b"", 302, Location=argument)
 
-    def _robots(self, rest: str) -> None:
-        self._send(image(6), X_Robots_Tag=ROBOTS[rest])
+    def _robots(self, argument: str) -> None:
+        self._send(image(6), X_Robots_Tag=ROBOTS[argument])
 
-    def _garbage(self, rest: str) -> None:
+    def _garbage(self, argument: str) -> None:
         self.wfile.write(b"this is no HTTP\r\n\r\n")
         self.close_connection = True
 
@@ -127,24 +127,24 @@ class Web(BaseHTTPRequestHandler):
 
 
 def certificate(folder: Path) -> Path:
-    """A certificate for `localhost` that only itself vouches for, and its key, in one PEM file."""
+    """A self-signed certificate for `localhost` and its key in one PEM file."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
     now = datetime.now(UTC)
-    made = x509.CertificateBuilder(
+    builder = x509.CertificateBuilder(
         name, name, key.public_key(), x509.random_serial_number(), now - timedelta(1), now + timedelta(1)
     )
-    made = made.add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-    made = made.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+    builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
     plain = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    (folder / "pem").write_bytes(made.sign(key, hashes.SHA256()).public_bytes(plain[0]) + key.private_bytes(*plain))
+    (folder / "pem").write_bytes(builder.sign(key, hashes.SHA256()).public_bytes(plain[0]) + key.private_bytes(*plain))
     return folder / "pem"
 
 
 @contextmanager
 def serving(pem: Path | None = None) -> Iterator[str]:
     """Yields the server's root, http://127.0.0.1:<port>, or https://localhost:<port> with a certificate."""
-    Web.asked.clear()
+    Web.requests.clear()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Web)
     server.daemon_threads = True
     if pem is not None:

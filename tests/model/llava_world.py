@@ -39,19 +39,19 @@ TOWERS = {
 }
 
 
-KNOWN = 260  # tokens of the tokenizer; rows behind them are drawn anew, for `<voco>`
+KNOWN = 260  # tokens of the tokenizer; the rows after them are drawn again, for `<voco>`
 
 
 def tokenizer(bos: bool = True) -> PreTrainedTokenizerFast:
     """Byte-level with `<image>` and without `<voco>`; with `bos` it puts BOS before every text, as Vicuna's does."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    core = Tokenizer(models.BPE(vocab={char: index for index, char in enumerate(alphabet)}, merges=[]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    core.add_special_tokens([AddedToken(t, special=True) for t in ("<s>", "</s>", "<pad>", "<image>")])
+    byte_level = Tokenizer(models.BPE(vocab={char: index for index, char in enumerate(alphabet)}, merges=[]))
+    byte_level.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    byte_level.decoder = decoders.ByteLevel()
+    byte_level.add_special_tokens([AddedToken(t, special=True) for t in ("<s>", "</s>", "<pad>", "<image>")])
     if bos:
-        core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 256)])
-    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+        byte_level.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 256)])
+    return PreTrainedTokenizerFast(tokenizer_object=byte_level, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
 
 
 def loud(model: torch.nn.Module) -> torch.nn.Module:
@@ -95,7 +95,7 @@ def pixels(views: int, seed: int = 0) -> torch.Tensor:
 
 
 def exact_features(reference: LlavaForConditionalGeneration, images: torch.Tensor) -> list[torch.Tensor]:
-    """What the projector is given for each image: ours pass through fp16, so parity is measured past it."""
+    """The projector's input for each image, without our rounding to fp16, which would hide small differences."""
     with torch.no_grad():
         states = reference.model.vision_tower(images, output_hidden_states=True).hidden_states
     states = states[reference.config.vision_feature_layer]
@@ -103,7 +103,7 @@ def exact_features(reference: LlavaForConditionalGeneration, images: torch.Tenso
 
 
 def assert_same_logits(model, reference: LlavaForConditionalGeneration, views: int = 1) -> None:
-    """Our logits of text behind `views` images are transformers' own, method none, fp32."""
+    """Our logits of text after `views` images are transformers' own, method none, fp32."""
     from model.test_equality import one_pass_logits
 
     from voco.sequence.sequence import TEXT as TEXT_KIND
@@ -118,5 +118,5 @@ def assert_same_logits(model, reference: LlavaForConditionalGeneration, views: i
         expected = reference(input_ids=ids, pixel_values=images, attention_mask=torch.ones_like(ids)).logits[0]
         got = one_pass_logits(model, [sample], [exact_features(reference, images)])[(0, 0)]
     expected = expected[torch.from_numpy(sample.kinds) == TEXT_KIND][:, :KNOWN]
-    assert expected.abs().max() > 0.5  # a model that says nothing would prove nothing
+    assert expected.abs().max() > 0.5  # near-zero logits would prove nothing
     assert tiny.close(got[:, :KNOWN], expected)

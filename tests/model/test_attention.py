@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,20 +11,30 @@ import torch
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from voco.job.tables import ATTENTION, METHODS
 from voco.model import lm_head
-from voco.model.attention.backends import SegmentsPlan, plan_attention
+from voco.model.attention.plan import Backend, get_backend, plan_attention
+from voco.model.attention.segments import SegmentsPlan
 from voco.model.batch import Batch, CachedBatch, collate, collate_cached
 from voco.model.voco_llama import VocoLlama
 from voco.sequence.sequence import build_sample
 
 GPU = torch.cuda.is_available()
-CASES = [("segments", method, torch.float64) for method in ("voco", "none", "avg_pool", "q_former")]
-CASES += [("segments", "voco", torch.float32), ("segments", "voco", torch.bfloat16), ("flex", "voco", torch.float32)]
-CASES += (
-    [("flex", "none", torch.float64)]
-    if not GPU
-    else [(n, m, torch.bfloat16) for n in ("flex", "varlen") for m in ("voco", "none")]
-)
+
+
+def cases() -> Iterator[tuple[str, str, torch.dtype]]:
+    """Every backend that runs here, under every method that is trained; kernels that train on GPUs only, in bf16 there."""
+    for name, row in ATTENTION.items():
+        if name == "dense" or not get_backend(name).available():
+            continue
+        exact = "fp32" in row.precisions and (row.trains_on_cpu or not GPU)
+        for method, method_row in METHODS.items():
+            if method_row.trains:
+                yield name, method, torch.float64 if exact else torch.bfloat16
+        if exact:
+            yield from ((name, "voco", dtype) for dtype in (torch.float32, torch.bfloat16))
+
+
 SHAPES = [
     (1, ["what is it?", "and where in the picture?"]), (0, ["a text of its own"]), (2, ["left?"]), (0, ["x"]), (12, ["so?"]),
 ]  # fmt: skip
@@ -33,25 +44,25 @@ def batches(model: VocoLlama) -> tuple[Batch, CachedBatch]:
     """The same samples for one masked pass and with their views read from caches."""
     store = dict(enumerate(tiny.features(15, dtype=model.dtype)))
     plain, read, caches, start = [], [], [], 0
-    for at, (views, texts) in enumerate(SHAPES):
+    for number, (views, texts) in enumerate(SHAPES):
         names = [str(start + view) for view in range(views)]
-        talks = [tiny.question(text, "an answer"[: 3 + at]) for text in texts]
-        plain.append(build_sample(f"s{at}", talks, names, tiny.TOKENIZER, model.layout))
-        read.append(build_sample(f"s{at}", talks, names, tiny.TOKENIZER, model.layout, cached=True))
-        made = model.compress_features([[store[int(name)] for name in names]]) if views else [None]
-        caches.append(made[0])
+        talks = [tiny.question(text, "an answer"[: 3 + number]) for text in texts]
+        plain.append(build_sample(f"s{number}", talks, names, tiny.TOKENIZER, model.layout))
+        read.append(build_sample(f"s{number}", talks, names, tiny.TOKENIZER, model.layout, cached=True))
+        compressed = model.compress_features([[store[int(name)] for name in names]]) if views else [None]
+        caches.append(compressed[0])
         start += views
-    whole = collate(plain, lambda name: store[int(name)], (tiny.VISION_SLOTS, tiny.FEATURES))
-    return whole, collate_cached(read, caches)
+    masked = collate(plain, lambda name: store[int(name)], (tiny.VISION_SLOTS, tiny.FEATURES))
+    return masked, collate_cached(read, caches)
 
 
-def found(model: VocoLlama, batch: Batch | CachedBatch) -> dict[str, torch.Tensor]:
-    """The loss, the states and every weight's gradient; FlexAttention has none on a CPU."""
+def loss_states_gradients(model: VocoLlama, batch: Batch | CachedBatch, backward: bool = True) -> dict[str, torch.Tensor]:
+    """The loss, the states and, with `backward`, every weight's gradient."""
     model.zero_grad()
     with torch.no_grad():
         loss = model(batch)
         states = model.hidden_cached(batch) if isinstance(batch, CachedBatch) else model.hidden(batch)
-    if model.attention != "flex" or GPU:
+    if backward:
         loss = model(batch)
         loss.backward()
     grads = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
@@ -59,19 +70,21 @@ def found(model: VocoLlama, batch: Batch | CachedBatch) -> dict[str, torch.Tenso
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without")
-@pytest.mark.parametrize(("name", "method", "dtype"), CASES)
+@pytest.mark.parametrize(("name", "method", "dtype"), cases())
 def test_every_backend_equals_the_dense_reference(name: str, method: str, dtype: torch.dtype) -> None:
-    device = "cuda" if GPU and name != "segments" else "cpu"
+    row = ATTENTION[name]
+    device = "cuda" if GPU and not row.trains_on_cpu else "cpu"
     wide = {"head_dim": 16} if device == "cuda" else {}  # FlexAttention has no narrower kernel
-    model = tiny.model(method, 1 if method in ("avg_pool", "q_former") else 2, dtype, **wide).to(device)
-    cases = batches(model)
-    for batch in cases if method == "voco" else cases[:1]:
+    model = tiny.model(method, 1 if METHODS[method].pooled else 2, dtype, **wide).to(device)
+    trains = row.trains_on_cpu or device == "cuda"
+    masked, cached = batches(model)
+    for batch in (masked, cached) if METHODS[method].views_apart else (masked,):
         batch = batch.to(device, dtype)
         model.attention = "dense"
-        expected = found(model, batch)
+        expected = loss_states_gradients(model, batch)
         model.attention = name
-        got = found(model, batch)
-        assert len(got) > 2 or (name == "flex" and not GPU)
+        got = loss_states_gradients(model, batch, trains)
+        assert got.keys() == expected.keys() or not trains
         for key in got:
             if dtype == torch.bfloat16:
                 assert F.cosine_similarity(got[key].float().flatten(), expected[key].float().flatten(), dim=0) > 0.9999, key
@@ -79,35 +92,42 @@ def test_every_backend_equals_the_dense_reference(name: str, method: str, dtype:
                 assert tiny.close(got[key], expected[key]), key
 
 
-def each_alone(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *more: Any) -> torch.Tensor:
-    """What FlashAttention's varlen computes, a segment after the other: causal, aligned at the end."""
-    query_ends, key_ends, longest_query, longest_key, scale = more
+def each_alone(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *arguments: Any) -> torch.Tensor:
+    """What FlashAttention's varlen computes, one segment after the other: causal, aligned at the end."""
+    query_ends, key_ends, longest_query, longest_key, scale = arguments
     shared, out = q.shape[1] // k.shape[1], []
     for index in range(len(query_ends) - 1):
-        mine, theirs = (slice(int(ends[index]), int(ends[index + 1])) for ends in (query_ends, key_ends))
-        queries, keys = (one.stop - one.start for one in (mine, theirs))
+        queries_span, keys_span = (slice(int(ends[index]), int(ends[index + 1])) for ends in (query_ends, key_ends))
+        queries, keys = (span.stop - span.start for span in (queries_span, keys_span))
         assert (queries, keys) <= (longest_query, longest_key)
-        seen = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
-        pairs = (one.repeat_interleave(shared, 1) for one in (k[theirs], v[theirs]))
-        heads = (one.transpose(0, 1) for one in (q[mine], *pairs))
-        out.append(F.scaled_dot_product_attention(*heads, attn_mask=seen, scale=scale).transpose(0, 1))
+        mask = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
+        pairs = (states.repeat_interleave(shared, 1) for states in (k[keys_span], v[keys_span]))
+        heads = (states.transpose(0, 1) for states in (q[queries_span], *pairs))
+        out.append(F.scaled_dot_product_attention(*heads, attn_mask=mask, scale=scale).transpose(0, 1))
     return torch.cat(out)
 
 
 @pytest.mark.parametrize("method", ["voco", "none"])
 def test_varlen_cuts_the_same_segments(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its kernel runs on GPUs only; where segments start and end, and the way back, do not."""
-    monkeypatch.setattr("voco.model.attention.backends.varlen_kernel", lambda: each_alone)
+    """Its kernel runs on GPUs only; the bounds of segments and the way back are checked here."""
+    monkeypatch.setattr("voco.model.attention.varlen.varlen_kernel", lambda: each_alone)
     model = tiny.model(method, 2, torch.bfloat16)
-    cases = batches(model)
-    for batch in cases if method == "voco" else cases[:1]:
+    masked, cached = batches(model)
+    for batch in (masked, cached) if method == "voco" else (masked,):
         model.attention = "dense"
-        expected = found(model, batch)
+        expected = loss_states_gradients(model, batch)
         model.attention = "varlen"
-        got = found(model, batch)
+        got = loss_states_gradients(model, batch)
         assert got.keys() == expected.keys()
         for key in got:
             assert F.cosine_similarity(got[key].float().flatten(), expected[key].float().flatten(), dim=0) > 0.9999, key
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_every_row_has_a_backend(name: str) -> None:
+    backend = get_backend(name)
+    assert isinstance(backend, Backend)
+    assert backend.available() or backend.needs
 
 
 def test_recomputed_layers_get_the_same_segments() -> None:
@@ -118,11 +138,11 @@ def test_recomputed_layers_get_the_same_segments() -> None:
         batches(plain)[0],
         collate([build_sample("o", [tiny.question("other?", "b")], [], tiny.TOKENIZER, plain.layout)], str, (9, 6)),
     )
-    expected = found(plain, first)
+    expected = loss_states_gradients(plain, first)
     recomputed.zero_grad()
     loss = recomputed(first)
     with torch.no_grad():
-        recomputed(second)  # another batch between forward and backward leaves no trace
+        recomputed(second)  # another batch between forward and backward changes nothing
     loss.backward()
     for name, weight in recomputed.named_parameters():
         assert weight.grad is not None, name
@@ -131,21 +151,21 @@ def test_recomputed_layers_get_the_same_segments() -> None:
 
 def test_equal_and_nearly_equal_segments_share_a_call_and_long_caches_are_oblong() -> None:
     model = tiny.model()
-    whole, _ = batches(model)
-    squares = plan_attention("segments", whole.token_ids, "voco", torch.device("cpu"))
+    masked, _ = batches(model)
+    squares = plan_attention("segments", masked.token_ids, True, torch.device("cpu"))
     assert isinstance(squares, SegmentsPlan)
     counts = [(call.count, call.mask is None) for call in squares.calls]
     assert sum(count for count, _ in counts) == 15 + sum(len(texts) for _, texts in SHAPES)
     assert len(counts) < 12
-    assert not all(square for _, square in counts), "the text behind 12 views reads more keys than it has tokens"
+    assert not all(square for _, square in counts), "the text after 12 views reads more keys than it has tokens"
     alone = collate([build_sample("o", [tiny.question("b")], [], tiny.TOKENIZER, model.layout)], str, (9, 6))
-    one = plan_attention("segments", alone.token_ids, "voco", torch.device("cpu"))
-    assert isinstance(one, SegmentsPlan)
-    assert (one.starts, one.back) == (((0, 0),), None), "one sequence in order is taken as it is"
+    single = plan_attention("segments", alone.token_ids, True, torch.device("cpu"))
+    assert isinstance(single, SegmentsPlan)
+    assert (single.starts, single.back) == (((0, 0),), None), "one sequence in order is used unchanged"
 
 
 class Largest(TorchDispatchMode):
-    """Counts the numbers of the largest tensor that any operation makes."""
+    """Counts the numbers in the largest tensor that any operation makes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -153,9 +173,9 @@ class Largest(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        for one in out if isinstance(out, tuple | list) else [out]:
-            if isinstance(one, torch.Tensor):
-                self.numbers = max(self.numbers, one.numel())
+        for tensor in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(tensor, torch.Tensor):
+                self.numbers = max(self.numbers, tensor.numel())
         return out
 
 
@@ -172,14 +192,14 @@ def test_the_loss_in_chunks_equals_cross_entropy_and_never_holds_all_logits(dtyp
     assert largest.numbers == 12 * vocabulary
     exact = dtype if dtype == torch.float64 else torch.float32
     expected = F.cross_entropy(linear(states).to(exact), targets, reduction="sum")
-    wanted = torch.autograd.grad(expected * 0.5, (states, linear.weight))
+    gradients = torch.autograd.grad(expected * 0.5, (states, linear.weight))
     assert loss.dtype == exact
     assert tiny.close(loss, expected)
-    for one, other in zip(got, wanted, strict=True):
+    for gradient, reference in zip(got, gradients, strict=True):
         if dtype == torch.bfloat16:
-            assert F.cosine_similarity(one.float().flatten(), other.float().flatten(), dim=0) > 0.9999
+            assert F.cosine_similarity(gradient.float().flatten(), reference.float().flatten(), dim=0) > 0.9999
         else:
-            assert tiny.close(one, other)
+            assert tiny.close(gradient, reference)
 
 
 def test_a_frozen_head_gets_no_gradient_and_states_do() -> None:
@@ -199,7 +219,7 @@ def test_compressing_stops_at_the_last_projections(method: str) -> None:
             module.register_forward_hook(lambda _m, _i, out, name=name: ran.append((name, out.numel() // out.shape[-1])))
     model.compress_features([tiny.features(2)])
     rows = 2 * (tiny.VISION_SLOTS + 2 + 2)
-    last = [one for one in ran if "layers.2" in one[0] or "lm_head" in one[0]]
-    kept = 4 if method == "voco" else rows
-    assert last == [("model.layers.2.self_attn.k_proj", kept), ("model.layers.2.self_attn.v_proj", kept)]
+    last = [call for call in ran if "layers.2" in call[0] or "lm_head" in call[0]]
+    projected = 4 if method == "voco" else rows
+    assert last == [("model.layers.2.self_attn.k_proj", projected), ("model.layers.2.self_attn.v_proj", projected)]
     assert ("model.layers.1.mlp.down_proj", rows) in ran

@@ -25,32 +25,32 @@ ROWS, WIDTH, WORDS = 11, 8, 37
 def test_value_and_gradients(monkeypatch: pytest.MonkeyPatch, chunk: int, temperature: float, own: bool) -> None:
     monkeypatch.setattr(lm_head, "LOGITS", chunk)
     torch.manual_seed(0)
-    made = LMHead(nn.Linear(WIDTH, WORDS, bias=False).double())
+    head = LMHead(nn.Linear(WIDTH, WORDS, bias=False).double())
     states = torch.randn(ROWS, WIDTH, dtype=torch.float64, requires_grad=True)
     targets = torch.randint(WORDS, (ROWS,))
-    theirs = torch.randn(ROWS, WIDTH if own else 5, dtype=torch.float64) * 2
+    teacher_states = torch.randn(ROWS, WIDTH if own else 5, dtype=torch.float64) * 2
     weight = None if own else torch.randn(WORDS, 5, dtype=torch.float64)
-    ours, slow = [], []
-    for counts in (0.0, 0.7):
-        total, divergence = made(states, targets, DistillTarget(theirs, weight, counts, temperature))
+    fast_results, slow = [], []
+    for strength in (0.0, 0.7):
+        total, divergence = head(states, targets, DistillTarget(teacher_states, weight, strength, temperature))
         assert not divergence.requires_grad
-        ours.append((total, divergence, *torch.autograd.grad(3.0 * total, (states, made.weight))))
-        logits = states @ made.weight.t()
-        told = (theirs @ (made.weight.detach() if own else weight).t() / temperature).log_softmax(1)  # type: ignore[union-attr]
-        kl = F.kl_div((logits / temperature).log_softmax(1), told, log_target=True, reduction="sum")
-        obvious = F.cross_entropy(logits, targets, reduction="sum") + counts * temperature**2 * kl
-        slow.append((obvious, kl, *torch.autograd.grad(3.0 * obvious, (states, made.weight))))
-    for fast, expected in zip(ours, slow, strict=True):
-        assert all(tiny.close(one, other) for one, other in zip(fast, expected, strict=True))
-    hard = made(states, targets)
-    assert torch.equal(ours[0][0], hard), "weight 0 is no distillation"
-    assert tiny.close(ours[0][2], torch.autograd.grad(3.0 * hard, states)[0])
-    assert (ours[1][2] - ours[0][2]).abs().max() > 1e-2
+        fast_results.append((total, divergence, *torch.autograd.grad(3.0 * total, (states, head.weight))))
+        logits = states @ head.weight.t()
+        teacher_log = (teacher_states @ (head.weight.detach() if own else weight).t() / temperature).log_softmax(1)  # type: ignore[union-attr]
+        kl = F.kl_div((logits / temperature).log_softmax(1), teacher_log, log_target=True, reduction="sum")
+        obvious = F.cross_entropy(logits, targets, reduction="sum") + strength * temperature**2 * kl
+        slow.append((obvious, kl, *torch.autograd.grad(3.0 * obvious, (states, head.weight))))
+    for fast, expected in zip(fast_results, slow, strict=True):
+        assert all(tiny.close(value, reference) for value, reference in zip(fast, expected, strict=True))
+    hard = head(states, targets)
+    assert torch.equal(fast_results[0][0], hard), "weight 0 is no distillation"
+    assert tiny.close(fast_results[0][2], torch.autograd.grad(3.0 * hard, states)[0])
+    assert (fast_results[1][2] - fast_results[0][2]).abs().max() > 1e-2
 
 
 def batch_of(layout: Layout, talks: int = 2) -> Batch:
-    made = tiny.features(3)
-    store = {str(at): one for at, one in enumerate(made)}
+    features = tiny.features(3)
+    store = {str(number): view for number, view in enumerate(features)}
     turns = [tiny.question("which one?", "the left"), tiny.question("why?", "it is so")][:talks]
     samples = [
         build_sample("a", turns, ["0", "1"], tiny.TOKENIZER, layout),
@@ -60,18 +60,18 @@ def batch_of(layout: Layout, talks: int = 2) -> Batch:
     return collate(samples, store.__getitem__, (tiny.VISION_SLOTS, tiny.FEATURES))
 
 
-def model_losses(model: VocoLlama, teacher: VocoLlama, counts: float, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """The obvious form: two whole models, all logits; the teacher is a model of method none with weights of its own."""
-    batch, read = batch_of(model.layout), batch_of(teacher.layout)
+def model_losses(model: VocoLlama, teacher: VocoLlama, strength: float, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The obvious form: two complete models, all logits; the teacher is another model, of method none."""
+    batch, teacher_batch = batch_of(model.layout), batch_of(teacher.layout)
     logits = model.logits(batch)[0, batch.predict_at]
     with torch.no_grad():
-        told = (teacher.logits(read)[0, read.predict_at] / temperature).log_softmax(1)
-    kl = F.kl_div((logits / temperature).log_softmax(1), told, log_target=True, reduction="sum")
-    return F.cross_entropy(logits, batch.predict_id, reduction="sum") + counts * temperature**2 * kl, kl
+        teacher_log = (teacher.logits(teacher_batch)[0, teacher_batch.predict_at] / temperature).log_softmax(1)
+    kl = F.kl_div((logits / temperature).log_softmax(1), teacher_log, log_target=True, reduction="sum")
+    return F.cross_entropy(logits, batch.predict_id, reduction="sum") + strength * temperature**2 * kl, kl
 
 
 @pytest.mark.parametrize("method", ["itself", "voco", "avg_pool", "q_former"])
-def test_a_model_learns_as_two_whole_models_would(method: str) -> None:
+def test_a_model_learns_as_two_complete_models_would(method: str) -> None:
     model = tiny.model("voco" if method == "itself" else method, 1)
     teacher = tiny.model("none", 1, seed=0 if method == "itself" else 4)
     if method == "itself":
@@ -88,7 +88,7 @@ def test_a_model_learns_as_two_whole_models_would(method: str) -> None:
     total.backward()
     assert all(tiny.close(weight.grad, grads[name]) for name, weight in model.named_parameters() if grads[name] is not None)
     assert all(weight.grad is None for weight in teacher.parameters())
-    assert len(dict(model.named_parameters())) == len(grads), "the teacher is none of the model's modules"
+    assert len(dict(model.named_parameters())) == len(grads), "the teacher is not one of the model's modules"
 
 
 def test_other_predictions_are_an_error() -> None:

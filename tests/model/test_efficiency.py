@@ -1,4 +1,4 @@
-"""Counting gives the hand-made figures, and what torch counts when such a model really runs on the meta device."""
+"""Counting gives the figures computed by hand, and what torch counts when such a model runs on the meta device."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from voco.model import efficiency
 from voco.model.efficiency import SHAPES, TOWER, answer_cost, matching_lengths
 from voco.model.flops import fastv_bytes, fastv_flops, image_flops, read_flops
 
-# performance_anchors.md, section 4, 7B: text tokens, TFLOP without a cache, with the full one and with one <voco>, savings
+# Counted by hand at 7B: text tokens, TFLOP without a cache, with the full one and with one <voco>, savings in %
 HAND = [
     (20, 8.30, 0.27, 0.26, 96.8, 96.9), (34, 8.49, 0.45, 0.44, 94.7, 94.80), (60, 8.84, 0.80, 0.78, 91.0, 91.2),
     (114, 9.58, 1.52, 1.48, 84.1, 84.5), (256, 11.53, 3.43, 3.35, 70.3, 70.9), (512, 15.10, 6.92, 6.77, 54.2, 55.2),
@@ -20,23 +20,23 @@ HAND = [
 
 @pytest.mark.parametrize(("text", "none", "full", "voco", "full_saves", "voco_saves"), HAND)
 def test_hand_made_figures(text: int, none: float, full: float, voco: float, full_saves: float, voco_saves: float) -> None:
-    one = answer_cost(SHAPES["7B"], text, 1)
-    assert [round(flops / 1e12, 2) for flops in (one.none, one.full, one.voco)] == [none, full, voco]
-    assert 100 * (1 - one.full / one.none) == pytest.approx(full_saves, abs=0.06)
-    assert 100 * (1 - one.voco / one.none) == pytest.approx(voco_saves, abs=0.06)
+    cost = answer_cost(SHAPES["7B"], text, 1)
+    assert [round(flops / 1e12, 2) for flops in (cost.none, cost.full, cost.voco)] == [none, full, voco]
+    assert 100 * (1 - cost.full / cost.none) == pytest.approx(full_saves, abs=0.06)
+    assert 100 * (1 - cost.voco / cost.none) == pytest.approx(voco_saves, abs=0.06)
 
 
 def test_storage_and_compression() -> None:
-    one, two = answer_cost(SHAPES["7B"], 34, 1), answer_cost(SHAPES["7B"], 34, 2)
-    assert (one.voco_bytes, two.voco_bytes, one.full_bytes) == (524_288, 1_048_576, 301_989_888)
-    assert one.compress / 1e12 == pytest.approx(7.73, abs=0.02)
+    cost, two = answer_cost(SHAPES["7B"], 34, 1), answer_cost(SHAPES["7B"], 34, 2)
+    assert (cost.voco_bytes, two.voco_bytes, cost.full_bytes) == (524_288, 1_048_576, 301_989_888)
+    assert cost.compress / 1e12 == pytest.approx(7.73, abs=0.02)
     assert answer_cost(SHAPES["34B"], 34, 1).voco_bytes == 2 * 60 * 8 * 128 * 2  # 8 of 56 heads hold keys
 
 
 def test_no_text_length_gives_all_of_the_papers_cells() -> None:
-    assert matching_lengths(9.6, lambda one: one.none) == (113, 119)
-    assert matching_lengths(1.2, lambda one: one.full) == (87, 93)
-    assert matching_lengths(0.5, lambda one: one.voco) == (35, 42)
+    assert matching_lengths(9.6, lambda cost: cost.none) == (113, 119)
+    assert matching_lengths(1.2, lambda cost: cost.full) == (87, 93)
+    assert matching_lengths(0.5, lambda cost: cost.voco) == (35, 42)
     assert (
         "1.2 TFLOP with the full cache needs 87 to 93 text tokens, 0.5 TFLOP with VoCo needs 35 to 42"
         in efficiency.efficiency_table()
@@ -97,5 +97,5 @@ def test_fastv_is_layers_over_all_tokens_and_layers_over_those_that_stay(layer: 
     expected = layer * counted[0] + (5 - layer) * counted[1] + 2 * config.hidden_size * config.vocab_size
     assert fastv_flops(five, 610, 512, layer, dense=True) == expected
     assert fastv_flops(five, 610, 0, layer) == read_flops(five, 0, 610)
-    each = 2 * 8 * 128 * 2  # keys and values, heads, width, bf16
-    assert fastv_bytes(five, 610, 512, layer, 2) == each * (layer * 610 + (5 - layer) * 98)
+    token_bytes = 2 * 8 * 128 * 2  # keys and values, heads, width, bf16
+    assert fastv_bytes(five, 610, 512, layer, 2) == token_bytes * (layer * 610 + (5 - layer) * 98)

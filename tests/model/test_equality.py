@@ -1,4 +1,4 @@
-"""Compressing views and then reading text against the kept keys and values equals the one masked pass."""
+"""Compressing views and then reading text against the cached keys and values equals the one masked pass."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def make(model, views, texts, name, counts=None):
 
 
 def greedy_one_pass(model, sample, features, steps):
-    """The slow, obvious form: the whole masked pass again for every new token."""
+    """The slow, obvious form: the complete masked pass again for every new token."""
     out = []
     for _ in range(steps):
         logits = one_pass_logits(model, [sample], [features])[(0, 0)][-1:]
@@ -49,19 +49,19 @@ def greedy_one_pass(model, sample, features, steps):
 
 def read_logits(model, cache, prompt):
     """Logits of every prompt token read against a cache."""
-    seen = []
+    outputs = []
     original = model._run
 
     def spy(*args, **kwargs):
-        seen.append(original(*args, **kwargs))
-        return seen[-1]
+        outputs.append(original(*args, **kwargs))
+        return outputs[-1]
 
     model._run = spy
     try:
-        next(model.read([cache], [prompt]))
+        next(model.decode_steps([cache], [prompt]))
     finally:
         model._run = original
-    return model.language_model.lm_head(seen[0][0])
+    return model.language_model.lm_head(outputs[0][0])
 
 
 def sensitive(model, sample, features):
@@ -87,7 +87,7 @@ def test_compress_then_read_equals_one_pass(tokens, dtype):
     prompt = sample.ids[sample.kinds == TEXT].tolist()
     expected = one_pass_logits(model, [sample], [features])[(0, 0)]
     assert tiny.close(read_logits(model, cache, prompt), expected)
-    assert model.answer([cache], [prompt], 12)[0][:12] == _until_eos(model, greedy_one_pass(model, sample, features, 12))
+    assert model.answer_ids([cache], [prompt], 12)[0][:12] == _until_eos(model, greedy_one_pass(model, sample, features, 12))
 
 
 def _until_eos(model, ids):
@@ -103,7 +103,7 @@ def test_many_views_joined_equal_one_pass(views):
     cache = join_caches([model.compress_features([[f]])[0] for f in features]) if views else None
     expected = one_pass_logits(model, [sample], [features])[(0, 0)]
     assert tiny.close(read_logits(model, cache, prompt), expected)
-    assert model.answer([cache], [prompt], 10)[0] == _until_eos(model, greedy_one_pass(model, sample, features, 10))
+    assert model.answer_ids([cache], [prompt], 10)[0] == _until_eos(model, greedy_one_pass(model, sample, features, 10))
 
 
 def test_a_different_number_of_tokens_per_view():
@@ -116,7 +116,7 @@ def test_a_different_number_of_tokens_per_view():
     assert tiny.close(read_logits(model, cache, sample.ids[sample.kinds == TEXT].tolist()), expected)
 
 
-def test_reading_fewer_tokens_equals_a_model_told_so():
+def test_reading_fewer_tokens_equals_a_compression_of_fewer():
     model = tiny.model("voco", 8)
     features = tiny.features(3)
     (cache,) = model.compress_features([features])
@@ -136,9 +136,9 @@ def test_a_mixed_batch_equals_each_sample_alone_in_every_order(method):
     alone = [one_pass_logits(model, [sample], [f]) for sample, f in zip(samples, features, strict=True)]
     for order in itertools.permutations(range(4)):
         together = one_pass_logits(model, [samples[i] for i in order], [features[i] for i in order])
-        for place, index in enumerate(order):
+        for number, index in enumerate(order):
             for conversation in range(len(shapes[index][1])):
-                assert tiny.close(together[(place, conversation)], alone[index][(0, conversation)])
+                assert tiny.close(together[(number, conversation)], alone[index][(0, conversation)])
 
 
 @pytest.mark.parametrize("method", ["voco", "none", "avg_pool", "q_former"])
@@ -149,7 +149,7 @@ def test_batched_decoding_from_caches_equals_one_by_one(method):
     samples = [make(model, views, [text], f"s{index}") for index, (views, text) in enumerate(shapes)]
     caches = [model.compress_features([f])[0] if f else None for f in features]
     prompts = [sample.ids[sample.kinds == TEXT].tolist() for sample in samples]
-    together = model.answer(caches, prompts, 12)
+    together = model.answer_ids(caches, prompts, 12)
     for index, sample in enumerate(samples):
         assert together[index] == _until_eos(model, greedy_one_pass(model, sample, features[index], 12))
 
@@ -174,7 +174,7 @@ def test_permuting_views_changes_the_logits():
 
 @pytest.mark.parametrize("views", [1, 3])
 def test_full_caching_equals_one_pass(views):
-    """Method none keeps the whole prefix: the text that reads it has the logits of the one plain causal pass."""
+    """Method none caches the entire prefix: text that reads it has the logits of one plain causal pass."""
     model = tiny.model("none", 1)
     features = tiny.features(views)
     sample = make(model, views, ["what is it?"], "f")
@@ -184,15 +184,15 @@ def test_full_caching_equals_one_pass(views):
     assert tiny.close(read_logits(model, cache, sample.ids[sample.kinds == TEXT].tolist()), expected)
 
 
-def test_every_n_of_one_compression_equals_a_compression_of_its_own():
+def test_every_n_of_one_compression_equals_a_compression_to_n():
     model = tiny.model("voco", 4)
     features = tiny.features(3)
     (cache,) = model.compress_features([features])
     prompt = make(model, 3, ["how many?"], "e").ids[-12:].tolist()
-    told = {}
+    logits = {}
     for n in (1, 2, 4):
         (own,) = model.compress_features([features], tokens=[n] * 3)
-        told[n] = read_logits(model, own, prompt)
-        assert tiny.close(read_logits(model, cache.take(n), prompt), told[n])
-    assert (told[1] - told[2]).abs().max() > 1e-2
-    assert (told[2] - told[4]).abs().max() > 1e-2
+        logits[n] = read_logits(model, own, prompt)
+        assert tiny.close(read_logits(model, cache.take(n), prompt), logits[n])
+    assert (logits[1] - logits[2]).abs().max() > 1e-2
+    assert (logits[2] - logits[4]).abs().max() > 1e-2

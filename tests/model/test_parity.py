@@ -31,7 +31,7 @@ def llava() -> LlavaForConditionalGeneration:
     return model
 
 
-def ours(reference: LlavaForConditionalGeneration) -> VocoLlama:
+def own_model(reference: LlavaForConditionalGeneration) -> VocoLlama:
     """The same weights in our model: its language model, projector and tower."""
     language_model = tiny.llama(torch.float32, intermediate_size=48)
     language_model.model.load_state_dict(reference.model.language_model.state_dict())
@@ -47,7 +47,7 @@ def ours(reference: LlavaForConditionalGeneration) -> VocoLlama:
 @pytest.mark.parametrize("views", [1, 2])
 def test_logits_equal_llava(views):
     reference = llava()
-    model = ours(reference)
+    model = own_model(reference)
     pixels = torch.randn(views, 3, 24, 24, generator=torch.Generator().manual_seed(0))
     features = dict(zip([f"i{v}" for v in range(views)], model.tower.encode(pixels).float(), strict=True))
     sample = build_sample("a", [tiny.question("what is it?", "a cat")], list(features), tiny.TOKENIZER, model.layout)
@@ -56,7 +56,7 @@ def test_logits_equal_llava(views):
         expected = reference(input_ids=batch.ids, pixel_values=pixels, attention_mask=torch.ones_like(batch.ids)).logits
         got = model.logits(batch)
     assert int((batch.ids == model.layout.voco_id).sum()) == 2 * views  # <voco> is an ordinary id to both
-    # our tower's output passes through fp16, as stored features do, so parity is measured past it
+    # our tower's output passes through fp16, as stored features do, so parity is measured before it
     assert (got - expected).abs().max() <= 2e-3 * expected.abs().max()
     exact = {name: f for name, f in zip(features, exact_features(reference, pixels), strict=True)}
     with torch.no_grad():
@@ -71,7 +71,7 @@ def exact_features(reference, pixels):
 
 def test_padded_batch_equals_llava():
     reference = llava()
-    model = ours(reference)
+    model = own_model(reference)
     pixels = torch.randn(2, 3, 24, 24, generator=torch.Generator().manual_seed(1))
     features = dict(zip(["x", "y"], exact_features(reference, pixels), strict=True))
     texts = [tiny.question("short"), tiny.question("a good deal longer than that")]

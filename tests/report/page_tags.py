@@ -1,15 +1,15 @@
-"""A report's page taken apart: its tags in order, and its text."""
+"""A parser of report pages: the tags in order, and the text."""
 
 from __future__ import annotations
 
 import html.parser
 import re
 
-VOID = {"meta", "img", "br", "line", "path", "rect", "circle", "polyline"}  # never closed, or closed in themselves
+VOID = {"meta", "img", "br", "line", "path", "rect", "circle", "polyline"}  # without an end tag, or self-closing
 
 
 class Tags(html.parser.HTMLParser):
-    """Every tag with its attributes, all text, and the tags that were never closed."""
+    """Every tag with its attributes, all text, and the tags that are still open."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -32,12 +32,12 @@ class Tags(html.parser.HTMLParser):
 
     @property
     def words(self) -> str:
-        """All text with single blanks."""
+        """All text with single spaces."""
         return " ".join("".join(self.text).split())
 
 
-def assert_alone(page: str) -> None:
-    """The page closes its tags, runs nothing and asks for nothing from outside."""
+def assert_self_contained(page: str) -> None:
+    """The page closes its tags, runs no script and loads nothing from outside."""
     tags = Tags(page)
     assert tags.open == []  # every tag is closed, in order
     names = {name for name, _ in tags.tags}
@@ -48,5 +48,6 @@ def assert_alone(page: str) -> None:
         assert (attributes.get("href") or "#").startswith("#")
     assert "url(" not in re.sub(r"url\(#tip\)", "", page)
     assert "@import" not in page
-    policy = next(held["content"] for _, held in tags.tags if held.get("http-equiv") == "Content-Security-Policy")
+    policies = [attributes for _, attributes in tags.tags if attributes.get("http-equiv") == "Content-Security-Policy"]
+    policy = policies[0]["content"]
     assert (policy or "").startswith("default-src 'none'")

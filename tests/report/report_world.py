@@ -1,4 +1,4 @@
-"""A finished flow in small: real samples, metrics, answers, scores and manifests, with made-up learning."""
+"""A small finished flow: real samples, metrics, answers, scores and manifests, with made-up learning curves."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from PIL import Image, ImageDraw
 
 from voco.evaluate.metrics.gqa import exact_match
 from voco.evaluate.scores import score_rows
-from voco.job.spec import Job, build_job
+from voco.job.load import build_job
+from voco.job.spec import Job
 from voco.run import manifest
 from voco.store import parquet, schemas, storage
 
@@ -32,12 +33,12 @@ def scene(index: int) -> tuple[bytes, list[str]]:
     colours = [COLOURS[pick] for pick in generator.integers(len(COLOURS), size=4)]
     image = Image.new("RGB", (128, 128), (244, 240, 230))
     draw = ImageDraw.Draw(image)
-    for place, colour in enumerate(colours):
-        x, y = 64 * (place % 2) + 14, 64 * (place // 2) + 14
+    for cell, colour in enumerate(colours):
+        x, y = 64 * (cell % 2) + 14, 64 * (cell // 2) + 14
         (draw.ellipse if generator.random() < 0.5 else draw.rectangle)((x, y, x + 36, y + 36), fill=colour)
-    held = io.BytesIO()
-    image.save(held, "PNG")
-    return held.getvalue(), colours
+    encoded = io.BytesIO()
+    image.save(encoded, "PNG")
+    return encoded.getvalue(), colours
 
 
 def sample(index: int, broken: bool = False) -> dict[str, Any]:
@@ -70,38 +71,38 @@ def sample(index: int, broken: bool = False) -> dict[str, Any]:
 
 
 def job(root: Path, name: str, kind: str, **fields: Any) -> Job:
-    """A checked job that has claimed its output, as a driver does first."""
-    made = build_job("test", {"name": name, "kind": kind, "output": str(root / name), **fields})
-    manifest.claim_output(made, manifest.job_run_id(made))
-    return made
+    """A checked job whose output is claimed, as a driver does first."""
+    checked = build_job("test", {"name": name, "kind": kind, "output": str(root / name), **fields})
+    manifest.claim_output(checked, manifest.job_run_id(checked))
+    return checked
 
 
-def finish(made: Job, seconds: float, **fields: Any) -> str:
+def finish(job: Job, seconds: float, **fields: Any) -> str:
     """Write the manifest as a driver does last, as if the stage had taken `seconds`."""
-    return manifest.write_manifest(made, manifest.job_run_id(made), time.time() - seconds, **fields).run_id
+    return manifest.write_manifest(job, manifest.job_run_id(job), time.time() - seconds, **fields).run_id
 
 
 def ingest(root: Path) -> None:
     annotations = root / "questions.json"
     annotations.write_text("[]")
-    made = job(
-        root, "ingest-test", "ingest", inputs={"annotations": str(annotations)}, ingest={"format": "llava_json", "dataset": "s"}
-    )
+    inputs = {"annotations": str(annotations)}
+    ingest_job = job(root, "ingest-test", "ingest", inputs=inputs, ingest={"format": "llava_json", "dataset": "s"})
+    output = ingest_job.output
     samples = [sample(index, broken=index == 1) for index in range(SCENES)]
     groups = [pa.Table.from_pylist(samples[start : start + 40], schema=schemas.SAMPLES) for start in range(0, SCENES, 40)]
-    entry = parquet.write_table(f"{made.output}/samples/part-00000.parquet", groups[:2], schemas.SAMPLES)
-    second = parquet.write_table(f"{made.output}/samples/part-00001.parquet", groups[2:], schemas.SAMPLES)
-    lost = [{"dataset": "s", "source": f"questions.json:{row}", "reason": reason, "detail": HOSTILE} for row, reason in
+    entry = parquet.write_table(f"{output}/samples/part-00000.parquet", groups[:2], schemas.SAMPLES)
+    second = parquet.write_table(f"{output}/samples/part-00001.parquet", groups[2:], schemas.SAMPLES)
+    rows = [{"dataset": "s", "source": f"questions.json:{row}", "reason": reason, "detail": HOSTILE} for row, reason in
             enumerate(["missing_media", "missing_media", "corrupt_media"])]  # fmt: skip
     rejects = parquet.write_table(
-        f"{made.output}/rejects/part-00000.parquet", [pa.Table.from_pylist(lost, schema=schemas.REJECTS)], schemas.REJECTS
+        f"{output}/rejects/part-00000.parquet", [pa.Table.from_pylist(rows, schema=schemas.REJECTS)], schemas.REJECTS
     )
     read = 3 * SCENES + 3
     figures = {"width": {"count": SCENES, "sum": 128.0 * SCENES, "min": 128.0, "max": 128.0, "mean": 128.0}}
     figures["bytes"] = {"count": SCENES, "sum": 48000.0, "min": 371.0, "max": 455.0, "mean": 400.0}
     rejected = {"missing_media": 2, "corrupt_media": 1}
     finish(
-        made, 6.2, counts={"read": read, "written": read - 3, "samples": SCENES, "rejected": rejected},
+        ingest_job, 6.2, counts={"read": read, "written": read - 3, "samples": SCENES, "rejected": rejected},
         tables={"samples": [entry, second], "rejects": [rejects]}, statistics={"figures": figures, "kinds": {"png": SCENES}},
     )  # fmt: skip
 
@@ -111,13 +112,13 @@ def training(root: Path, name: str, method: str, floor: float, steps: int = 900)
     model: dict[str, Any] = {"inputs": inputs, "model": {"llama": LLAMA, "tower": TOWER}}
     if name != "base":
         model = {"inputs": {**inputs, "checkpoint": str(root / "base")}}
-    made = job(root, name, "image_sft", compression={"method": method, "tokens": 1}, image_sft=SFT, **model)
-    trained(made, floor, 2.6 if name == "base" else 1.1, steps)
+    training_job = job(root, name, "image_sft", compression={"method": method, "tokens": 1}, image_sft=SFT, **model)
+    write_training(training_job, floor, 2.6 if name == "base" else 1.1, steps)
 
 
-def trained(made: Job, floor: float, drop: float, steps: int = 900) -> None:
+def write_training(job: Job, floor: float, drop: float, steps: int = 900) -> None:
     """Metrics of a made-up run, and its manifest."""
-    generator = np.random.default_rng(len(made.name))
+    generator = np.random.default_rng(len(job.name))
     step = np.arange(1, steps + 1)
     loss = floor + drop * np.exp(-step / 160) + generator.normal(0, 0.06, steps)
     loss[0] += 2
@@ -127,28 +128,28 @@ def trained(made: Job, floor: float, drop: float, steps: int = 900) -> None:
         "lr": 1e-3 * (1 - step / steps), "grad_norm": np.ones(steps),
         "seconds": generator.normal(0.11, 0.01, steps),
     }  # fmt: skip
-    parquet.write_table(f"{made.output}/metrics.parquet", [pa.table(columns, schema=schemas.METRICS)], schemas.METRICS)
-    finish(made, 104.0, counts={"steps": steps}, statistics={"final_loss": float(loss[-1])})
+    parquet.write_table(f"{job.output}/metrics.parquet", [pa.table(columns, schema=schemas.METRICS)], schemas.METRICS)
+    finish(job, 104.0, counts={"steps": steps}, statistics={"final_loss": float(loss[-1])})
 
 
 def answers(
     name: str, method: str, skill: float, floor: float = 0.3, *, n: int = 1, checkpoint: str = "",
     samples: list[dict[str, Any]] | None = None, benchmark: str = "scenes", skills: dict[str, float] | None = None,
 ) -> pa.Table:  # fmt: skip
-    """Answers in an order of their own; every method finds the same samples easy. `skills` are those of a category."""
-    asked = samples or [sample(index) for index in range(SCENES)]
+    """Answers in random order. The same samples are easy for every method; `skills` overrides `skill` by category."""
+    rows = samples or [sample(index) for index in range(SCENES)]
     generator = np.random.default_rng(sum(map(ord, name)))
-    ease = np.random.default_rng(1).normal(0, 0.12, len(asked))
-    made = []
-    for index in generator.permutation(len(asked)):
-        for number, conversation in enumerate(asked[int(index)]["conversations"]):
+    ease = np.random.default_rng(1).normal(0, 0.12, len(rows))
+    lines = []
+    for index in generator.permutation(len(rows)):
+        for number, conversation in enumerate(rows[int(index)]["conversations"]):
             able = (skills or {}).get(conversation["category"], skill)
             right = generator.random() < np.clip(floor + able + ease[index] - 0.08 * number, 0, 1)
             wrong = HOSTILE if index == 0 else "purple"
             prediction = conversation["answers"][0] + "." if right else wrong
-            made.append(
+            lines.append(
                 {
-                    "sample_id": asked[int(index)]["sample_id"], "conversation_index": number,
+                    "sample_id": rows[int(index)]["sample_id"], "conversation_index": number,
                     "source_id": conversation["source_id"], "benchmark": benchmark, "category": conversation["category"],
                     "method": method, "n": n, "checkpoint": checkpoint or name.removeprefix("eval-"),
                     "prompt": "USER: ... ASSISTANT:", "prediction": prediction,
@@ -156,7 +157,7 @@ def answers(
                     "new_tokens": 2, "cache_hit": number > 0,
                 }
             )  # fmt: skip
-    return pa.Table.from_pylist(made, schema=schemas.ANSWERS)
+    return pa.Table.from_pylist(lines, schema=schemas.ANSWERS)
 
 
 def evaluation(
@@ -166,14 +167,15 @@ def evaluation(
         "samples": [{"uri": str(root / "ingest-test")}], "features": str(root / "features-test"),
         "checkpoint": str(root / checkpoint), **{key: str(root / f"eval-{key}") for key in bounds},
     }  # fmt: skip
-    answered(job(root, name, "evaluate", inputs=inputs, evaluate={"benchmark": "scenes", "read_as": read_as}), table, bounds)
+    evaluate_job = job(root, name, "evaluate", inputs=inputs, evaluate={"benchmark": "scenes", "read_as": read_as})
+    write_evaluation(evaluate_job, table, bounds)
 
 
-def answered(made: Job, table: pa.Table, bounds: dict[str, pa.Table]) -> list[dict[str, Any]]:
+def write_evaluation(job: Job, table: pa.Table, bounds: dict[str, pa.Table]) -> list[dict[str, Any]]:
     """Answers, their scores by the real rules, and the manifest of an evaluate job; returns the rows of scores."""
-    entry = parquet.write_table(f"{made.output}/answers/part-00000.parquet", [table], schemas.ANSWERS)
+    entry = parquet.write_table(f"{job.output}/answers/part-00000.parquet", [table], schemas.ANSWERS)
     small = table["method"][0].as_py() != "none"
-    scored = [
+    rows = [
         row
         for n in table["n"].unique().to_pylist()
         for row in score_rows(
@@ -183,10 +185,10 @@ def answered(made: Job, table: pa.Table, bounds: dict[str, pa.Table]) -> list[di
         )
     ]  # fmt: skip
     scores = parquet.write_table(
-        f"{made.output}/scores/part-00000.parquet", [pa.Table.from_pylist(scored, schema=schemas.SCORES)], schemas.SCORES
+        f"{job.output}/scores/part-00000.parquet", [pa.Table.from_pylist(rows, schema=schemas.SCORES)], schemas.SCORES
     )
-    finish(made, 12.5, tables={"answers": [entry], "scores": [scores]})
-    return scored
+    finish(job, 12.5, tables={"answers": [entry], "scores": [scores]})
+    return rows
 
 
 def features(root: Path) -> None:
@@ -195,7 +197,7 @@ def features(root: Path) -> None:
 
 
 def flow(root: Path) -> Path:
-    """Every stage of the demo's flow under `root`; returns `root`."""
+    """Every stage of a small image flow under `root`; returns `root`."""
     ingest(root)
     features(root)
     for name, method, floor in (

@@ -1,4 +1,4 @@
-"""`voco show` on outputs of several kinds: real tables, and nothing that steers a terminal."""
+"""`voco show` on outputs of several kinds: real tables, and no terminal control characters."""
 
 import pytest
 import report.report_world as report_world

@@ -1,4 +1,4 @@
-"""The comparison as text, and numbers as people read them."""
+"""The comparison as text tables, and numbers with units."""
 
 import pytest
 
@@ -12,7 +12,7 @@ ROW = {
 }  # fmt: skip
 
 
-def test_columns_line_up_and_missing_is_said():
+def test_columns_are_aligned_and_missing_figures_are_shown():
     other = {**ROW, "label": "lower bound", "role": "lower", "retention": None, "score": 1.0}
     lines = text_table([ROW, other]).split("\n")
     head = "method score % 95 % retention % 95 % of upper % 95 % cache/view s/question"
@@ -20,11 +20,11 @@ def test_columns_line_up_and_missing_is_said():
     assert lines[2].startswith("VoCo, N=1       48.5  47.0 to 50.0         61.1")
     assert lines[2].count("missing") == 2
     assert lines[3].split()[2:4] == ["100.0", "47.0"]
-    assert lines[3].count("missing") == 1  # a bound has no retention, but its latency is missing
+    assert lines[3].count("missing") == 1  # only the latency: a bound has no retention
     assert {line.find("4.0 KiB") for line in lines[2:]} != {-1}
 
 
-def test_rows_of_scores_do_and_categories_and_benchmarks_get_columns():
+def test_plain_rows_of_scores_work_and_categories_and_benchmarks_get_columns():
     plain = {key: value for key, value in ROW.items() if key not in ("label", "role")}
     head, _, first, second = text_table([plain, {**plain, "category": "count", "benchmark": "gqa"}]).split("\n")
     assert head.startswith("benchmark  category  method")
@@ -33,13 +33,13 @@ def test_rows_of_scores_do_and_categories_and_benchmarks_get_columns():
     assert text_table([]) == "no scores"
 
 
-def test_what_was_evaluated_without_bounds_is_not_missing_and_needs_no_column():
-    alone = {**ROW, "label": "base", "retention": None, "upper_bound": None}
-    assert text_table([ROW, alone]).split("\n")[-1].split()[5:] == ["-", "-", "4.0", "KiB", "missing"]
-    assert "retention" not in text_table([alone])
+def test_retention_without_bounds_is_not_missing_and_needs_no_column():
+    unbounded = {**ROW, "label": "base", "retention": None, "upper_bound": None}
+    assert text_table([ROW, unbounded]).split("\n")[-1].split()[5:] == ["-", "-", "4.0", "KiB", "missing"]
+    assert "retention" not in text_table([unbounded])
 
 
-def test_one_table_for_each_benchmark_under_its_name():
+def test_each_benchmark_has_a_table_under_its_name():
     images = {**ROW, "view": "image", "questions": 1200, "samples": 400}
     clips = {**images, "benchmark": "clips", "view": "frame", "retention": None, "upper_bound": None, "samples": 40}
     first, second = text_tables([images, clips, {**images, "label": "base"}]).split("\n\n")

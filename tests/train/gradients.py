@@ -20,7 +20,7 @@ from voco.sequence.sequence import Layout
 from voco.store.samples import SampleTables, images_of
 from voco.train.batches import TrainingSamples
 from voco.train.packing import split_evenly
-from voco.train.sampler import epoch_order
+from voco.train.sampler import TableMix, epoch_order
 from voco.train.step import backward
 from voco.train.zero import deepspeed_config
 
@@ -31,15 +31,15 @@ def main(folder: str, cases: list[str]) -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="gloo", verbose=False)
     rank, world = dist.get_rank(), dist.get_world_size()
-    tables = SampleTables([f"{folder}/samples"], [1.0])
-    order = epoch_order(tables.mix, 0, 0, BATCH)
+    tables = SampleTables([f"{folder}/samples"])
+    order = epoch_order(TableMix(tables.sizes, tables.owners, (1.0,)), 0, 0, BATCH)
     found = {}
     for case in cases:
         name, accumulation, share, stage = case.split(":")
         layout = Layout(**weights.read_config(f"{folder}/initial")["layout"])
         if "queries" in name:
             layout = layout.model_copy(update={"method": "q_former", "tokens": 2, "q_former_layers": 2})
-        model = weights.load_checkpoint(f"{folder}/initial", layout, torch.float32, new_q_former=3)
+        model = weights.load_checkpoint(f"{folder}/initial", layout, torch.float32, method_seed=3)
         model.tower = None
         if name == "recomputed":
             model.language_model.train()
@@ -49,14 +49,14 @@ def main(folder: str, cases: list[str]) -> None:
             precision="bf16" if name == "bf16" else "fp32", zero_stage=int(stage), max_tokens=512,
         )  # fmt: skip
         samples = TrainingSamples(tables, model.tokenizer, model.layout, block, images_of)
-        mine = order.of_rank(0, rank, world)
+        mine = order.rank_rows(0, rank, world)
         taken = samples.take(mine)
         parts = [[taken[at] for at in row] for row in split_evenly([len(one) for one in taken], int(accumulation))]
         if share == "alone":  # the same conversations, each a sample of its own
             one_each = block.model_copy(update={"share_vision": False})
-            loose = SampleTables([f"{folder}/samples"], [1.0], False)
+            loose = SampleTables([f"{folder}/samples"], share_vision=False)
             apart = TrainingSamples(loose, model.tokenizer, model.layout, one_each, images_of)
-            every = np.array([(g, p) for g, size in enumerate(apart.tables.mix.sizes) for p in range(size)])
+            every = np.array([(g, p) for g, size in enumerate(apart.tables.sizes) for p in range(size)])
             single = apart.take(every)
             assert len(single) == 28  # 12 images with two questions, 4 rows of text
             parts = [[s for s in single if s.sample_id in {one.sample_id for one in part}] for part in parts]

@@ -109,7 +109,7 @@ def test_every_sample_once_an_epoch_and_another_order_each():
         assert sorted(seen) == sorted((group, row) for group, count in enumerate(mix.sizes) for row in range(count))
         assert order.steps == mix.steps(16) == math.ceil(sum(mix.sizes) / 16)
         for step in range(order.steps):
-            shares = [order.of_rank(step, rank, 4).tolist() for rank in range(4)]
+            shares = [order.rank_rows(step, rank, 4).tolist() for rank in range(4)]
             assert [row for share in shares for row in share] == order.rows[step].tolist()
 
 

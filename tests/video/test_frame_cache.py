@@ -1,4 +1,4 @@
-"""Caches of real clips: what is written is what the model makes of the frames, and what is read is what was written."""
+"""Caches of real clips: the files have what the model computes of the frames, and the store reads what the files have."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from voco.precompute import frame_cache
 from voco.precompute.frame_store import FrameStore, check_compressor
 from voco.run import units
 from voco.store import parquet, schemas, storage
+from voco.store.samples import blob_uri
 from voco.video.decode import Video
 
 LLAMA = {"layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "mlp_width": 48, "vocabulary": 300}
@@ -46,34 +47,31 @@ def video_row(index: int, frames: int) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
-    place = tmp_path_factory.mktemp("checkpoint")
+    root = tmp_path_factory.mktemp("checkpoint")
     block = Model.model_validate({"llama": LLAMA, "tower": world.TOWER})
     model = build.create_model(block, "voco", 2, Text(template="question_answer"), ["what happens?"], seed=3)
-    weights.save_checkpoint(model, weights.own_state(model), place / "model")
-    return str(place)
+    weights.save_checkpoint(model, weights.own_state(model), root / "model")
+    return str(root)
 
 
 @pytest.fixture(scope="module")
-def made(checkpoint: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[dict[str, Any]]]:
-    """Caches of three clips of 8, 20 and 1 sampled frames, an image and a text-only row. The second clip lies under `blobs/`."""
-    place = tmp_path_factory.mktemp("frames")
+def cached(checkpoint: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[dict[str, Any]]]:
+    """Caches of three clips of 8, 20 and 1 sampled frames, an image and a text-only row. The second clip is under `blobs/`."""
+    root = tmp_path_factory.mktemp("frames")
     listed = [video_row(0, 32), video_row(1, 80), video_row(2, 3), *world.sample_rows(2)]
     (large,) = listed[1]["media"]
     stored = [*listed[:1], {**listed[1], "media": [{**large, "bytes": None}]}, *listed[2:]]
-    storage.write_bytes(parquet.blob_uri(str(place / "samples"), large["sha256"]), large["bytes"])
-    samples = world.write_samples(str(place / "samples"), stored, rows_per_group=2)
-    output = str(place / "cache")
+    storage.write_bytes(blob_uri(str(root / "samples"), large["sha256"]), large["bytes"])
+    samples = world.write_samples(str(root / "samples"), stored, rows_per_group=2)
+    output = str(root / "cache")
     assert frame_cache.list_media_samples(output, [samples], unit_samples=2) == 2  # of four rows with media
     worker = frame_cache.FrameWorker(output, checkpoint, {"fps": 1.0, "batch": 3})
-    index = []
-    for unit in range(2):
-        with parquet.open_parquet(units.work_list_uri(output)) as file:
-            index += worker(unit, file.read_row_group(unit))["index"]
-    parquet.write_table(f"{output}/index.parquet", [pa.Table.from_pylist(index, schema=schemas.FRAME_INDEX)], schemas.FRAME_INDEX)
+    with parquet.open_parquet(units.work_list_uri(output)) as file:
+        frame_cache.write_index(output, [worker(unit, file.read_row_group(unit)) for unit in range(2)])
     return output, [row for row in listed if row["media"]]
 
 
-def test_decoded_frames_are_the_ones_asked_for() -> None:
+def test_decoded_frames_have_the_requested_numbers() -> None:
     video = Video(clips.clip(24, fps=4.0, offset=2))
     assert (video.num_frames, round(video.fps, 3)) == (24, 4.0)
     for number, frame in zip([0, 7, 3, 23], video.frames([0, 7, 3, 23]), strict=True):
@@ -81,13 +79,13 @@ def test_decoded_frames_are_the_ones_asked_for() -> None:
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 3], lambda data: b"not a video" * 50, lambda data: b""])
-def test_what_is_no_video_is_a_clear_error(damage: Any) -> None:
+def test_damaged_video_is_a_clear_error(damage: Any) -> None:
     with pytest.raises(ValueError, match="video"):
         Video(damage(clips.clip(8)))
 
 
-def test_a_cached_frame_is_what_the_model_makes_of_it(made: tuple[str, list[dict[str, Any]]], checkpoint: str) -> None:
-    output, listed = made
+def test_a_cached_frame_is_the_models_own_compression_of_it(cached: tuple[str, list[dict[str, Any]]], checkpoint: str) -> None:
+    output, listed = cached
     store, model = FrameStore(output), weights.load_checkpoint(checkpoint)
     assert model.tower is not None
     assert [store.frames(row["sample_id"]) for row in listed] == [8, 20, 1, 1]
@@ -98,33 +96,33 @@ def test_a_cached_frame_is_what_the_model_makes_of_it(made: tuple[str, list[dict
             pictures = [Image.fromarray(frame) for frame in video.frames(list(range(0, video.num_frames, 4)))]
         else:
             pictures = [data]
-        one_by_one = join_caches([model.compress(model.tower.preprocess(picture)[None]) for picture in pictures])
+        alone = join_caches([model.compress(model.tower.preprocess(picture)[None]) for picture in pictures])
         read = store.read(row["sample_id"], range(len(pictures)))
-        assert read.key == one_by_one.key
-        assert read.tokens == one_by_one.tokens
+        assert read.key == alone.key
+        assert read.tokens == alone.tokens
         for name in ("keys", "values"):
-            ours, theirs = getattr(read, name), getattr(one_by_one, name)
-            assert (ours - theirs).abs().max() <= 1e-5 * max(1.0, float(theirs.abs().max()))
+            stored, expected = getattr(read, name), getattr(alone, name)
+            assert (stored - expected).abs().max() <= 1e-5 * max(1.0, float(expected.abs().max()))
 
 
-def test_places_order_and_fewer_tokens(made: tuple[str, list[dict[str, Any]]]) -> None:
-    output, listed = made
+def test_offsets_order_and_fewer_tokens(cached: tuple[str, list[dict[str, Any]]]) -> None:
+    output, listed = cached
     store = FrameStore(output)
     name = listed[1]["sample_id"]
-    whole = store.read(name, range(20))
-    some = store.read(name, [13, 2], n=1)
-    assert some.tokens == (1, 1)
-    assert torch.equal(some.keys, whole.keys[:, :, [26, 4]])
-    assert store.taken(name, 4) == [2, 7, 12, 17]
-    assert store.taken(name, 100) == list(range(20))
+    complete = store.read(name, range(20))
+    selected = store.read(name, [13, 2], n=1)
+    assert selected.tokens == (1, 1)
+    assert torch.equal(selected.keys, complete.keys[:, :, [26, 4]])
+    assert store.select_frames(name, 4) == [2, 7, 12, 17]
+    assert store.select_frames(name, 100) == list(range(20))
     with pytest.raises(KeyError, match="must read the same samples"):
-        store.frames("nobody")
+        store.frames("unknown")
 
 
-def test_files_are_as_the_design_says(made: tuple[str, list[dict[str, Any]]], checkpoint: str) -> None:
-    output, listed = made
+def test_files_have_the_documented_format(cached: tuple[str, list[dict[str, Any]]], checkpoint: str) -> None:
+    output, listed = cached
     config = weights.read_config(checkpoint)
-    held = []
+    rows = []
     for unit in range(2):
         with pq.ParquetFile(units.part_uri(output, "frame_cache", unit)) as file:
             facts = json.loads(file.schema_arrow.metadata[b"voco.frame_cache"])
@@ -139,8 +137,8 @@ def test_files_are_as_the_design_says(made: tuple[str, list[dict[str, Any]]], ch
                 column = file.metadata.row_group(group).column(file.schema_arrow.names.index("keys"))
                 assert column.compression == "UNCOMPRESSED"
                 assert not column.has_dictionary_page
-                held += table.select(["sample_id", "frame_index", "timestamp_s"]).to_pylist()
-    first = [row for row in held if row["sample_id"] == listed[0]["sample_id"]]
+                rows += table.select(["sample_id", "frame_index", "timestamp_s"]).to_pylist()
+    first = [row for row in rows if row["sample_id"] == listed[0]["sample_id"]]
     assert [row["frame_index"] for row in first] == list(range(0, 32, 4))
     assert [row["timestamp_s"] for row in first] == [float(second) for second in range(8)]
 
@@ -157,16 +155,15 @@ def test_a_sample_with_a_frame_that_cannot_be_decoded_is_a_reject_and_not_in_the
         record = frame_cache.FrameWorker(output, checkpoint, {"fps": 1.0})(0, file.read_row_group(0))
     assert record["counts"] == {"read": 2, "written": 8, "rejected": 1}
     assert [reject["reason"] for reject in record["rejects"]] == ["corrupt_media"]
-    index = pa.Table.from_pylist(record["index"], schema=schemas.FRAME_INDEX)
-    parquet.write_table(f"{output}/index.parquet", [index], schemas.FRAME_INDEX)
+    frame_cache.write_index(output, [record])
     store = FrameStore(output)
     assert store.rejected == {"f" * 32}
     assert store.frames(good["sample_id"]) == 8
     assert "f" * 32 not in store.groups
 
 
-def test_caches_of_another_maker_or_too_few_tokens_are_refused(made: tuple[str, list[dict[str, Any]]], checkpoint: str) -> None:
-    store, config = FrameStore(made[0]), weights.read_config(checkpoint)
+def test_caches_of_another_maker_or_too_few_tokens_are_refused(cached: tuple[str, list[dict[str, Any]]], checkpoint: str) -> None:
+    store, config = FrameStore(cached[0]), weights.read_config(checkpoint)
     check_compressor(store, config, 2)
     for wrong in ({"compressor": "f" * 64}, {"preprocessing": "other"}):
         with pytest.raises(Refused, match=f"was made with {next(iter(wrong))}"):
@@ -176,18 +173,17 @@ def test_caches_of_another_maker_or_too_few_tokens_are_refused(made: tuple[str, 
 
 
 def test_row_groups_stay_below_their_limit(
-    made: tuple[str, list[dict[str, Any]]], checkpoint: str, monkeypatch: Any, tmp_path: Path
+    cached: tuple[str, list[dict[str, Any]]], checkpoint: str, monkeypatch: Any, tmp_path: Path
 ) -> None:
-    """With room for seven frames of 2 x 256 bytes in a group, twenty frames are three groups, and read the same."""
-    output, listed = made
+    """With room for seven frames of 2 x 256 bytes in a group, twenty frames are three groups and read the same."""
+    output, listed = cached
     monkeypatch.setattr(schemas, "FRAME_GROUP_BYTES", 7 * 2 * 256)
     samples = world.write_samples(str(tmp_path / "samples"), [listed[1]])
     frame_cache.list_media_samples(str(tmp_path / "cache"), [samples], unit_samples=2)
     with parquet.open_parquet(units.work_list_uri(str(tmp_path / "cache"))) as file:
         record = frame_cache.FrameWorker(str(tmp_path / "cache"), checkpoint, {"fps": 1.0})(0, file.read_row_group(0))
-    index = pa.Table.from_pylist(record["index"], schema=schemas.FRAME_INDEX)
-    parquet.write_table(str(tmp_path / "cache" / "index.parquet"), [index], schemas.FRAME_INDEX)
-    assert [line["frames"] for line in record["index"]] == [7, 7, 6]
+    frame_cache.write_index(str(tmp_path / "cache"), [record])
+    assert [group["frames"] for group in record["index"]] == [7, 7, 6]
     name = listed[1]["sample_id"]
-    ours, theirs = FrameStore(str(tmp_path / "cache")).read(name, range(20)), FrameStore(output).read(name, range(20))
-    assert (ours.keys - theirs.keys).abs().max() <= 1e-5
+    small, large = FrameStore(str(tmp_path / "cache")).read(name, range(20)), FrameStore(output).read(name, range(20))
+    assert (small.keys - large.keys).abs().max() <= 1e-5

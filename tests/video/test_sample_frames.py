@@ -1,4 +1,4 @@
-"""Which frames are taken, on cases that can be counted by hand, and properties for the rest."""
+"""The choice of frames: cases that can be counted by hand, and properties for the rest."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from voco.video.sample_frames import evenly_spaced, frames_at_rate, thin_evenly
 
 
 @pytest.mark.parametrize(
-    ("num_frames", "fps", "wanted", "expected"),
+    ("num_frames", "fps", "rate", "expected"),
     [
         (32, 4.0, 1.0, [0, 4, 8, 12, 16, 20, 24, 28]),
         (10, 4.0, 2.0, [0, 2, 4, 6, 8]),
         (90, 29.97, 1.0, [0, 29, 59, 89]),  # floor of 29.97, 59.94, 89.91
-        (5, 1.0, 4.0, [0, 1, 2, 3, 4]),  # more than there are: each once
+        (5, 1.0, 4.0, [0, 1, 2, 3, 4]),  # more than the video has: each once
         (3, 0.5, 1.0, [0, 1, 2]),  # slower than a frame a second (LLaMA-VID's step is 0 here)
         (1, 25.0, 1.0, [0]),
     ],
 )
-def test_frames_at_a_rate(num_frames: int, fps: float, wanted: float, expected: list[int]) -> None:
-    assert frames_at_rate(num_frames, fps, wanted) == expected
+def test_frames_at_a_rate(num_frames: int, fps: float, rate: float, expected: list[int]) -> None:
+    assert frames_at_rate(num_frames, fps, rate) == expected
 
 
 @pytest.mark.parametrize(
@@ -33,15 +33,15 @@ def test_frames_in_the_middle_of_equal_parts(num_frames: int, count: int, expect
 
 @given(st.integers(1, 5000), st.integers(1, 300))
 def test_evenly_is_inside_and_in_order(num_frames: int, count: int) -> None:
-    taken = evenly_spaced(num_frames, count)
-    assert len(taken) == min(num_frames, count)
-    assert taken == sorted(set(taken))
-    assert 0 <= taken[0] <= taken[-1] < num_frames
+    numbers = evenly_spaced(num_frames, count)
+    assert len(numbers) == min(num_frames, count)
+    assert numbers == sorted(set(numbers))
+    assert 0 <= numbers[0] <= numbers[-1] < num_frames
 
 
 @given(st.lists(st.integers(), min_size=1, max_size=200, unique=True), st.integers(1, 50))
 def test_thinning_keeps_order_and_its_limit(frames: list[int], limit: int) -> None:
-    kept = thin_evenly(frames, limit)
-    assert len(kept) == min(limit, len(frames))
-    places = [frames.index(frame) for frame in kept]
-    assert places == sorted(set(places))
+    thinned = thin_evenly(frames, limit)
+    assert len(thinned) == min(limit, len(frames))
+    indices = [frames.index(frame) for frame in thinned]
+    assert indices == sorted(set(indices))

@@ -1,12 +1,14 @@
-"""`voco ask`: a question about images and videos, answered from caches that are made once.
+"""`voco ask`: a question about images and videos, answered from caches that are computed once.
 
-Pass 1 compresses what was not asked about before, pass 2 reads the question behind the caches (arXiv 2406.12275, section 3.2).
+Pass 1 compresses media that the cache does not hold yet; pass 2 reads the question after the caches (arXiv 2406.12275,
+section 3.2).
 """
 
 from __future__ import annotations
 
 import io
 import time
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
@@ -19,25 +21,26 @@ from voco import model
 from voco.errors import Refused
 from voco.model.cache import VocoCache, join_caches
 from voco.model.cache_store import CacheStore, content_key
+from voco.model.checkpoint_layout import own_compressor
 from voco.model.generation import prompt_ids, shared_prompt_ids
 from voco.model.sampling import GREEDY, Sampling
 from voco.model.voco_llama import VocoLlama
-from voco.model.weights import COMPRESSOR, load_compressor
+from voco.model.weights import load_compressor
 from voco.sequence.anyres import Size
 from voco.store import storage
 from voco.video.decode import Video
+from voco.video.extensions import VIDEO_EXTENSIONS
 from voco.video.sample_frames import evenly_spaced
 
 CACHE = "~/.cache/voco"
-FRAMES_AT_ONCE = 64  # decoded, and under voco compressed, in one pass: any number fits
+FRAMES_AT_ONCE = 64  # decoded, and under voco compressed, in one pass; a video may have any number
 Views = tuple[list[Tensor], list[Size | None]]  # features of images or frames, and the size of each that is cut into tiles
-VIDEOS = (".mp4", ".mkv", ".webm", ".mov", ".avi")
 
 
 @dataclass(frozen=True)
 class AskOptions:
-    """How to answer. `cache` None keeps nothing; `tokens` reads fewer of each view than were made; with `keep_system` the
-    template's own text is kept behind the views of a single medium.
+    """How to answer. Without a `cache` nothing is kept; `tokens` reads only the first tokens of each view; `keep_system` also
+    caches the template's own text, after the views of a single medium.
     """
 
     cache: str | None = CACHE
@@ -49,28 +52,29 @@ class AskOptions:
     keep_system: bool = False
 
 
-def ask(checkpoint: str, media: Sequence[str], question: str, how: AskOptions | None = None) -> Iterator[str]:
-    """The answer in pieces, then lines on both passes. Raises Refused for a file that is no image or video, and for fewer
-    tokens than 1 or more than the checkpoint's.
+def ask(checkpoint: str, media: Sequence[str], question: str, options: AskOptions | None = None) -> Iterator[str]:
+    """The answer in pieces, then lines on both passes. Raises Refused for a file that is no image or video, and for a number of
+    tokens that the checkpoint does not have.
     """
-    how = how or AskOptions()
-    if how.frames < 1 or how.max_new_tokens < 1 or "" in how.stop:
+    options = options or AskOptions()
+    if options.frames < 1 or options.max_new_tokens < 1 or "" in options.stop:
         raise Refused("expected --frames and --max-new-tokens of at least 1, and no empty --stop")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     reader = model.load(checkpoint, device=device)
-    if how.keep_system and (not media or (len(media) > 1 and reader.layout.method == "voco")):
-        raise Refused(f"--keep-system: the kept text reads the views of one medium, got {len(media)}")
-    if reader.layout.template == "plain":
-        raise Refused(f"{checkpoint}: was trained on captions (text.template: plain) and reads no question")
+    if options.keep_system and (not media or (len(media) > 1 and reader.layout.rule.views_apart)):
+        raise Refused(f"--keep-system: expected one medium, whose views the cached text reads, got {len(media)}")
+    if reader.layout.drops_questions:
+        template = reader.layout.template
+        raise Refused(f"{checkpoint}: was trained on captions (text.template: {template}) and cannot read a question")
     prompt = prompt_ids([{"role": "user", "text": question}], reader.tokenizer, reader.layout, bool(media))
-    maker = CacheMaker(checkpoint, reader, how, prompt)
+    maker = CacheMaker(checkpoint, reader, options, prompt)
     started = time.monotonic()
     caches = maker.caches(media)
     _wait(device)
     compressed = time.monotonic()
-    whole = join_caches(caches) if caches else None
+    joined = join_caches(caches) if caches else None
     first = None
-    for (answer,) in reader.write([whole], [prompt], how.max_new_tokens, how.sampling, how.stop):
+    for (answer,) in reader.stream_answers([joined], [prompt], options.max_new_tokens, options.sampling, options.stop):
         piece = answer.piece()
         first = first or time.monotonic()
         yield piece
@@ -80,8 +84,8 @@ def ask(checkpoint: str, media: Sequence[str], question: str, how: AskOptions | 
         yield (
             f"\n\npass 1, views to caches: {compressed - started:.2f} s, {views} views, {size / 1e6:,.2f} MB; "
             f"{maker.hits} of {len(caches)} caches found"
-            + (f" in {how.cache}" if how.cache else ", keeping is off")
-            + (f"; not kept: {maker.lost}" if maker.lost else "")
+            + (f" in {options.cache}" if options.cache else ", keeping is off")
+            + (f"; not kept: {maker.failure}" if maker.failure else "")
         )
     yield (
         f"\npass 2, question to answer: {(first or ended) - compressed:.2f} s to the first token, {ended - compressed:.2f} s for "
@@ -91,7 +95,7 @@ def ask(checkpoint: str, media: Sequence[str], question: str, how: AskOptions | 
 
 @dataclass(frozen=True)
 class LoadedMedium:
-    """One image or video, with the numbers of the frames that are looked at."""
+    """One image or video, with the numbers of the frames to read."""
 
     uri: str
     data: bytes
@@ -100,100 +104,125 @@ class LoadedMedium:
 
 
 class CacheMaker:
-    """Caches of media, from the store or made now."""
+    """Caches of media, from the store or compressed now."""
 
-    def __init__(self, checkpoint: str, reader: VocoLlama, how: AskOptions, prompt: list[int]) -> None:
-        self.checkpoint, self.reader, self.how = checkpoint, reader, how
-        self.hits, self.lost = 0, ""  # caches found; why the latest that was not kept was not
-        method, n = reader.layout.method, reader.layout.tokens
-        if how.tokens is not None and not (method == "voco" and 1 <= how.tokens <= n):
-            raise Refused(f"--tokens: expected 1 to {n} of a checkpoint of method voco, got {how.tokens} of {method}")
-        # what the text of the prompt reads of each view; under other methods than voco all there is
-        self.tokens = (how.tokens or n) if method == "voco" else None
-        shared = tuple(shared_prompt_ids(reader.tokenizer, reader.layout)) if how.keep_system else ()
-        # no prompt is refused because its first characters melt into the text before them
+    def __init__(self, checkpoint: str, reader: VocoLlama, options: AskOptions, prompt: list[int]) -> None:
+        self.checkpoint, self.reader, self.options = checkpoint, reader, options
+        self.hits, self.failure = 0, ""  # caches found; why the latest one could not be read or written
+        layout = reader.layout
+        self.views_apart = layout.rule.views_apart
+        if options.tokens is not None and not (self.views_apart and 1 <= options.tokens <= layout.tokens):
+            got = f"got {options.tokens} of {layout.method}"
+            raise Refused(f"--tokens: expected 1 to {layout.tokens} of a checkpoint of method voco, {got}")
+        # tokens of each view that the prompt reads; None where text sees the entire view
+        self.tokens = (options.tokens or layout.tokens) if self.views_apart else None
+        shared = tuple(shared_prompt_ids(reader.tokenizer, layout)) if options.keep_system else ()
+        # a question whose first characters merge with the shared text into other tokens is read without that cache
         self.text_ids = shared if tuple(prompt[: len(shared)]) == shared and len(prompt) > len(shared) else ()
         self.compressor: VocoLlama | None = None
-        # a checkpoint that reads another's caches: images are one frame to it, and text that it has read is its own alone
-        self.apart = storage.exists(storage.join(storage.resolve(checkpoint), COMPRESSOR, "model", "config.json"))
+        # A video checkpoint reads its frozen compressor's caches: an image is one frame, and cached text cannot be shared.
+        self.reads_frames = own_compressor(checkpoint)
         rope = reader.language_model.config.rope_parameters
-        self.store = None if how.cache is None else CacheStore(how.cache, reader.cache_key(), reader.dtype, rope)
+        self.store = None if options.cache is None else CacheStore(options.cache, reader.cache_key(), reader.dtype, rope)
 
     def caches(self, media: Sequence[str]) -> list[VocoCache]:
-        """One cache for each medium; under other methods than voco, where views see each other, one for all of them."""
-        found = [self._read(uri) for uri in media]
-        groups = [[one] for one in found] if self.reader.layout.method == "voco" else [found] if found else []
+        """One cache for each medium; one for all of them where views see each other."""
+        loaded = [self._load(uri) for uri in media]
+        groups = [[medium] for medium in loaded] if self.views_apart else [loaded] if loaded else []
         return [self._cache(group) for group in groups]
 
     def _cache(self, group: list[LoadedMedium]) -> VocoCache:
-        parts = [(one.data, one.frames) for one in group]
-        if self.text_ids and not self.apart:
+        parts = [(medium.data, medium.frames) for medium in group]
+        if self.text_ids and not self.reads_frames:
             content = content_key(parts, self.text_ids, self.tokens)
-            return self._kept(content, lambda: self.reader.keep_text(self._taken(self._made(group)), self.text_ids))
-        cache = self._taken(self._kept(content_key(parts), lambda: self._made(group)))
+            return self._stored(content, lambda: self.reader.keep_text(self._shorten(self._compress(group)), self.text_ids))
+        cache = self._shorten(self._stored(content_key(parts), lambda: self._compress(group)))
         return self.reader.keep_text(cache, self.text_ids) if self.text_ids else cache
 
-    def _kept(self, content: str, make: Callable[[], VocoCache]) -> VocoCache:
+    def _stored(self, content: str, compress: Callable[[], VocoCache]) -> VocoCache:
+        """The cache of a content from the store, or compressed now and stored."""
         if self.store is None:
-            return make()
+            return compress()
         try:
-            found = self.store.get(content)
-        except OSError as error:  # a folder of somebody else: the answer is worth more than the cache
-            found, self.lost = None, str(error)
-        if found is not None:
+            cached = self.store.get(content)
+        except OSError as error:  # a folder of another user: the answer matters more than the cache
+            cached, self.failure = None, str(error)
+        if cached is not None:
             self.hits += 1
-            return replace(found, keys=found.keys.to(self.reader.device), values=found.values.to(self.reader.device))
-        made = make()
+            return replace(cached, keys=cached.keys.to(self.reader.device), values=cached.values.to(self.reader.device))
+        cache = compress()
         try:
-            self.store.put(content, made)
+            self.store.put(content, cache)
         except OSError as error:  # or a full disk
-            self.lost = str(error)
-        return made
+            self.failure = str(error)
+        return cache
 
-    def _taken(self, cache: VocoCache) -> VocoCache:
+    def _shorten(self, cache: VocoCache) -> VocoCache:
         return cache if self.tokens is None or set(cache.tokens) == {self.tokens} else cache.take(self.tokens)
 
-    def _read(self, uri: str) -> LoadedMedium:
+    def _load(self, uri: str) -> LoadedMedium:
         try:
             data = storage.read_bytes(storage.resolve(uri))
-            video = Video(data) if PurePosixPath(uri.lower()).suffix in VIDEOS else None
+            video = Video(data) if PurePosixPath(uri.lower()).suffix in VIDEO_EXTENSIONS else None
         except (FileNotFoundError, IsADirectoryError) as error:
             raise Refused(f"{uri}: no such file") from error
         except (OSError, ValueError) as error:
             raise Refused(f"{uri}: {error}") from error
         if video is None:
-            return LoadedMedium(uri, data, None, (0,) if self.apart else ())
-        return LoadedMedium(uri, data, video, tuple(evenly_spaced(video.num_frames, self.how.frames)))
+            return LoadedMedium(uri, data, None, (0,) if self.reads_frames else ())
+        return LoadedMedium(uri, data, video, tuple(evenly_spaced(video.num_frames, self.options.frames)))
 
-    def _made(self, group: list[LoadedMedium]) -> VocoCache:
+    def _compress(self, group: list[LoadedMedium]) -> VocoCache:
         if self.compressor is None:
-            self.compressor = load_compressor(self.checkpoint, str(self.reader.device)) if self.apart else self.reader
-        looked: Iterator[Views] = (views for one in group for views in self._features(self.compressor, one))
-        if self.reader.layout.method != "voco":  # views see each other: one sequence
-            whole = list(looked)
-            looked = iter([([view for views, _ in whole for view in views], [size for _, sizes in whole for size in sizes])])
-        cache = join_caches([self.compressor.compress_features([views], sizes=[sizes])[0] for views, sizes in looked])
+            device = str(self.reader.device)
+            self.compressor = load_compressor(self.checkpoint, device) if self.reads_frames else self.reader
+        chunks: Iterator[Views] = (views for medium in group for views in self._features(self.compressor, medium))
+        if not self.views_apart:  # one sequence
+            parts = list(chunks)
+            features = [view for views, _ in parts for view in views]
+            chunks = iter([(features, [size for _, sizes in parts for size in sizes])])
+        cache = join_caches([self.compressor.compress_features([views], sizes=[sizes])[0] for views, sizes in chunks])
         return replace(cache, keys=cache.keys.to(self.reader.dtype), values=cache.values.to(self.reader.dtype))
 
-    def _features(self, model: VocoLlama, one: LoadedMedium) -> Iterator[Views]:
+    def _features(self, compressor: VocoLlama, medium: LoadedMedium) -> Iterator[Views]:
         """Features of an image, with its size when it is cut into tiles, or of a video's frames, `FRAMES_AT_ONCE` at a time."""
-        tower = model.tower
+        tower = compressor.tower
         if tower is None:
-            raise Refused(f"{self.checkpoint}: a checkpoint without a vision tower cannot look at {one.uri}")
+            raise Refused(f"{self.checkpoint}: a checkpoint without a vision tower cannot read {medium.uri}")
         try:
-            if one.video is None:
-                image = Image.open(io.BytesIO(one.data))
-                pixels, size = (tower.preprocess(image)[None], None) if self.apart else tower.tiles(image)
+            if medium.video is None:
+                image = Image.open(io.BytesIO(medium.data))
+                pixels, size = (tower.preprocess(image)[None], None) if self.reads_frames else tower.tiles(image)
                 yield [tower(pixels).squeeze(0)], [size]
                 return
-            for start in range(0, len(one.frames), FRAMES_AT_ONCE):
-                frames = one.video.frames(list(one.frames[start : start + FRAMES_AT_ONCE]))
+            for start in range(0, len(medium.frames), FRAMES_AT_ONCE):
+                frames = medium.video.frames(list(medium.frames[start : start + FRAMES_AT_ONCE]))
                 pixels = torch.stack([tower.preprocess(Image.fromarray(frame)) for frame in frames])
                 yield list(tower(pixels)), [None] * len(pixels)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise Refused(f"{one.uri}: expected an image, or a video with one of {', '.join(VIDEOS)} ({error})") from error
+            extensions = ", ".join(VIDEO_EXTENSIONS)
+            raise Refused(f"{medium.uri}: expected an image, or a video with one of {extensions} ({error})") from error
 
 
 def _wait(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
+
+
+def run_ask(options: Namespace) -> int:
+    """Print an answer while it is generated. `options` are those of the command line."""
+    try:
+        ask_options = AskOptions(
+            cache=None if options.no_cache else options.cache,
+            tokens=options.tokens,
+            frames=options.frames,
+            max_new_tokens=options.max_new_tokens,
+            sampling=Sampling(options.temperature, top_p=options.top_p, seed=options.seed),
+            stop=tuple(options.stop),
+            keep_system=options.keep_system,
+        )
+        for piece in ask(options.operand, options.media, options.question, ask_options):
+            print(piece, end="", flush=True)
+    except ValueError as error:  # numbers out of range, a prompt too long, a damaged cache: each message is one line
+        raise Refused(str(error)) from error
+    return 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from collections.abc import Callable
 
 from voco.errors import Refused
 from voco.report.comparison import compare
@@ -11,7 +11,7 @@ from voco.report.outputs import Output, gather_outputs
 from voco.report.table import bytes_text, seconds_text, text_table
 from voco.run import manifest
 from voco.run.manifest import Manifest
-from voco.store import parquet, storage
+from voco.store import parquet, samples, storage
 
 LONGEST_TEXT = 400  # characters of one text
 ANSWERS_SHOWN = 8
@@ -20,18 +20,19 @@ REJECTS_SHOWN = 3  # of each reason
 
 
 def show_output(output: str) -> str:
-    """What an output holds, as text: its counts, then one row or a few of each of its tables.
+    """The contents of an output as text: its counts, then a few rows of each of its tables.
 
     Characters that would steer a terminal are shown by their code. Raises Refused for an output that is not finished.
     """
-    place = storage.resolve(output)
-    found = manifest.read_manifest(place)
-    if found is None:
-        there = "is not finished: it has no manifest.json" if storage.list_names(place) else "does not exist"
-        raise Refused(f"{output}: {there}")
-    held = Output(place, found)
-    head = f"{found.name}: {found.kind}, run {found.run_id}, {seconds_text(found.seconds)}"
-    parts = [head, _counts(found), *(section(held) for section in SECTIONS.get(found.kind, [_tables]))]
+    uri = storage.resolve(output)
+    finished = manifest.read_manifest(uri)
+    if finished is None:
+        state = "is not finished: it has no manifest.json" if storage.list_names(uri) else "does not exist"
+        raise Refused(f"{output}: {state}")
+    opened = Output(uri, finished)
+    sections = [SECTIONS[name](opened) if name in SECTIONS else _size(opened, name) for name in finished.tables]
+    head = f"{finished.name}: {finished.kind}, run {finished.run_id}, {seconds_text(finished.seconds)}"
+    parts = [head, _counts(finished), *(sections or [_stages(opened)])]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -43,22 +44,14 @@ def printable(text: str) -> str:
     )
 
 
-def _counts(found: Manifest) -> str:
-    counts = {name: value for name, value in found.counts.items() if not isinstance(value, dict)}
+def _counts(finished: Manifest) -> str:
+    counts = {name: value for name, value in finished.counts.items() if not isinstance(value, dict)}
     return ", ".join(f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}" for name, value in counts.items())
 
 
 def _samples(output: Output) -> str:
-    """The first sample that has media, else the first: facts of its media and its conversations."""
-    row: dict[str, Any] | None = None
-    for file in output.files("samples"):
-        if not storage.exists(file):
-            continue
-        with parquet.open_parquet(file) as opened:
-            group = opened.read_row_group(0).to_pylist() if opened.num_row_groups else []
-        row = next((line for line in group if line["media"]), row or next(iter(group), None))
-        if row is not None and row["media"]:
-            break
+    """The first sample that has media, else the first: facts about its media, and its conversations."""
+    row = samples.first_sample(output.files("samples"))
     if row is None:
         return "samples: missing"
     lines = [f"sample {row['sample_id']}: {row['dataset']}, {row['split']}, {row['modality']}"]
@@ -85,11 +78,11 @@ def _rejects(output: Output) -> str:
     table = output.read("rejects")
     if table is None:
         return "rejects: none" if not output.manifest.tables.get("rejects") else "rejects: missing"
-    held = table.to_pylist()
+    rejects = table.to_pylist()
     lines = []
-    for reason, count in Counter(row["reason"] for row in held).most_common():
+    for reason, count in Counter(row["reason"] for row in rejects).most_common():
         lines.append(f"rejected, {reason}: {count:,}")
-        chosen = [row for row in held if row["reason"] == reason][:REJECTS_SHOWN]
+        chosen = [row for row in rejects if row["reason"] == reason][:REJECTS_SHOWN]
         lines += [f"  {printable(row['source'] or '')}: {printable(row['detail'] or '')}" for row in chosen]
     return "\n".join(lines) or "rejects: none"
 
@@ -103,7 +96,7 @@ def _answers(output: Output) -> str:
         mark = "right" if row["correct"] == 1 else "wrong" if row["correct"] == 0 else f"{row['correct']:.2f}"
         lines.append(f"  [{mark}] {printable(row['prompt'] or '')}")
         lines.append(
-            f"      said {printable(row['prediction'] or '')!r}, reference {printable(' | '.join(row['references'] or []))!r}"
+            f"      answered {printable(row['prediction'] or '')!r}, reference {printable(' | '.join(row['references'] or []))!r}"
         )
     return "\n".join(lines)
 
@@ -119,32 +112,33 @@ def _summary(output: Output) -> str:
 
 
 def _checkpoint(output: Output) -> str:
-    """The first sample that a training job read, as it read it: kinds, positions, trained text, mask."""
+    """The first sample that a training job read, in the checkpoint's layout: kinds, positions, trained text, mask."""
     from voco.model import weights
     from voco.model.show_tokens import show_sample
-    from voco.sequence.sequence import build_sample
-    from voco.store.samples import SampleTables, sizes_of
+    from voco.sequence.sequence import Layout, build_sample
 
-    model = weights.load_checkpoint(output.uri)
+    config, tokenizer = weights.read_config(output.uri), weights.read_tokenizer(output.uri)
+    layout = Layout(**config["layout"])
     uris = output.samples_inputs()
-    if not all(storage.list_names(storage.join(uri, "samples")) for uri in uris):
-        return f"layout {model.layout.model_dump()}\nsamples: missing"
-    group = SampleTables(uris, [1.0] * len(uris)).read(0)
+    if not all(any(samples.part_uris([uri])) for uri in uris):
+        return f"layout {layout.model_dump()}\nsamples: missing"
+    group = samples.SampleTables(uris).read(0)
     row = next((row for row in group if row["media"]), group[0])
-    media = [one["sha256"] for one in row["media"] or []]
+    media = [medium["sha256"] for medium in row["media"] or []]
     cache = output.input("frame_cache")
     if media and cache is not None:  # each frame is a view
         from voco.precompute.frame_store import FrameStore
 
-        media = [str(place) for place in range(FrameStore(cache).frames(row["sample_id"]))]
-    turns, sizes = [one["turns"] for one in row["conversations"]], None if cache is not None else sizes_of(row)
-    sample = build_sample(row["sample_id"], turns, media, model.tokenizer, model.layout, sizes=sizes)
-    shown = show_sample(sample, model.tokenizer, model.layout)
-    return f"compressor {model.compressor}\nlayout {model.layout.model_dump()}\n\n{shown}"
+        media = [str(frame) for frame in range(FrameStore(cache).frames(row["sample_id"]))]
+    turns = [conversation["turns"] for conversation in row["conversations"]]
+    sizes = None if cache is not None else samples.sizes_of(row)
+    sample = build_sample(row["sample_id"], turns, media, tokenizer, layout, sizes=sizes)
+    shown = show_sample(sample, tokenizer, layout)
+    return f"compressor {config['compressor']}\nlayout {layout.model_dump()}\n\n{shown}"
 
 
 def _frames(output: Output) -> str:
-    """The first medium's frames, and what must match before any is read."""
+    """The first medium's frames, and what must match before any frame is read."""
     from voco.precompute.frame_store import FrameStore
 
     store = FrameStore(output.uri)
@@ -153,38 +147,38 @@ def _frames(output: Output) -> str:
     if index:
         first = index[0]
         with parquet.open_parquet(storage.join(output.uri, "frame_cache", first["file"])) as file:
-            held = file.read_row_group(first["row_group"], columns=["frame_index", "timestamp_s"]).to_pylist()
-        times = ", ".join(f"{row['frame_index']} at {row['timestamp_s']:.2f} s" for row in held[:FRAMES_SHOWN])
-        more = " ..." if len(held) > FRAMES_SHOWN else ""
-        lines.append(f"sample {first['sample_id']}, medium {first['media_index']}: {len(held)} frames: {times}{more}")
+            frames = file.read_row_group(first["row_group"], columns=["frame_index", "timestamp_s"]).to_pylist()
+        times = ", ".join(f"{row['frame_index']} at {row['timestamp_s']:.2f} s" for row in frames[:FRAMES_SHOWN])
+        dots = " ..." if len(frames) > FRAMES_SHOWN else ""
+        lines.append(f"sample {first['sample_id']}, medium {first['media_index']}: {len(frames)} frames: {times}{dots}")
     return "\n".join(lines)
 
 
-def _sweep(output: Output) -> str:
-    """The trials' scores, as a report has them."""
+def _trials(output: Output) -> str:
+    """The trials' scores, as a report shows them."""
     return "\n\n".join(text_table(comparison.rows) for comparison in compare(gather_outputs([output.uri])))
 
 
-def _flow(output: Output) -> str:
+def _stages(output: Output) -> str:
+    """The stages of a flow, which has no tables of its own."""
     stages = gather_outputs([output.uri]).outputs
     return "\n".join(f"  {stage.name}: {stage.kind}, {seconds_text(stage.manifest.seconds)}, {stage.uri}" for stage in stages)
 
 
-def _tables(output: Output) -> str:
-    return "\n".join(
-        f"{name}: {sum(entry.get('rows', 0) for entry in entries):,} rows, {bytes_text(sum(entry['bytes'] for entry in entries))}"
-        for name, entries in output.manifest.tables.items()
-    )
+def _size(output: Output, table: str) -> str:
+    entries = output.manifest.tables[table]
+    size = bytes_text(sum(entry["bytes"] for entry in entries))
+    return f"{table}: {sum(entry.get('rows', 0) for entry in entries):,} rows, {size}"
 
 
-SECTIONS = {
-    "ingest": [_samples, _rejects],
-    "align": [_checkpoint],
-    "image_sft": [_checkpoint],
-    "frame_cache": [_frames, _rejects],
-    "video_sft": [_checkpoint],
-    "sweep": [_sweep],
-    "evaluate": [_answers, _scores],
-    "report": [_summary],
-    "flow": [_flow],
+# by table, so that a new kind of stage is shown by the tables that it writes
+SECTIONS: dict[str, Callable[[Output], str]] = {
+    "samples": _samples,
+    "rejects": _rejects,
+    "model": _checkpoint,
+    "frame_cache": _frames,
+    "answers": _answers,
+    "scores": _scores,
+    "trials": _trials,
+    "summary": _summary,
 }

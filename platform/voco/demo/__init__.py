@@ -1,1 +1,1 @@
-"""What `make demo` needs besides the product: its data, written in a dataset's own format, and its own local cluster."""
+"""What `make demo` needs besides the product: data in the formats of real datasets, and a local Ray cluster."""

@@ -1,4 +1,4 @@
-"""`make demo`: real data, the demo's own Ray cluster, the whole flow through the Jobs API, and where the time went."""
+"""`make demo`: writes the data, starts a local Ray cluster, runs the flow through the Jobs API, and prints scores and times."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from typing import Any
 import psutil
 
 from voco.commands import submit
+from voco.commands.cluster import find_cluster
 from voco.demo import cluster
 from voco.errors import exit_code
-from voco.job import spec
+from voco.job.load import load_job
+from voco.job.spec import Job
 from voco.report import table
 from voco.run import manifest
 from voco.store import storage
@@ -25,28 +27,28 @@ DATA = Path(".demo/data")
 
 
 def main() -> int:
-    """Runs from the repository's root. Returns the flow's exit code."""
+    """Run from the repository's root. Returns the flow's exit code."""
     spent: dict[str, float] = {}
     if "VOCO_ENVIRONMENT_S" in os.environ:
         spent["environment"] = float(os.environ["VOCO_ENVIRONMENT_S"])
     timed(spent, "data", write_demo_data)
-    job = spec.load_job(FLOW)
+    job = load_job(FLOW)
     if submit.output_is_finished(job, manifest.job_run_id(job)):
-        print(f"everything is done already: {job.output}")
+        print(f"The demo is done already: {job.output}")
         code = 0
     else:
         with peak_memory() as peak:
-            where = submit.find_cluster(timed(spent, "Ray start", cluster.start).dashboard)
-            code = timed(spent, "flow", lambda: submit.submit(FLOW, job, where))
-        print(f"\npeak memory: {peak[0] / 2**30:.1f} GiB more than the machine used before Ray started")
+            target = find_cluster(timed(spent, "Ray start", cluster.start).dashboard)
+            code = timed(spent, "flow", lambda: submit.submit(FLOW, job, target))
+        print(f"\nPeak memory: {peak[0] / 2**30:.1f} GiB above the machine's use before Ray started")
     if code == 0:
-        print_end(job, spent)
+        print_results(job, spent)
     return code
 
 
 @contextmanager
 def peak_memory() -> Iterator[list[int]]:
-    """Holds the most memory, in bytes, that the machine uses in here beyond what it did at the start; sampled each second."""
+    """Yields [bytes]: the machine's peak memory use inside the block above that at its start, sampled every second."""
     before, peak, ended = psutil.virtual_memory().used, [0], threading.Event()
 
     def watch() -> None:
@@ -61,7 +63,7 @@ def peak_memory() -> Iterator[list[int]]:
 
 
 def write_demo_data() -> None:
-    """The four datasets in their own file formats; nothing is written twice."""
+    """The four datasets in their own file formats; data that exists is not written again."""
     from voco.demo import write
 
     write.write_data(DATA)
@@ -75,22 +77,20 @@ def timed(spent: dict[str, float], part: str, call: Callable[[], Any]) -> Any:
         spent[part] = time.monotonic() - started
 
 
-def print_end(job: spec.Job, spent: dict[str, float]) -> None:
+def print_results(job: Job, spent: dict[str, float]) -> None:
     """Seconds by part and by stage, the scores, and the report's path."""
-    output = storage.resolve(job.output)
-    done = manifest.read_manifest(output)
-    assert done is not None
-    assert job.flow is not None
-    print("\nseconds")
-    stages = done.statistics["stage_seconds"]
+    finished = manifest.read_manifest(job.output_uri)
+    assert finished is not None
+    print("\nSeconds:")
+    stages = finished.statistics["stage_seconds"]
     for part, seconds in [*spent.items(), *((f"  {name}", value) for name, value in stages.items())]:
         print(f"  {part:<24}{seconds:8.1f}")
-    for stage in job.flow.stages:
+    for stage in job.stages:
         if stage.kind == "report":
-            place = storage.resolve(stage.output)
-            summary = storage.read_json(storage.join(place, "summary.json"))
+            output = stage.output_uri
+            summary = storage.read_json(storage.join(output, "summary.json"))
             print(f"\n{table.text_tables([row for row in summary if row['category'] == 'all'])}")
-            print(f"\nreport: {storage.join(place, 'report.html')}")
+            print(f"\nReport: {storage.join(output, 'report.html')}")
 
 
 if __name__ == "__main__":

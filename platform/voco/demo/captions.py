@@ -1,12 +1,12 @@
-"""The demo's captions: `python -m voco.demo.captions OUT` writes them as LLaVA's CC3M-595K pretraining set comes.
+"""The demo's captions: `python -m voco.demo.captions OUT` writes them in the form of LLaVA's CC3M-595K pretraining set.
 
     OUT/cc3m/chat.json      a list of {"id": "GCC_train_001234567", "image": id + ".jpg", "conversations": [human, gpt]}
     OUT/cc3m/images.zip     the images under flat names, JPEG, stored without compression
-    OUT/cc3m/written.json   the parameters, written last: the same call again does nothing
+    OUT/cc3m/written.json   the parameters, written last: a second call with the same parameters does nothing
 
 The human turn is a short request with `<image>` before or after it, the gpt turn a lower-case caption. Half of the images
-are the easy-vqa package's train images, one shape each, half are 2x2 grids of them. A caption says what the labels say, and
-no more; a grid's caption tells its cells in the order of `scene_questions.PLACES`.
+are train images of the easy-vqa package, one shape each; half are 2x2 grids of them. A caption names the labels and nothing
+else; a grid's caption names its cells in the order of `scene_questions.CELL_NAMES`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from PIL import Image
 
 from voco.demo import easy_vqa_shapes, scenes
 
-CC3M_ROWS = 3_318_333  # of the real set, of which a row's nine digits are a number; dead links leave gaps
+CC3M_ROWS = 3_318_333  # of the real set; the nine digits of an id are a row number, with gaps for dead links
 REQUESTS = (
     "Describe the image briefly.",
     "What does this picture show?",
@@ -32,8 +32,8 @@ REQUESTS = (
     "Write a brief caption for this picture.",
     "Sum up what the image contains.",
 )
-SINGLE = ("a {0}", "one {0}", "a picture of a {0}", "there is a {0}", "a single {0}")
-GRID = (
+SINGLE_CAPTIONS = ("a {0}", "one {0}", "a picture of a {0}", "there is a {0}", "a single {0}")
+GRID_CAPTIONS = (
     "a {0} and a {1} above a {2} and a {3}",
     "a {0} beside a {1}, and below them a {2} beside a {3}",
     "a {0} at the top left, a {1} at the top right, a {2} at the bottom left and a {3} at the bottom right",
@@ -42,14 +42,14 @@ GRID = (
 )
 JPEG_QUALITY = 90
 ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # of every member, so that the archive depends on the arguments only
-VERSION = 1  # of what is written; raise it when the same parameters would write something else
+VERSION = 1  # of the data; raise it when the same parameters would write other bytes
 
 
 def write_captions(out: Path, count: int = 3000, seed: int = 0) -> None:
     """Write `count` captioned images, or nothing when a call with the same parameters has finished.
 
-    The bytes depend on the arguments and on Pillow's JPEG encoder only. Other parameters replace what is there. Raises
-    ValueError when more images are asked for than twice the package's.
+    The bytes depend only on the arguments and Pillow's JPEG encoder. A call with other parameters replaces the data. Raises
+    ValueError when `count` is more than twice the number of the package's images.
     """
     folder = out / "cc3m"
     parameters = {"version": VERSION, "count": count, "seed": seed}
@@ -77,25 +77,25 @@ def write_captions(out: Path, count: int = 3000, seed: int = 0) -> None:
 def _pictures(count: int, rng: random.Random) -> list[tuple[str, Image.Image]]:
     """(caption, image) in random order: half of them different train images, the others grids."""
     tiles = scenes.tiles("train", easy_vqa_shapes.labels(easy_vqa_shapes.shape_questions("train")))
-    single = [(label, tile) for label, some in tiles.items() for tile in some]
+    single = [(label, tile) for label, label_tiles in tiles.items() for tile in label_tiles]
     if count > 2 * len(single):
         raise ValueError(f"expected at most {2 * len(single)} captions, got {count}")
-    made = [(rng.choice(SINGLE).format(" ".join(label)), tile) for label, tile in rng.sample(single, count // 2)]
-    while len(made) < count:
+    pictures = [(rng.choice(SINGLE_CAPTIONS).format(" ".join(label)), tile) for label, tile in rng.sample(single, count // 2)]
+    while len(pictures) < count:
         scene = scenes.draw_scene(rng)
-        caption = rng.choice(GRID).format(*(" ".join(label) for label in scene))
-        made.append((caption, scenes.compose([rng.choice(tiles[label]) for label in scene])))
-    rng.shuffle(made)
-    return made
+        caption = rng.choice(GRID_CAPTIONS).format(*(" ".join(label) for label in scene))
+        pictures.append((caption, scenes.compose([rng.choice(tiles[label]) for label in scene])))
+    rng.shuffle(pictures)
+    return pictures
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write the demo's captions as LLaVA's CC3M set comes.")
+    parser = argparse.ArgumentParser(description="Write the demo's captions in the form of LLaVA's CC3M set.")
     parser.add_argument("out", type=Path)
     parser.add_argument("--count", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    write_captions(given.out, given.count, given.seed)
+    options = parser.parse_args()
+    write_captions(options.out, options.count, options.seed)
 
 
 if __name__ == "__main__":

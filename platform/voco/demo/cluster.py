@@ -1,9 +1,9 @@
-"""The demo's own local Ray cluster: its own ports, token, temporary directory and processes, all under one folder.
+"""The demo's local Ray cluster, with its own ports, token and temporary directory; its state is in one folder.
 
-It never touches another Ray on the machine: every process of it carries `VOCO_CLUSTER=<mark>` in its environment, and
-`stop` ends those and no others. `cluster.json` in the folder says where it is; a later `start` reuses only that one.
+It never touches another Ray on the machine: each of its processes has `VOCO_CLUSTER=<mark>` in its environment, and `stop`
+ends only those. `cluster.json` in the folder has the addresses; a later `start` reuses only the cluster described there.
 
-    python -m voco.demo.cluster stop      what `make demo-stop` runs
+    python -m voco.demo.cluster stop      the command of `make demo-stop`
 """
 
 from __future__ import annotations
@@ -28,93 +28,93 @@ import psutil
 from voco.errors import JobFailed
 
 FOLDER = Path(".demo")
-LOGICAL_CPUS = 6  # more than the real ones: a driver that waits must not keep its workers from starting
+LOGICAL_CPUS = 6  # may be more than the real CPUs: a driver that only waits must not keep its workers from starting
 OBJECT_STORE_BYTES = 500 << 20
 SOCKET_SUFFIX = 66  # "/session_<date>_<time>_<micros>_<pid>/sockets/plasma_store"; a socket path has at most 107 bytes
-START_S = 90.0
+START_S = 90.0  # that Ray may take to start
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """A running cluster, as `cluster.json` holds it. The token itself is only in the file at `token_path`."""
+    """A running cluster: the content of `cluster.json`. The token itself is only in the file at `token_path`."""
 
     gcs: str  # host:port, for ray.init
     dashboard: str  # http://host:port, for the Jobs API
     token_path: str
-    temp_dir: str  # holds session_<date>_<pid>/
+    temp_dir: str  # contains session_<date>_<pid>/
     pid: int  # of `ray start --block`
     mark: str  # value of VOCO_CLUSTER in the environment of every process
 
 
 def start(folder: Path = FOLDER, cpus: int = LOGICAL_CPUS) -> Cluster:
-    """The folder's cluster: the one that runs, or a new one. Prints the dashboard address and the seconds it took.
+    """The folder's running cluster, or a new one. Prints the dashboard's address and the seconds that starting took.
 
-    Raises JobFailed when Ray does not answer within 90 s.
+    Raises JobFailed when Ray does not respond within START_S.
     """
     folder = folder.absolute()
     running = read_cluster(folder)
     if running is not None and alive(running):
-        print(f"Ray cluster: running already, dashboard {running.dashboard}", flush=True)
+        print(f"Ray cluster is already running: dashboard {running.dashboard}", flush=True)
         return running
     stop(folder)
     started = time.monotonic()
     cluster = _launch(folder, cpus)
     (folder / "cluster.json").write_text(json.dumps(asdict(cluster), indent=1) + "\n")
-    while not answers(cluster):
+    while not responds(cluster):
         if not psutil.pid_exists(cluster.pid) or time.monotonic() - started > START_S:
             stop(folder)
             raise JobFailed(f"Ray did not start in {time.monotonic() - started:.0f} s; see {folder / 'ray.log'}")
         time.sleep(0.2)
-    print(f"Ray cluster: dashboard {cluster.dashboard} (token in {cluster.token_path}), {time.monotonic() - started:.1f} s")
-    sys.stdout.flush()
+    seconds = time.monotonic() - started
+    print(f"Ray cluster started in {seconds:.1f} s: dashboard {cluster.dashboard}, token in {cluster.token_path}", flush=True)
     return cluster
 
 
 def stop(folder: Path = FOLDER) -> int:
-    """End the folder's cluster and everything that it started; returns how many processes that were.
+    """End the folder's cluster and everything that it started; returns the number of processes.
 
-    `ray start --block` is asked first and ends its children itself; what is left after that is killed.
+    `ray start --block` gets a signal first and ends its children itself; processes that are left after that are killed.
     """
     folder = folder.absolute()
     cluster = read_cluster(folder)
     if cluster is None:
         return 0
-    known = set(members(cluster.mark))
-    for process in known:
+    processes = set(members(cluster.mark))
+    for process in processes:
         if process.pid == cluster.pid:
             _signal(process, hard=False)
-    psutil.wait_procs(known, timeout=8)
-    left = {process for process in known if _runs(process)} | set(members(cluster.mark))
+    psutil.wait_procs(processes, timeout=8)
+    left = {process for process in processes if _runs(process)} | set(members(cluster.mark))
     deadline = time.monotonic() + 20
     while left:
         if time.monotonic() > deadline:
-            raise JobFailed(f"these processes of the cluster do not end: {', '.join(str(item.pid) for item in left)}")
-        known |= left
+            raise JobFailed(f"these processes of the cluster did not end: {', '.join(str(process.pid) for process in left)}")
+        processes |= left
         for process in left:
             _signal(process, hard=True)
         psutil.wait_procs(left, timeout=3)
-        left = {process for process in known if _runs(process)} | set(members(cluster.mark))
+        left = {process for process in processes if _runs(process)} | set(members(cluster.mark))
     (folder / "cluster.json").unlink(missing_ok=True)
-    return len(known)
+    return len(processes)
 
 
 def read_cluster(folder: Path = FOLDER) -> Cluster | None:
-    """What `cluster.json` says, or None."""
+    """The cluster of `cluster.json`, running or not; None without that file."""
     file = folder / "cluster.json"
     return Cluster(**json.loads(file.read_text())) if file.exists() else None
 
 
 def alive(cluster: Cluster) -> bool:
-    """True when its process is there (and is no other that got the same number) and the dashboard takes its token."""
+    """True when its process exists (and is not another one with the same pid) and the dashboard accepts its token."""
     try:
         process = psutil.Process(cluster.pid)
-        return process.environ().get("VOCO_CLUSTER") == cluster.mark and answers(cluster)
+        return process.environ().get("VOCO_CLUSTER") == cluster.mark and responds(cluster)
     except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
         return False
 
 
-def answers(cluster: Cluster) -> bool:
-    """One request to the dashboard with the cluster's token."""
+def responds(cluster: Cluster) -> bool:
+    """True when the dashboard answers a request with the cluster's token."""
     token = Path(cluster.token_path).read_text().strip()
     request = urllib.request.Request(f"{cluster.dashboard}/api/jobs/", headers={"Authorization": f"Bearer {token}"})
     try:
@@ -125,18 +125,18 @@ def answers(cluster: Cluster) -> bool:
 
 
 def members(mark: str) -> list[psutil.Process]:
-    """Every process that carries the mark, and all that those started.
+    """Every process with the mark in its environment, and all their descendants.
 
-    The second half is needed: Ray renames its workers, which overwrites the environment that the system shows.
+    The descendants are needed because Ray renames its workers, which overwrites the environment that the system shows.
     """
-    found: set[psutil.Process] = set()
+    processes: set[psutil.Process] = set()
     for process in psutil.process_iter():
         try:
             if _runs(process) and process.environ().get("VOCO_CLUSTER") == mark:
-                found |= {process, *process.children(recursive=True)}
+                processes |= {process, *process.children(recursive=True)}
         except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
             continue
-    return [process for process in found if _runs(process)]
+    return [process for process in processes if _runs(process)]
 
 
 def _runs(process: psutil.Process) -> bool:
@@ -155,7 +155,7 @@ def _signal(process: psutil.Process, hard: bool) -> None:
 
 def free_ports(count: int) -> list[int]:
     """Ports that nothing listens on, below the range that the kernel gives to outgoing connections."""
-    held: list[socket.socket] = []
+    listeners: list[socket.socket] = []
     ports: list[int] = []
     while len(ports) < count:
         port = random.randint(20_000, 32_000)
@@ -165,9 +165,9 @@ def free_ports(count: int) -> list[int]:
         except OSError:
             listener.close()
             continue
-        held.append(listener)
+        listeners.append(listener)
         ports.append(port)
-    for listener in held:
+    for listener in listeners:
         listener.close()
     return ports
 
@@ -210,17 +210,16 @@ def _launch(folder: Path, cpus: int) -> Cluster:
 
 
 def _environment(mark: str, token_path: Path) -> dict[str, str]:
-    """The cluster's environment, and so that of every driver and worker in it."""
-    kept = {
-        key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN")
-    }
-    return kept | {
+    """The environment of the cluster, and so of every driver and worker in it."""
+    other_cluster = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN")
+    inherited = {key: value for key, value in os.environ.items() if key not in other_cluster}
+    return inherited | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         "VOCO_CLUSTER": mark,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token_path),
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_prestart_worker_first_driver": "0",  # idle workers without the job's environment are of no use to a job
+        "RAY_prestart_worker_first_driver": "0",  # a job cannot use idle workers without its environment
         "RAY_worker_register_timeout_seconds": "180",
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
         "OMP_NUM_THREADS": "1",
@@ -228,7 +227,7 @@ def _environment(mark: str, token_path: Path) -> dict[str, str]:
 
 
 def _temp_dir(folder: Path) -> Path:
-    """An empty directory for Ray's sessions; a short link to it when its path is too long for a socket."""
+    """An empty directory for Ray's sessions, or a short link to it when its path is too long for a socket."""
     real = folder / "ray"
     shutil.rmtree(real, ignore_errors=True)
     real.mkdir()
@@ -245,7 +244,7 @@ def main(arguments: list[str]) -> int:
         start()
     elif arguments == ["stop"]:
         ended = stop()
-        print(f"Ray cluster: {ended} processes ended" if ended else "Ray cluster: none of ours is running")
+        print(f"Ray cluster stopped: {ended} processes ended" if ended else "The demo's Ray cluster is not running")
     else:
         print("usage: python -m voco.demo.cluster start | stop", file=sys.stderr)
         return 2

@@ -1,6 +1,6 @@
-"""The PyPI package `easy-vqa` as it is: images of one shape each, and what its own questions say about them.
+"""The PyPI package `easy-vqa`, unchanged: images of one shape each, its questions, and the labels that follow from them.
 
-Nothing is measured from pixels: an image's shape and color follow from the package's questions and answers about it.
+Nothing is measured from pixels: the package's questions and answers about an image give its shape and color.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ COLORS = ("black", "gray", "red", "blue", "yellow", "green", "teal", "brown")
 SHAPES = ("circle", "rectangle", "triangle")
 WORD = re.compile(r"[a-z]+")
 
+Label = tuple[str, str]  # (color, shape)
+
 
 @dataclass(frozen=True)
 class ShapeQuestion:
@@ -27,7 +29,7 @@ class ShapeQuestion:
 
 
 def folder(split: str) -> Path:
-    """The package's data of one split, train or test: `questions.json` and `images/`."""
+    """The package's directory of a split, train or test, with `questions.json` and `images/`."""
     return Path(easy_vqa.__file__).parent / "data" / split
 
 
@@ -36,28 +38,28 @@ def shape_questions(split: str) -> list[ShapeQuestion]:
     return [ShapeQuestion(text=text, answer=answer, image=image) for text, answer, image in rows]
 
 
-def labels(asked: list[ShapeQuestion]) -> dict[int, tuple[str, str]]:
-    """Image to (color, shape), for the images whose questions leave one of each possible.
+def labels(questions: list[ShapeQuestion]) -> dict[int, Label]:
+    """Image to label, for the images whose questions leave one color and one shape possible.
 
-    A "what" question states every color and shape in its text and its answer; a yes/no question states its word or
-    denies it, and "no" or "not" in the text turns that round.
+    A "what" question affirms every color and shape in its text and answer. A yes/no question affirms or denies the word in
+    its text; "no" or "not" in the text reverses that.
     """
     possible: dict[int, set[str]] = {}
-    for question in asked:
-        left = possible.setdefault(question.image, {*COLORS, *SHAPES})
+    for question in questions:
+        remaining = possible.setdefault(question.image, {*COLORS, *SHAPES})
         words = WORD.findall(question.text)
         if question.answer in ("yes", "no"):
-            stated = (question.answer == "yes") != bool({"no", "not"} & set(words))
+            affirmed = (question.answer == "yes") != bool({"no", "not"} & set(words))
         else:
-            stated = True
+            affirmed = True
             words.append(question.answer)
         for group in (COLORS, SHAPES):
             named = set(words) & set(group)
             if named:
-                left -= (set(group) - named) if stated else named
-    found = {}
-    for image, left in sorted(possible.items()):
-        colors, shapes = left & set(COLORS), left & set(SHAPES)
+                remaining -= (set(group) - named) if affirmed else named
+    by_image = {}
+    for image, remaining in sorted(possible.items()):
+        colors, shapes = remaining & set(COLORS), remaining & set(SHAPES)
         if len(colors) == 1 and len(shapes) == 1:
-            found[image] = (colors.pop(), shapes.pop())
-    return found
+            by_image[image] = (colors.pop(), shapes.pop())
+    return by_image

@@ -1,18 +1,18 @@
-"""Eight questions about a 2x2 scene, none of which gives away another.
+"""Eight questions about a 2x2 scene, none of which follows from the others.
 
-**The rule.** Take any seven of a scene's questions with their answers, and what their texts take for granted ("the red
-circle": there is exactly one). Over all 24^4 scenes of four colored shapes that agree with them, the eighth question
-must still have at least two possible answers. This is checked for every scene, by counting: a question is a table of its
-answer in each of the 331,776 scenes, and the scenes that agree with a question are one bit each.
+**The rule.** Take any seven of a scene's questions with their answers, and what their texts presuppose ("the red circle":
+there is exactly one). Over all 24^4 scenes of four colored shapes that agree with them, the eighth question must still have
+at least two possible answers. This is checked exhaustively for every scene: a question is a table of its answer in each of
+the 331,776 scenes, and the scenes that agree with an answer are one bit each.
 
-**Balance.** A question is drawn for the answer that was given least so far to questions of its kind, so that the most
-common answer of a kind is a weak guess. Kinds are finer than categories: shapes and colors are balanced apart.
+**Balance.** Each question is the one whose answer was the rarest so far among questions of its kind, so that the most common
+answer of a kind is a weak guess. Kinds are finer than categories: shapes and colors are balanced separately.
 
     category   kinds                                                    answers
     place      "what shape is at the top left?", "what color ..."       a shape, a color
     neighbour  "what shape is to the right of the red circle?", ...     a shape, a color
     count      "how many circles are there?", "how many red shapes ..." 0 to 4
-    presence   "is there a blue triangle?" of a color that is there     yes, no
+    presence   "is there a blue triangle?", of a color in the scene     yes, no
 """
 
 from __future__ import annotations
@@ -25,32 +25,32 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from voco.demo.easy_vqa_shapes import COLORS, SHAPES
+from voco.demo.easy_vqa_shapes import COLORS, SHAPES, Label
 
-PLACES = ("top left", "top right", "bottom left", "bottom right")
-# Questions of each category in a scene, hardest to fit first. Places are most of it: where things are is what a mean over an
-# image loses, so these questions tell compression methods apart.
+CELL_NAMES = ("top left", "top right", "bottom left", "bottom right")
+# Questions of each category in a scene, hardest to fit first. Half of them are about places: a mean over an image loses where
+# things are, so these questions separate compression methods.
 MIX = {"neighbour": 1, "place": 4, "presence": 1, "count": 2}
 PER_SCENE = sum(MIX.values())
-# A relation's pairs of places: (where the named shape is, where the asked one is).
+# A relation's pairs of cells: (cell of the shape that the question names, cell of the shape in the answer).
 RELATIONS = {
     "to the right of": ((0, 1), (2, 3)),
     "to the left of": ((1, 0), (3, 2)),
     "below": ((0, 2), (1, 3)),
     "above": ((2, 0), (3, 1)),
 }
-KINDS = len(COLORS) * len(SHAPES)  # of one place: color x shape
-UNASKABLE = -1  # in a table: the question's text is not true of this scene
+LABEL_COUNT = len(COLORS) * len(SHAPES)
+UNASKABLE = -1  # in a table: what the question presupposes is not true of this scene
 
-Scene = list[tuple[str, str]]  # (color, shape) of the four PLACES
+Scene = list[Label]  # of the four CELL_NAMES
 
 
 class Query(NamedTuple):
-    """A question before it is words. Only the fields of its category are set."""
+    """A question before it becomes text. Only the fields of its category are set."""
 
     category: str
-    asks: str  # color, shape, number or yes/no; count: what is counted by, color or shape
-    where: str = ""  # a place, or a relation
+    asks: str  # color, shape or yes/no; for a count: whether shapes of a color or of a shape are counted
+    where: str = ""  # a cell's name, or a relation
     color: str = ""
     shape: str = ""
 
@@ -64,7 +64,7 @@ class Query(NamedTuple):
         return f"is there a {self.color} {self.shape}?"
 
     def answers(self) -> tuple[str, ...]:
-        """Every possible answer; a table holds indices into it."""
+        """Every possible answer; tables contain indices into it."""
         if self.category == "count":
             return ("0", "1", "2", "3", "4")
         return COLORS if self.asks == "color" else SHAPES if self.asks == "shape" else ("no", "yes")
@@ -72,26 +72,26 @@ class Query(NamedTuple):
 
 @lru_cache(maxsize=1)
 def _scenes() -> tuple[NDArray[np.int8], NDArray[np.int8]]:
-    """Color and shape indices of every scene: two (331776, 4) arrays; a row's number is `number(scene)`."""
-    kinds = np.stack(np.unravel_index(np.arange(KINDS**4), (KINDS,) * 4), axis=1)
-    return (kinds // len(SHAPES)).astype(np.int8), (kinds % len(SHAPES)).astype(np.int8)
+    """Color and shape indices of every scene: two (331776, 4) arrays; a scene's row is `scene_index(scene)`."""
+    labels = np.stack(np.unravel_index(np.arange(LABEL_COUNT**4), (LABEL_COUNT,) * 4), axis=1)
+    return (labels // len(SHAPES)).astype(np.int8), (labels % len(SHAPES)).astype(np.int8)
 
 
-def number(scene: Scene) -> int:
+def scene_index(scene: Scene) -> int:
     """The scene's row in every table."""
-    result = 0
+    index = 0
     for color, shape in scene:
-        result = result * KINDS + COLORS.index(color) * len(SHAPES) + SHAPES.index(shape)
-    return result
+        index = index * LABEL_COUNT + COLORS.index(color) * len(SHAPES) + SHAPES.index(shape)
+    return index
 
 
 @cache
 def answer_table(query: Query) -> NDArray[np.int8]:
     """The answer's index in every scene (331776,), or UNASKABLE."""
     colors, shapes = _scenes()
-    asked = colors if query.asks == "color" else shapes
+    values = colors if query.asks == "color" else shapes
     if query.category == "place":
-        return np.ascontiguousarray(asked[:, PLACES.index(query.where)])
+        return np.ascontiguousarray(values[:, CELL_NAMES.index(query.where)])
     named = np.ones(colors.shape, dtype=bool)
     if query.color:
         named &= colors == COLORS.index(query.color)
@@ -102,33 +102,33 @@ def answer_table(query: Query) -> NDArray[np.int8]:
         return counted
     if query.category == "presence":
         return np.asarray(named.any(axis=1)).astype(np.int8)
-    result = np.full(len(colors), UNASKABLE, dtype=np.int8)
-    alone = named.sum(axis=1) == 1
-    for here, beside in RELATIONS[query.where]:
-        result = np.where(alone & named[:, here], asked[:, beside], result)
-    return result
+    table = np.full(len(colors), UNASKABLE, dtype=np.int8)
+    unique = named.sum(axis=1) == 1
+    for named_cell, answer_cell in RELATIONS[query.where]:
+        table = np.where(unique & named[:, named_cell], values[:, answer_cell], table)
+    return table
 
 
 @cache
 def agreeing(query: Query, answer: int) -> NDArray[np.uint64]:
-    """The scenes where the question has this answer, one bit each (5184,)."""
+    """The scenes in which the question has this answer: (5184,) words of one bit per scene."""
     return np.packbits(answer_table(query) == answer).view(np.uint64)
 
 
-class Independent:
-    """Questions about one scene, taken one by one as long as none is given away.
+class IndependentQuestions:
+    """Questions about a scene, added one by one as long as none follows from the others.
 
-    `others[i]` holds the scenes that agree with every question but i and answer i differently: it must not be empty.
+    `_others[i]` is the set of scenes that agree with every question but i and have another answer to i: never empty.
     """
 
     def __init__(self) -> None:
-        self._agree = np.full(KINDS**4 // 64, np.iinfo(np.uint64).max)  # with every question so far
-        self._others = np.empty((0, KINDS**4 // 64), dtype=np.uint64)
+        self._agree = np.full(LABEL_COUNT**4 // 64, np.iinfo(np.uint64).max)  # with every question so far
+        self._others = np.empty((0, LABEL_COUNT**4 // 64), dtype=np.uint64)
 
-    def take(self, query: Query, answer: int) -> bool:
-        """Add the question if the rule still holds, and say whether it was added."""
+    def try_add(self, query: Query, answer: int) -> bool:
+        """Add the question unless that breaks the rule; returns whether it was added."""
         agree = agreeing(query, answer)
-        # A scene where the question cannot be asked does not count as another answer.
+        # A scene in which the question cannot be asked does not count as another answer.
         other = self._agree & ~agree & ~agreeing(query, UNASKABLE)
         if not other.any():
             return False
@@ -141,61 +141,64 @@ class Independent:
 
 
 def _candidates(scene: Scene) -> dict[str, list[Query]]:
-    """What may be asked of this scene, by category."""
+    """The questions that fit this scene, by category."""
     colors = sorted({color for color, _ in scene})
-    # One color that is not there, or most counts by color would be 0.
-    absent = [color for color in COLORS if color not in colors][number(scene) % 4 :][:1]
-    found = {
-        "place": [Query("place", asks, where=place) for asks in ("color", "shape") for place in PLACES],
+    # A single absent color: with all of them, most counts by color would be 0.
+    absent = [color for color in COLORS if color not in colors][scene_index(scene) % 4 :][:1]
+    return {
+        "place": [Query("place", asks, where=cell) for asks in ("color", "shape") for cell in CELL_NAMES],
         "count": [Query("count", "shape", shape=shape) for shape in SHAPES]
         + [Query("count", "color", color=color) for color in colors + absent],
         "presence": [Query("presence", "yes/no", color=color, shape=shape) for color in colors for shape in SHAPES],
         "neighbour": [
-            Query("neighbour", asks, where=relation, color=scene[here][0], shape=scene[here][1])
+            Query("neighbour", asks, where=relation, color=scene[cell][0], shape=scene[cell][1])
             for relation, pairs in RELATIONS.items()
-            for here, _ in pairs
+            for cell, _ in pairs
             for asks in ("color", "shape")
-            if scene.count(scene[here]) == 1
+            if scene.count(scene[cell]) == 1
         ],
     }
-    return found
 
 
-class Asker:
-    """Draws questions for one scene after another and keeps the answers balanced over all of them."""
+class QuestionSampler:
+    """Draws the questions of one scene after another and balances the answers over all scenes."""
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
-        self._given: Counter[tuple[str, str, int]] = Counter()  # (category, asks, answer)
+        self._answer_counts: Counter[tuple[str, str, int]] = Counter()  # (category, asks, answer)
 
-    def ask(self, scene: Scene) -> list[tuple[str, str, str]] | None:
-        """(category, question, answer) in random order, or None when no fair eight were found."""
-        candidates, row = _candidates(scene), number(scene)
-        # A "yes" fits beside the other questions less often than a "no", so the rarer of the two is insisted on.
-        wanted = min((0, 1), key=lambda answer: self._given[("presence", "yes/no", answer)])
-        candidates["presence"] = [query for query in candidates["presence"] if int(answer_table(query)[row]) == wanted]
-        # So does a count of 0: none is asked for while 0 leads 1.
-        leads = {asks for asks in ("color", "shape") if self._given[("count", asks, 0)] > self._given[("count", asks, 1)]}
-        candidates["count"] = [query for query in candidates["count"] if query.asks not in leads or int(answer_table(query)[row])]
-        taken, drawn = Independent(), []
+    def draw(self, scene: Scene) -> list[tuple[str, str, str]] | None:
+        """(category, question, answer) in random order; None when the drawn candidates give no independent eight."""
+        candidates, row, counts = _candidates(scene), scene_index(scene), self._answer_counts
+        # A "yes" fits with the other questions less often than a "no", so the rarer of the two is required.
+        rarer = min((0, 1), key=lambda answer: counts[("presence", "yes/no", answer)])
+        candidates["presence"] = [query for query in candidates["presence"] if int(answer_table(query)[row]) == rarer]
+        # For balance, a count of 0 is not drawn while 0 is a more common answer than 1.
+        excess = {asks for asks in ("color", "shape") if counts[("count", asks, 0)] > counts[("count", asks, 1)]}
+        candidates["count"] = [
+            query for query in candidates["count"] if query.asks not in excess or int(answer_table(query)[row])
+        ]
+        accepted, drawn = IndependentQuestions(), []
         for category in MIX:
             for _ in range(MIX[category]):
-                query = self._draw(candidates[category], taken, row)
+                query = self._draw_query(candidates[category], accepted, row)
                 if query is None:
                     return None
                 drawn.append((query, int(answer_table(query)[row])))
-        self._given.update((query.category, query.asks, answer) for query, answer in drawn)
+        counts.update((query.category, query.asks, answer) for query, answer in drawn)
         self._rng.shuffle(drawn)
         return [(query.category, query.text(), query.answers()[answer]) for query, answer in drawn]
 
-    def _draw(self, left: list[Query], taken: Independent, row: int) -> Query | None:
-        """Take, and remove from `left`, the question whose answer is furthest below its even share and that may be taken."""
-        self._rng.shuffle(left)
-        left.sort(
-            key=lambda query: self._given[(query.category, query.asks, int(answer_table(query)[row]))] * len(query.answers())
-        )
-        while left:
-            query = left.pop(0)
-            if taken.take(query, int(answer_table(query)[row])):
+    def _draw_query(self, candidates: list[Query], accepted: IndependentQuestions, row: int) -> Query | None:
+        """Of the candidates that can be added, the one whose answer is rarest; it and rejected ones are removed."""
+
+        def answer_share(query: Query) -> int:
+            return self._answer_counts[(query.category, query.asks, int(answer_table(query)[row]))] * len(query.answers())
+
+        self._rng.shuffle(candidates)
+        candidates.sort(key=answer_share)
+        while candidates:
+            query = candidates.pop(0)
+            if accepted.try_add(query, int(answer_table(query)[row])):
                 return query
         return None

@@ -1,11 +1,11 @@
 """The demo's source data: `python -m voco.demo.scenes OUT` writes LLaVA-style JSON and an image folder.
 
-    OUT/shapes_{train,test}.json    the easy-vqa package as it is, one row a question
-    OUT/scenes_{train,test}.json    2x2 grids of its images with eight questions each, and text-only rows in train
-    OUT/images/                     what the rows' "image" is relative to: {shapes,scenes}/{train,test}/*.png
-    OUT/written.json                the parameters, written last: the same call again does nothing
+    OUT/shapes_{train,test}.json    the easy-vqa package unchanged, one row per question
+    OUT/scenes_{train,test}.json    2x2 grids of its images with eight questions each; train also has text-only rows
+    OUT/images/                     the root of the rows' "image" paths: {shapes,scenes}/{train,test}/*.png
+    OUT/written.json                the parameters, written last: a second call with the same parameters does nothing
 
-Test scenes are made of the package's test images only. The questions and their answers come from `scene_questions`.
+Test scenes use only the package's test images. The questions and their answers come from `scene_questions`.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from typing import Any
 from PIL import Image
 
 from voco.demo import easy_vqa_shapes, scene_questions
-from voco.demo.easy_vqa_shapes import COLORS, SHAPES
+from voco.demo.easy_vqa_shapes import COLORS, SHAPES, Label
 
-CELL = 64  # pixels; the side of a package image, and half a scene's
+CELL = 64  # side of a package image in pixels, and half the side of a scene
 TEXT_ONLY_SHARE = 0.01  # of the rows of scenes_train.json
-PALETTE = (2, 4)  # fewest and most colors a scene draws from, so that counts by color go beyond 1
-VERSION = 1  # of what is written; raise it when the same parameters would write something else
+PALETTE = (2, 4)  # minimum and maximum number of colors of a scene; few, so that counts by color exceed 1
+VERSION = 1  # of the data; raise it when the same parameters would write other bytes
 
-Row = dict[str, Any]
+LlavaRow = dict[str, Any]
 
 
 def write_scenes(out: Path, train_scenes: int = 6000, test_scenes: int = 1500, seed: int = 0) -> None:
-    """Write everything, or nothing when a call with the same parameters has finished. Depends on the arguments only.
+    """Write all files, or nothing when a call with the same parameters has finished. The bytes depend only on the arguments.
 
-    Other parameters replace what is there. Raises ValueError when more text-only rows are asked for than exist.
+    A call with other parameters replaces the data. Raises ValueError when there are too few text-only rows for the scenes.
     """
     parameters = {"version": VERSION, "train_scenes": train_scenes, "test_scenes": test_scenes, "seed": seed}
     marker = out / "written.json"
@@ -44,93 +44,93 @@ def write_scenes(out: Path, train_scenes: int = 6000, test_scenes: int = 1500, s
     marker.unlink(missing_ok=True)
     shutil.rmtree(out / "images", ignore_errors=True)
     for split, scenes in (("train", train_scenes), ("test", test_scenes)):
-        asked = easy_vqa_shapes.shape_questions(split)
-        _write_rows(out / f"shapes_{split}.json", _shape_rows(out / "images", split, asked))
+        questions = easy_vqa_shapes.shape_questions(split)
+        _write_rows(out / f"shapes_{split}.json", _shape_rows(out / "images", split, questions))
         rng = random.Random(f"{seed} {split}")
-        rows = _scene_rows(out / "images", split, easy_vqa_shapes.labels(asked), scenes, rng)
+        rows = _scene_rows(out / "images", split, easy_vqa_shapes.labels(questions), scenes, rng)
         if split == "train":
             rows = _with_text_only(rows, rng)
         _write_rows(out / f"scenes_{split}.json", rows)
     marker.write_text(json.dumps(parameters) + "\n")
 
 
-def _row(row_id: str, image: str | None, question: str, answer: str, category: str) -> Row:
-    """One question as LLaVA has it; `category` is an extra key that evaluation groups by."""
+def _row(row_id: str, image: str | None, question: str, answer: str, category: str) -> LlavaRow:
+    """A question in LLaVA's format; `category` is an extra key that evaluation groups by."""
     human = question if image is None else f"<image>\n{question}"
     turns = [{"from": "human", "value": human}, {"from": "gpt", "value": answer}]
     return {"id": row_id, **({} if image is None else {"image": image}), "category": category, "conversations": turns}
 
 
-def _write_rows(path: Path, rows: list[Row]) -> None:
+def _write_rows(path: Path, rows: list[LlavaRow]) -> None:
     path.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
 
 
-def _shape_rows(images: Path, split: str, asked: list[easy_vqa_shapes.ShapeQuestion]) -> list[Row]:
-    """Copy the package's images and make its questions rows."""
+def _shape_rows(images: Path, split: str, questions: list[easy_vqa_shapes.ShapeQuestion]) -> list[LlavaRow]:
+    """Copy the package's images and convert its questions to rows."""
     shutil.copytree(easy_vqa_shapes.folder(split) / "images", images / "shapes" / split)
     rows = []
-    for index, question in enumerate(asked):
+    for index, question in enumerate(questions):
         category = "presence" if question.answer in ("yes", "no") else "color" if question.answer in COLORS else "shape"
         image = f"shapes/{split}/{question.image}.png"
         rows.append(_row(f"shapes-{split}-{index:06d}", image, question.text, question.answer, category))
     return rows
 
 
-def tiles(split: str, labels: dict[int, tuple[str, str]]) -> dict[tuple[str, str], list[Image.Image]]:
-    """The package's images of one split by (color, shape): RGB, CELL x CELL pixels, in the order of their numbers."""
-    found: dict[tuple[str, str], list[Image.Image]] = {}
+def tiles(split: str, labels: dict[int, Label]) -> dict[Label, list[Image.Image]]:
+    """The package's images of a split by label: RGB, CELL x CELL pixels, in the order of their numbers."""
+    by_label: dict[Label, list[Image.Image]] = {}
     for image, label in labels.items():
         with Image.open(easy_vqa_shapes.folder(split) / "images" / f"{image}.png") as opened:
-            found.setdefault(label, []).append(opened.convert("RGB"))
-    return found
+            by_label.setdefault(label, []).append(opened.convert("RGB"))
+    return by_label
 
 
 def draw_scene(rng: random.Random) -> scene_questions.Scene:
-    """Four (color, shape) at random, of a few colors."""
+    """Four random labels of a few colors."""
     palette = rng.sample(COLORS, rng.randint(*PALETTE))
     return [(rng.choice(palette), rng.choice(SHAPES)) for _ in range(4)]
 
 
 def compose(four: list[Image.Image]) -> Image.Image:
-    """A 2x2 grid of four tiles in the order of `scene_questions.PLACES`: RGB, 2 CELL x 2 CELL pixels."""
+    """A 2x2 grid of four tiles in the order of `scene_questions.CELL_NAMES`: RGB, 2 CELL x 2 CELL pixels."""
     picture = Image.new("RGB", (2 * CELL, 2 * CELL))
-    for place, tile in enumerate(four):
-        picture.paste(tile, (place % 2 * CELL, place // 2 * CELL))
+    for cell, tile in enumerate(four):
+        picture.paste(tile, (cell % 2 * CELL, cell // 2 * CELL))
     return picture
 
 
-def _scene_rows(images: Path, split: str, labels: dict[int, tuple[str, str]], scenes: int, rng: random.Random) -> list[Row]:
-    """Compose and save `scenes` different grids; rows in scene order, eight a scene."""
+def _scene_rows(images: Path, split: str, labels: dict[int, Label], scenes: int, rng: random.Random) -> list[LlavaRow]:
+    """Compose and save `scenes` different grids; eight rows per scene, in scene order."""
     target = images / "scenes" / split
     target.mkdir(parents=True)
-    cells = tiles(split, labels)
-    asker = scene_questions.Asker(rng)
-    seen: set[tuple[int, ...]] = set()
-    rows: list[Row] = []
-    while len(seen) < scenes:
+    split_tiles = tiles(split, labels)
+    sampler = scene_questions.QuestionSampler(rng)
+    grids: set[tuple[int, ...]] = set()
+    rows: list[LlavaRow] = []
+    while len(grids) < scenes:
         scene = draw_scene(rng)
-        picks = tuple(rng.randrange(len(cells[label])) for label in scene)
-        grid = tuple(id(cells[label][pick]) for label, pick in zip(scene, picks, strict=True))
-        asked = asker.ask(scene) if grid not in seen else None
-        if asked is None:
+        picks = tuple(rng.randrange(len(split_tiles[label])) for label in scene)
+        grid = tuple(id(split_tiles[label][pick]) for label, pick in zip(scene, picks, strict=True))
+        questions = sampler.draw(scene) if grid not in grids else None
+        if questions is None:
             continue
-        name = f"{len(seen):06d}"
-        seen.add(grid)
-        picture = compose([cells[label][pick] for label, pick in zip(scene, picks, strict=True)])
+        name = f"{len(grids):06d}"
+        grids.add(grid)
+        picture = compose([split_tiles[label][pick] for label, pick in zip(scene, picks, strict=True)])
         picture.save(target / f"{name}.png", compress_level=1)
-        for index, (category, question, answer) in enumerate(asked):
+        for index, (category, question, answer) in enumerate(questions):
             rows.append(_row(f"scenes-{split}-{name}-{index}", f"scenes/{split}/{name}.png", question, answer, category))
     return rows
 
 
-def _with_text_only(rows: list[Row], rng: random.Random) -> list[Row]:
-    """The rows with text-only ones, all different, put between the scenes."""
-    wanted = max(30, round(len(rows) * TEXT_ONLY_SHARE / (1 - TEXT_ONLY_SHARE)))
+def _with_text_only(rows: list[LlavaRow], rng: random.Random) -> list[LlavaRow]:
+    """The scenes in random order with distinct text-only rows between them."""
+    count = max(30, round(len(rows) * TEXT_ONLY_SHARE / (1 - TEXT_ONLY_SHARE)))
     texts = sorted(set(text_only()))
-    if wanted > len(texts):
-        raise ValueError(f"expected at most {len(texts)} text-only rows, got {wanted}: write fewer scenes")
+    if count > len(texts):
+        raise ValueError(f"expected at most {len(texts)} text-only rows, got {count}: write fewer scenes")
     groups = [rows[start : start + scene_questions.PER_SCENE] for start in range(0, len(rows), scene_questions.PER_SCENE)]
-    for index, (question, answer) in enumerate(rng.sample(texts, wanted)):
+    for index, (question, answer) in enumerate(rng.sample(texts, count)):
         groups.append([_row(f"text-train-{index:06d}", None, question, answer, "text")])
     rng.shuffle(groups)
     return [row for group in groups for row in group]
@@ -153,10 +153,10 @@ def text_only() -> Iterator[tuple[str, str]]:
     for colors in itertools.permutations(COLORS, 3):
         for shapes in itertools.permutations(SHAPES):
             names = [f"a {color} {shape}" for color, shape in zip(colors, shapes, strict=True)]
-            told = f"there is {names[0]}, {names[1]} and {names[2]}."
+            premise = f"there is {names[0]}, {names[1]} and {names[2]}."
             for color, shape in zip(colors, shapes, strict=True):
-                yield f"{told} what color is the {shape}?", color
-                yield f"{told} what shape is {color}?", shape
+                yield f"{premise} what color is the {shape}?", color
+                yield f"{premise} what shape is {color}?", shape
 
 
 def main() -> None:
@@ -165,8 +165,8 @@ def main() -> None:
     parser.add_argument("--train-scenes", type=int, default=6000)
     parser.add_argument("--test-scenes", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    write_scenes(given.out, given.train_scenes, given.test_scenes, given.seed)
+    options = parser.parse_args()
+    write_scenes(options.out, options.train_scenes, options.test_scenes, options.seed)
 
 
 if __name__ == "__main__":

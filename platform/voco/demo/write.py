@@ -1,7 +1,7 @@
-"""The demo's source data, all of it: `python -m voco.demo.write OUT`. Sent again it writes nothing.
+"""All of the demo's source data: `python -m voco.demo.write OUT`. A second call writes nothing.
 
-Each part is in its dataset's own file format: LLaVA's JSON (scenes), CC3M's chat.json with images.zip (captions), WebVid's CSV
-and Video-ChatGPT's JSON with mp4 files (clips).
+Each part has the file format of a real dataset: LLaVA's JSON (scenes), CC3M's chat.json with images.zip (captions), WebVid's
+CSV and Video-ChatGPT's JSON with mp4 files (clips).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ CAPTIONS = 1500
 
 
 def write_data(out: Path) -> None:
-    """Write what is not there yet; a function of the packages' images and fixed seeds."""
+    """Write the parts that do not exist yet. The data depend only on the packages' images and fixed seeds."""
     scenes.write_scenes(out)
     captions.write_captions(out, CAPTIONS)
     clips.write_clips(out)

@@ -1,7 +1,7 @@
-"""What simple readers would score on the demo's test scenes, to read a result beside: `python -m voco.demo.yardsticks DATA`.
+"""Scores of two simple baselines on the demo's test scenes, to compare a result with: `python -m voco.demo.yardsticks DATA`.
 
-`majority` always gives a category's most common answer. `no places` knows the four shapes of a scene, but not which is
-where: it is right by count and presence, and guesses the commonest label elsewhere.
+`majority` always gives a category's most common answer. `no places` knows the four shapes of a scene but not their places:
+it is always right about count and presence, and guesses the most common label in the other categories.
 """
 
 from __future__ import annotations
@@ -15,43 +15,44 @@ from typing import Any
 from PIL import Image
 
 from voco.demo import easy_vqa_shapes
+from voco.demo.easy_vqa_shapes import Label
+from voco.demo.scenes import CELL
 
-SIDE = 64  # pixels of one easy-VQA image
-CORNERS = ((0, 0), (SIDE, 0), (0, SIDE), (SIDE, SIDE))
-Label = tuple[str, str]  # colour, shape
+CORNERS = ((0, 0), (CELL, 0), (0, CELL), (CELL, CELL))  # (x, y) of the four cells
 
 
 def majority(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Accuracy by category of the most common answer."""
+    """Accuracy of the most common answer, by category."""
     answers: dict[str, Counter[str]] = defaultdict(Counter)
     for row in rows:
         answers[row["category"]][row["conversations"][1]["value"]] += 1
     return {category: max(counts.values()) / counts.total() for category, counts in answers.items()}
 
 
-def no_places(rows: list[dict[str, Any]], images: Path) -> dict[str, float]:
-    """Accuracy by category of a reader of shapes and colours without places."""
-    known = _labels_by_pixels()
+def without_places(rows: list[dict[str, Any]], images: Path) -> dict[str, float]:
+    """Accuracy of a baseline that knows the shapes and colours but not their places, by category."""
+    labels = _labels_by_pixels()
     scenes: dict[str, list[Label]] = {}
     right: dict[str, list[float]] = defaultdict(list)
     for row in rows:
         if row["image"] not in scenes:
             scene = Image.open(images / row["image"]).convert("RGB")
-            scenes[row["image"]] = [known[scene.crop((x, y, x + SIDE, y + SIDE)).tobytes()] for x, y in CORNERS]
+            scenes[row["image"]] = [labels[scene.crop((x, y, x + CELL, y + CELL)).tobytes()] for x, y in CORNERS]
         question = row["conversations"][0]["value"].removeprefix("<image>\n")
         right[row["category"]].append(_chance(row["category"], question, scenes[row["image"]]))
-    return {category: sum(found) / len(found) for category, found in right.items()}
+    return {category: sum(chances) / len(chances) for category, chances in right.items()}
 
 
 def _chance(category: str, question: str, shapes: list[Label]) -> float:
+    """The probability of a right answer."""
     if category in ("count", "presence"):
         return 1.0
     candidates = list(shapes)
-    if category == "neighbour":  # the shape that the question names is not its own neighbour
+    if category == "neighbour":  # the answer is not the shape that the question names
         colour, shape = question.rstrip("?").split()[-2:]
         candidates.remove((colour, shape))
-    asked = 1 if question.split()[1] == "shape" else 0
-    return max(Counter(one[asked] for one in candidates).values()) / len(candidates)
+    field = 1 if question.split()[1] == "shape" else 0
+    return max(Counter(label[field] for label in candidates).values()) / len(candidates)
 
 
 def _labels_by_pixels() -> dict[bytes, Label]:
@@ -63,9 +64,9 @@ def _labels_by_pixels() -> dict[bytes, Label]:
 def main(data: Path) -> None:
     rows = json.loads((data / "scenes_test.json").read_text())
     sizes = Counter(row["category"] for row in rows)
-    for name, found in (("majority", majority(rows)), ("no places", no_places(rows, data / "images"))):
-        whole = sum(found[category] * size for category, size in sizes.items()) / sizes.total()
-        print(f"{name:<10} all {whole:.1%}, " + ", ".join(f"{category} {found[category]:.1%}" for category in sorted(found)))
+    for name, scores in (("majority", majority(rows)), ("no places", without_places(rows, data / "images"))):
+        overall = sum(scores[category] * size for category, size in sizes.items()) / sizes.total()
+        print(f"{name:<10} all {overall:.1%}, " + ", ".join(f"{category} {scores[category]:.1%}" for category in sorted(scores)))
 
 
 if __name__ == "__main__":

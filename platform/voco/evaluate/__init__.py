@@ -1,1 +1,1 @@
-"""Answers by the cached path, and what they are worth."""
+"""Answers by the cached path, their marks and their scores."""

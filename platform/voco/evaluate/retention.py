@@ -1,8 +1,8 @@
-"""How much of the uncompressed model's quality is kept, by both published definitions, with intervals.
+"""The share of the uncompressed model's quality that a method retains, by both published definitions, with intervals.
 
 Sources: VoCo-LLaMA Table 1 counts from the lower bound, its supplement's Table 4 divides by the upper bound. The
 intervals are percentile intervals of a cluster bootstrap (Davison and Hinkley 1997, section 3.8): questions about one
-image are not independent, so whole samples are drawn. Pure functions of numpy arrays.
+image are not independent, so samples are drawn with all their questions. Pure functions of numpy arrays.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-SMALLEST_SPAN = 1e-9  # below it a ratio says nothing
+SMALLEST_SPAN = 1e-9  # a ratio with a smaller divisor is noise
 LEVEL = 0.95
 
 Floats = NDArray[np.float64]
@@ -37,7 +37,7 @@ def share_of_upper(score: float, upper: float) -> float | None:
 class Resampled:
     """Scores of several methods on the same questions, and the same scores on resampled samples.
 
-    Draw r of every method is over the same samples, so ratios and differences of methods are paired.
+    Draw r of every method uses the same samples, so ratios and differences of methods are paired.
     """
 
     scores: dict[str, float]  # method -> mean of `correct` over all questions
@@ -71,10 +71,10 @@ def bootstrap(
 
     correct_by_method: (Q,) float per method, question q the same in all, 0 to 1
     sample_of_question: (Q,) any sortable label of the sample that question q is about
-    Raises ValueError for arrays of different lengths, or none at all.
+    Raises ValueError for arrays of different lengths, or no question.
 
     A resample of the G samples gives sample g the weight w_g (multinomial), so its score is sum_g w_g s_g / sum_g w_g c_g
-    with s_g and c_g the sum of `correct` and the number of questions of sample g: Q is passed over once.
+    with s_g and c_g the sum of `correct` and the number of questions of sample g: one pass over Q.
     """
     lengths = {len(sample_of_question), *(len(values) for values in correct_by_method.values())}
     if len(lengths) != 1 or not correct_by_method or len(sample_of_question) == 0:
@@ -83,12 +83,12 @@ def bootstrap(
     _, group = np.unique(sample_of_question, return_inverse=True)
     counts = np.bincount(group)  # (G,)
     sums = np.stack([np.bincount(group, weights=correct_by_method[name]) for name in names], axis=1)  # (G, M)
-    held = np.concatenate([sums, counts[:, None]], axis=1)  # (G, M + 1)
+    sums_and_counts = np.concatenate([sums, counts[:, None]], axis=1)  # (G, M + 1)
     generator = np.random.default_rng(seed)
     means = np.empty((resamples, len(names)))
     for index in range(resamples):
         weights = np.bincount(generator.integers(len(counts), size=len(counts)), minlength=len(counts))
-        totals = weights @ held
+        totals = weights @ sums_and_counts
         means[index] = totals[:-1] / totals[-1]
     return Resampled(
         scores={name: float(np.mean(correct_by_method[name])) for name in names},
@@ -101,9 +101,9 @@ def _interval(draws: Floats) -> Interval:
     return float(low), float(high)
 
 
-def _ratio_interval(above: Floats, below: Floats) -> Interval | None:
+def _ratio_interval(numerators: Floats, denominators: Floats) -> Interval | None:
     """Interval of a ratio over the draws in which it exists; None when it is missing in more than 5 % of them."""
-    there = np.abs(below) >= SMALLEST_SPAN
-    if there.mean() < LEVEL:
+    valid = np.abs(denominators) >= SMALLEST_SPAN
+    if valid.mean() < LEVEL:
         return None
-    return _interval(above[there] / below[there])
+    return _interval(numerators[valid] / denominators[valid])

@@ -1,4 +1,4 @@
-"""From answers to scores: the rule that marks an answer, and the rows of the scores table."""
+"""From marked answers to the rows of the scores table."""
 
 from __future__ import annotations
 
@@ -10,10 +10,16 @@ from numpy.typing import NDArray
 
 from voco.errors import Refused
 from voco.evaluate.retention import Resampled, bootstrap, retention, share_of_upper
-from voco.store import schemas
+from voco.store import parquet, schemas, storage
 
-ALL = "all"  # the category that holds every question
-MEASURED = ("checkpoint", "cache_bytes", "full_cache_bytes", "prefill_flops", "uncached_flops", "latency_s", "seconds")
+ALL = "all"  # the category of every question
+MEASURES = ("checkpoint", "cache_bytes", "full_cache_bytes", "prefill_flops", "uncached_flops", "latency_s", "seconds")
+
+
+def read_answers(uri: str) -> pa.Table:
+    """The answers of an evaluation, finished or not, in the order of its units."""
+    folder = storage.join(storage.resolve(uri), "answers")
+    return pa.concat_tables([parquet.read_table(storage.join(folder, name)) for name in storage.list_names(folder)])
 
 
 def join_correct(tables: dict[str, pa.Table]) -> tuple[NDArray[np.str_], NDArray[np.str_], dict[str, NDArray[np.float64]]]:
@@ -25,9 +31,9 @@ def join_correct(tables: dict[str, pa.Table]) -> tuple[NDArray[np.str_], NDArray
     sorted_tables = {name: table.sort_by(_BY_KEY) for name, table in tables.items()}
     keys = {name: _keys(table) for name, table in sorted_tables.items()}
     first, *others = keys
-    for name, held in keys.items():
-        if len(set(held)) != len(held):
-            raise Refused(f"answers of {name}: {len(held) - len(set(held))} questions are answered more than once")
+    for name, questions in keys.items():
+        if len(set(questions)) != len(questions):
+            raise Refused(f"answers of {name}: {len(questions) - len(set(questions))} questions are answered more than once")
     for name in others:
         if keys[name] != keys[first]:
             only_first, only_other = len(set(keys[first]) - set(keys[name])), len(set(keys[name]) - set(keys[first]))
@@ -35,11 +41,11 @@ def join_correct(tables: dict[str, pa.Table]) -> tuple[NDArray[np.str_], NDArray
                 f"answers of {name} and {first} are not to the same questions: {only_other} only in {name}, "
                 f"{only_first} only in {first}; evaluate both on the same samples"
             )
-    table = sorted_tables[first]
+    samples, categories = (sorted_tables[first][column].to_pylist() for column in ("sample_id", "category"))
     return (
-        np.asarray(table["sample_id"].to_pylist(), dtype=np.str_),
-        np.asarray(table["category"].to_pylist(), dtype=np.str_),
-        {name: held["correct"].to_numpy().astype(np.float64) for name, held in sorted_tables.items()},
+        np.asarray(samples, dtype=np.str_),
+        np.asarray(categories, dtype=np.str_),
+        {name: table["correct"].to_numpy().astype(np.float64) for name, table in sorted_tables.items()},
     )
 
 
@@ -55,25 +61,25 @@ def score_rows(
 ) -> list[dict[str, Any]]:
     """Rows of the scores table for one checkpoint: category "all" first, then each category by name.
 
-    answers, upper, lower: tables of rows.ANSWERS about the same questions; without both bounds there is no retention.
-    measures: what only the caller knows, by column name (`MEASURED`); the same in every row, None when left out.
+    answers, upper, lower: tables of schemas.ANSWERS about the same questions; without both bounds there is no retention.
+    measures: values of the columns in `MEASURES`; the same in every row, None when left out.
     Raises Refused for questions that differ, and for answers of more than one checkpoint, benchmark, method or n.
     """
-    unknown = sorted(set(measures) - set(MEASURED))
+    unknown = sorted(set(measures) - set(MEASURES))
     if unknown:
-        raise ValueError(f"expected measures among {', '.join(MEASURED)}, got {', '.join(unknown)}")
+        raise ValueError(f"expected measures among {', '.join(MEASURES)}, got {', '.join(unknown)}")
     identity = {column: _single(answers, column) for column in ("checkpoint", "benchmark", "method", "n")}
     bounds = {} if upper is None or lower is None else {"upper": upper, "lower": lower}
     samples, categories, correct = join_correct({"method": answers, **bounds})
-    found = []
-    for category in [ALL, *sorted(set(categories.tolist()) - {ALL})]:  # data that is all in one category says it once
+    rows = []
+    for category in [ALL, *sorted(set(categories.tolist()) - {ALL})]:  # a category that is itself named "all" is no second row
         chosen = np.ones(len(samples), dtype=bool) if category == ALL else categories == category
-        held = {name: values[chosen] for name, values in correct.items()}
-        drawn = bootstrap(held, samples[chosen], resamples, seed)
+        in_category = {name: values[chosen] for name, values in correct.items()}
+        resampled = bootstrap(in_category, samples[chosen], resamples, seed)
         counts = {"questions": int(chosen.sum()), "samples": len(np.unique(samples[chosen]))}
-        row = {**identity, "category": category, "seed": seed, **_figures(drawn), **counts, **measures}
-        found.append({column: row.get(column) for column in schemas.SCORES.names})
-    return found
+        row = {**identity, "category": category, "seed": seed, **_figures(resampled), **counts, **measures}
+        rows.append({column: row.get(column) for column in schemas.SCORES.names})
+    return rows
 
 
 def _single(answers: pa.Table, column: str) -> Any:
@@ -85,23 +91,23 @@ def _single(answers: pa.Table, column: str) -> Any:
     return values[0]
 
 
-def _figures(drawn: Resampled) -> dict[str, float | None]:
+def _figures(resampled: Resampled) -> dict[str, float | None]:
     """Score, bounds and both retentions, each with its interval; None without bounds."""
-    score = drawn.scores["method"]
+    score = resampled.scores["method"]
     figures: dict[str, float | None] = {"score": score}
-    figures["score_low"], figures["score_high"] = drawn.score("method")
-    if "upper" not in drawn.scores:
+    figures["score_low"], figures["score_high"] = resampled.score("method")
+    if "upper" not in resampled.scores:
         return figures
-    upper, lower = drawn.scores["upper"], drawn.scores["lower"]
-    kept = drawn.retention("method", "lower", "upper") or (None, None)
-    share = drawn.share_of_upper("method", "upper") or (None, None)
+    upper, lower = resampled.scores["upper"], resampled.scores["lower"]
+    retention_low, retention_high = resampled.retention("method", "lower", "upper") or (None, None)
+    share_low, share_high = resampled.share_of_upper("method", "upper") or (None, None)
     return figures | {
         "lower_bound": lower,
         "upper_bound": upper,
         "retention": retention(score, lower, upper),
-        "retention_low": kept[0],
-        "retention_high": kept[1],
+        "retention_low": retention_low,
+        "retention_high": retention_high,
         "share_of_upper": share_of_upper(score, upper),
-        "share_of_upper_low": share[0],
-        "share_of_upper_high": share[1],
+        "share_of_upper_low": share_low,
+        "share_of_upper_high": share_high,
     }

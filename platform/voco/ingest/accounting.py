@@ -1,4 +1,4 @@
-"""Every source row is written or rejected: the sum over the listing and all units, and the two limits on what is lost."""
+"""Accounts for every source row: read = written + rejected over the listing and all units. Checks the two reject limits."""
 
 from __future__ import annotations
 
@@ -7,22 +7,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from voco.errors import JobFailed
+from voco.ingest.formats import get_format
 from voco.ingest.listing import SourceListing
 from voco.ingest.statistics import total_figures
 from voco.job.config import Ingest
 from voco.run import units
 from voco.store import storage
 
-MISSING = ("missing_media", "download_failed")  # what `max_missing_share` is about
-
-# Its default: what public sets link to vanishes from the web, so there every one may be missing.
-MISSING_SHARE = {"webvid_csv": 1.0, "video_chatgpt": 1.0, "video_qa": 1.0, "webdataset": 1.0, "cc3m_tsv": 1.0}
-OTHER_MISSING_SHARE = 0.02
+MISSING = ("missing_media", "download_failed")  # the reasons that `max_missing_share` limits
 
 
 @dataclass(frozen=True)
 class Totals:
-    """The whole job in source rows, and its files."""
+    """Counts of the job in source rows, and its files."""
 
     read: int
     written: int
@@ -35,6 +32,11 @@ class Totals:
     def counts(self) -> dict[str, Any]:
         return {"read": self.read, "written": self.written, "samples": self.samples, "rejected": self.rejected}
 
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Counts, tables and statistics of the job's manifest."""
+        return {"counts": self.counts, "tables": self.tables, "statistics": self.statistics}
+
     def __str__(self) -> str:
         lost = ", ".join(f"{reason} {count:,}" for reason, count in self.rejected.items())
         total = sum(self.rejected.values())
@@ -43,7 +45,7 @@ class Totals:
 
 
 def add_up(listing: SourceListing, records: list[dict[str, Any]]) -> Totals:
-    """Add everything up. Raises AssertionError, our own mistake, when a row is lost or doubled."""
+    """Sum the listing and the unit records. Raises AssertionError when a row is lost or counted twice, which is a bug."""
     rejected = Counter(listing.rejected)
     kinds: Counter[str] = Counter()
     tables: dict[str, list[dict[str, Any]]] = {"samples": [], "rejects": list(listing.tables)}
@@ -55,25 +57,20 @@ def add_up(listing: SourceListing, records: list[dict[str, Any]]) -> Totals:
                 tables.setdefault(name, []).extend(entries)
     written = sum(record["written"] for record in records)
     assert listing.read == written + rejected.total(), f"{listing.read} read, {written} written, {rejected.total()} rejected"
-    statistics = {
-        "figures": total_figures(record["spread"] for record in records),
-        "kinds": dict(sorted(kinds.items())),
-    }
+    statistics = {"figures": total_figures(record["spread"] for record in records), "kinds": dict(sorted(kinds.items()))}
     samples = sum(entry["rows"] for entry in tables["samples"])
     return Totals(listing.read, written, samples, dict(sorted(rejected.items())), tables, statistics)
 
 
 def missing_share(block: Ingest) -> float:
-    """The limit on missing media that holds for a job: its own, or the default of its format."""
-    if block.max_missing_share is not None:
-        return block.max_missing_share
-    return MISSING_SHARE.get(block.format, OTHER_MISSING_SHARE)
+    """The limit on missing media: the job's, or else the default of its format."""
+    return get_format(block.format).missing_share if block.max_missing_share is None else block.max_missing_share
 
 
 def check_limits(block: Ingest, account: Totals, output: str) -> None:
-    """Fail a job that lost too much; its rejects are written already.
+    """Raise JobFailed when a job rejected too many rows; its rejects are written already.
 
-    Units with a rejected medium are then to be done again: once the media are put in place, the same job goes on.
+    The records of units with rejects are deleted, so that the same job reads them again after the media were added.
     """
     missing = sum(account.rejected.get(reason, 0) for reason in MISSING)
     other = sum(account.rejected.values()) - missing
@@ -81,14 +78,14 @@ def check_limits(block: Ingest, account: Totals, output: str) -> None:
         ("max_missing_share", missing_share(block), missing, "lack their media"),
         ("max_reject_share", block.max_reject_share, other, "are bad"),
     )
-    for key, limit, lost, what in limits:
+    for key, limit, lost, problem in limits:
         if account.read and lost / account.read > limit:
             forget_rejecting_units(output)
-            whose = f", the default of {block.format}" if getattr(block, key) is None else ""
+            origin = f", the default of {block.format}" if getattr(block, key) is None else ""
             raise JobFailed(
-                f"ingest.{key}: {lost:,} of {account.read:,} rows ({lost / account.read:.2%}) {what}, "
-                f"more than {limit:.2%}{whose}; "
-                f"{output}/rejects says which and why: mend the source and send again, or raise the limit"
+                f"ingest.{key}: {lost:,} of {account.read:,} rows ({lost / account.read:.2%}) {problem}, "
+                f"more than {limit:.2%}{origin}; "
+                f"{output}/rejects lists them: repair the source and submit again, or raise the limit"
             )
 
 

@@ -1,9 +1,11 @@
-"""The answers of an evaluation set, which lie in a second file, and how each question finds its own: never by order.
+"""Joins the questions of an evaluation set with their answers in a second file: by a key, never by order.
 
-What joins the two follows from the answers' file (`Join`): GQA and VQAv2 by question id; TextVQA, whose LLaVA file has the
-image's id in the place of the question's, by (image_id, question); POPE, whose ids start again in each category, by
-(image, question); MME, with two questions under one id, by (subtask, file, question), from the text files in its zip.
-Answers are held in memory: the largest set, VQAv2 val, has 214,354 times ten, of few different words.
+The answers' file determines the key (`JoinKey`):
+  GQA, VQAv2   question id
+  TextVQA      (image_id, question): LLaVA's file has the image's id where the question's belongs
+  POPE         (image, question): ids start again in each category
+  MME          (subtask, file, question): two questions share an id; the answers are text files in its zip
+Answers stay in memory. The largest set, VQAv2 val, has 214,354 questions with ten answers each, of few different words.
 """
 
 from __future__ import annotations
@@ -14,8 +16,7 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from dataclasses import replace as changed
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -28,11 +29,11 @@ from voco.store import storage
 KEY = "inputs.answers"
 SHORT = "Answer the question using a single word or phrase."
 LETTER = "Answer with the option's letter from the given choices directly."
-INSTRUCTIONS = (SHORT, LETTER, "Please answer yes or no.")  # after the question, in one file and not in the other
-OCR = "Reference OCR token:"  # begins TextVQA's line with what an OCR system read
+INSTRUCTIONS = (SHORT, LETTER, "Please answer yes or no.")  # follow the question in one of the two files
+OCR = "Reference OCR token:"  # starts the line of TextVQA's prompts that lists what an OCR system read
 LETTERS = "ABCDEFGHIJ"
-NOTES = ("question_id", "types", "question_type", "answer_type", "type", "fullAnswer", "image_classes")  # kept from answers
-MEMBER = 1 << 20  # bytes of one text file in MME's zip
+NOTES = ("question_id", "types", "question_type", "answer_type", "type", "fullAnswer", "image_classes")  # go to `extra`
+MEMBER = 1 << 20  # most bytes of one text file in MME's zip
 
 Key = tuple[str, ...]
 Record = dict[str, Any]
@@ -40,7 +41,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class AnswerKey:
-    """The answers to one question, and what else their file says about it, as JSON."""
+    """The answers to one question, and its NOTES as JSON."""
 
     answers: tuple[str, ...]
     notes: str = "{}"
@@ -48,15 +49,15 @@ class AnswerKey:
 
 @dataclass(frozen=True)
 class JoinKey:
-    """The key by which a question and its answer find each other, made from either side's record."""
+    """The key that joins a question with its answers, computed from either side's record."""
 
-    said: str
+    label: str
     question: Callable[[Record], Key]
     answer: Callable[[Record], Key]
 
 
 def record_id(record: Record, *names: str) -> str:
-    """The first of these ids that the record has, a string or an integer. Raises BadRow when it has none."""
+    """The first of these ids in the record, a string or an integer. Raises BadRow when there is none."""
     for name in names or ("question_id", "id"):
         value = record.get(name)
         if isinstance(value, str | int) and not isinstance(value, bool) and str(value).strip():
@@ -65,12 +66,12 @@ def record_id(record: Record, *names: str) -> str:
 
 
 def bare_question(record: Record) -> str:
-    """The question alone, lower-cased: without instructions, OCR tokens and line breaks."""
+    """The question in lower case, without instructions, OCR tokens and line breaks."""
     text = record.get("text", record.get("question"))
     if not isinstance(text, str):
         raise BadRow("bad_record", f"text: expected a string, got {type(text).__name__}")
-    kept = " ".join(line for line in text.split("\n") if not line.lstrip().startswith(OCR))
-    question = " ".join(kept.split())
+    lines = " ".join(line for line in text.split("\n") if not line.lstrip().startswith(OCR))
+    question = " ".join(lines.split())
     while ends := [end for end in INSTRUCTIONS if question.endswith(end)]:
         question = question.removesuffix(ends[0]).rstrip()
     return question.lower()
@@ -81,8 +82,8 @@ def _file(record: Record) -> str:
 
 
 def _subtask(record: Record) -> Key:
-    subtask, _, rest = record_id(record).partition("/")
-    return subtask, rest.rsplit("/", 1)[-1].rsplit(".", 1)[0], bare_question(record)
+    subtask, _, path = record_id(record).partition("/")
+    return subtask, path.rsplit("/", 1)[-1].rsplit(".", 1)[0], bare_question(record)
 
 
 BY_ID = JoinKey("question_id", lambda row: (record_id(row),), lambda record: (record_id(record),))
@@ -98,46 +99,46 @@ BY_SUBTASK = JoinKey("(subtask, file, question)", _subtask, _subtask)
 
 
 class AnswerKeys:
-    """Every answer of a file, by its key. Raises Refused for a file that is none of the layouts."""
+    """All answers of a file by their key. Raises Refused for a file in none of the layouts."""
 
     def __init__(self, uri: str) -> None:
         self.name = uri.rsplit("/", 1)[-1]
         self.join, records = _open(uri)
-        self.found: dict[Key, AnswerKey | None] = {}  # None: answered twice, and not the same
-        self.asked: dict[Key, int] = {}
+        self.answers: dict[Key, AnswerKey | None] = {}  # None: the file has different answers for this key
+        self.questions: dict[Key, int] = {}  # a hash of the question that each key was looked up for
         for record in records:
             self._add(record)
-        if not self.found:
-            raise Refused(f"{KEY}: {uri}: expected records with {self.join.said} and an answer, got none")
+        if not self.answers:
+            raise Refused(f"{KEY}: {uri}: expected records with {self.join.label} and an answer, got none")
 
     def _add(self, record: Any) -> None:
         if not isinstance(record, dict):
             return
         try:
             key = self.join.answer(record)
-        except BadRow:  # whoever asks for this answer is told that there is none
+        except BadRow:  # the question with this answer will be rejected: it has none
             return
         answers = record_answers(record)
         if not answers:
             return
         notes = {name: record[name] for name in NOTES if name in record and not (name == "question_id" and self.join is BY_ID)}
         new = AnswerKey(answers, sys.intern(json.dumps(notes)))
-        known = self.found.setdefault(key, new)
-        if known is not None and known.answers != answers:
-            self.found[key] = None
+        first = self.answers.setdefault(key, new)
+        if first is not None and first.answers != answers:
+            self.answers[key] = None
 
     def of(self, row: Record) -> AnswerKey:
-        """The answers to a question. Raises BadRow: none, several, or its key stood for another question before."""
+        """The answers to a question. Raises BadRow: no answers, conflicting answers, or the key of an earlier, other question."""
         key = self.join.question(row)
-        shown = f"{self.join.said} {', '.join(key)[:120]!r}"
-        if key not in self.found:
+        shown = f"{self.join.label} {', '.join(key)[:120]!r}"
+        if key not in self.answers:
             raise BadRow("bad_record", f"no answer: {self.name} has no {shown}")
-        reference = self.found[key]
+        reference = self.answers[key]
         if reference is None:
             raise BadRow("bad_record", f"{self.name} has different answers for {shown}")
-        about = hash(json.dumps([row.get(name) for name in ("image", "video_id", "video_name", "text", "question")]))
-        if self.asked.setdefault(key, about) != about:
-            raise BadRow("bad_record", f"{shown} is of an earlier, other question too")
+        question = hash(json.dumps([row.get(name) for name in ("image", "video_id", "video_name", "text", "question")]))
+        if self.questions.setdefault(key, question) != question:
+            raise BadRow("bad_record", f"{shown} belongs to an earlier, other question too")
         return reference
 
 
@@ -162,7 +163,7 @@ def _with_ids(uri: str, kind: str) -> Iterator[Any]:
 
 
 def _subtasks(uri: str) -> Iterator[Record]:
-    """MME's release: `<subtask>/[questions_answers_YN/]<file>.txt`, in each two lines: a question, a tab, the answer."""
+    """MME's release: `<subtask>/[questions_answers_YN/]<file>.txt`, each with two lines: a question, a tab, the answer."""
     try:
         with storage.open_read(uri) as handle, zipfile.ZipFile(handle) as archive:
             for member in archive.infolist():
@@ -170,8 +171,8 @@ def _subtasks(uri: str) -> Iterator[Record]:
                 folders = [part for part in path.parts[:-1] if part != "questions_answers_YN"]
                 if path.suffix != ".txt" or not folders or member.file_size > MEMBER:
                     continue
-                with archive.open(member) as packed:
-                    text = packed.read(MEMBER).decode("utf-8", "replace")
+                with archive.open(member) as file:
+                    text = file.read(MEMBER).decode("utf-8", "replace")
                 for line in text.splitlines():
                     question, tab, answer = line.rpartition("\t")
                     if tab:
@@ -181,7 +182,7 @@ def _subtasks(uri: str) -> Iterator[Record]:
 
 
 def record_answers(record: Record) -> tuple[str, ...]:
-    """`answers`, strings or objects with `answer`, or `answer`, or POPE's `label`; empty when nothing is said."""
+    """From `answers` (strings, or objects with `answer`), `answer` or POPE's `label`; empty when the record has none."""
     listed = record.get("answers")
     if not isinstance(listed, list):
         listed = [record.get("answer", record.get("label"))]
@@ -192,7 +193,7 @@ def record_answers(record: Record) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class EvaluationQuestion:
-    """One question of an evaluation set, before it is an item."""
+    """One question of an evaluation set, before it becomes a SourceRow."""
 
     text: str
     answers: Sequence[str]
@@ -203,30 +204,30 @@ class EvaluationQuestion:
 
 
 def with_options(question: str, choices: Sequence[str]) -> str:
-    """A multiple choice question as LLaVA asks it: each option behind its letter, then the instruction."""
+    """A multiple choice question as LLaVA asks it: each option after its letter, then the instruction."""
     options = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False)]
     return "\n".join([question, *options, LETTER])
 
 
 def make_evaluation_row(
-    source: str, block: Ingest, question: EvaluationQuestion, modality: str, path: str | None, place: str = ""
+    source: str, block: Ingest, question: EvaluationQuestion, modality: str, path: str | None, location: str = ""
 ) -> SourceRow:
-    """The item of a question, its placeholder in front. Outside val and test the most common answer is the assistant's turn.
+    """The row of a question, with the placeholder before it. Outside val and test the assistant's turn is the commonest answer.
 
-    Two questions about the same medium with other ids or categories are never duplicates: POPE asks the same in three.
-    Raises BadRow: bad_record (no answer) and those of `make_item`.
+    Questions with different ids or categories are never duplicates: POPE asks the same question in three categories.
+    Raises BadRow: bad_record (no answer) and those of `make_source_row`.
     """
     if not question.text.strip():
         raise BadRow("empty_text", "the question has no text")
     spoken = [answer for answer in question.answers if answer.strip()]
     if not spoken:
         raise BadRow("bad_record", "no answer: the row has none, and the job has no inputs.answers")
-    item = make_source_row(
+    row = make_source_row(
         source, block, modality=modality, path=path, placeholder="none" if path is None else "before",
         turns=[("user", question.text), ("assistant", Counter(spoken).most_common(1)[0][0])], answers=question.answers,
         choices=question.choices, source_id=question.source_id, category=question.category, extra=question.extra,
-        place=place,
+        location=location,
     )  # fmt: skip
-    if path is None:  # of text alone the turns are the sample's id
-        return item
-    return changed(item, turns=(("question", f"{question.category}/{question.source_id}"), *item.turns))
+    if path is None:  # the sample id of a text-only row is a hash of its turns
+        return row
+    return replace(row, turns=(("question", f"{question.category}/{question.source_id}"), *row.turns))

@@ -1,27 +1,27 @@
-"""Which formats say themselves where each medium lies."""
+"""Opens the media of formats whose annotations name the location of each medium."""
 
 from __future__ import annotations
 
 from voco.errors import Refused
-from voco.ingest.formats.mmbench_tsv import TsvImages
-from voco.ingest.media.download import DownloadLimits
-from voco.ingest.media.image import LocatedMedia
-from voco.ingest.media.tar import TarShards
-from voco.ingest.media.web import WebMedia
+from voco.ingest.formats import get_format
+from voco.ingest.media.archive import check_media
+from voco.ingest.media.image import LocatedMedia, MediaLimits
 from voco.job.config import Ingest
-
-PLACED = ("webdataset", "cc3m_tsv", "mmbench_tsv")
 
 
 def open_media_sources(block: Ingest, annotations: str, media: str | None) -> LocatedMedia | None:
-    """What the media are read from, None for formats whose media lie at their paths. Raises Refused for media besides."""
-    if block.format not in PLACED:
+    """The format's media, or None when they are files in `inputs.media`.
+
+    Raises Refused when the job gives both, or an archive that cannot be read.
+    """
+    check_media(media)
+    open_media = get_format(block.format).open_media
+    if open_media is None:
         return None
     if media is not None:
-        raise Refused(f"inputs.media: {block.format} says itself where its media are; leave it out")
-    if block.format == "webdataset":
-        return TarShards(annotations)
-    if block.format == "mmbench_tsv":
-        return TsvImages(annotations)
-    web = DownloadLimits(block.download_timeout_s, block.download_retries, block.allow_private_addresses, block.honour_noai)
-    return WebMedia(web, block.download_threads, block.max_media_bytes)
+        raise Refused(f"inputs.media: expected nothing: {block.format} rows say where their media are")
+    return open_media(block, annotations)
+
+
+def media_limits(block: Ingest) -> MediaLimits:
+    return MediaLimits(block.check, block.max_media_bytes, block.max_pixels, block.max_aspect, block.inline_max_bytes)

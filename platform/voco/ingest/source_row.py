@@ -1,7 +1,7 @@
-"""What every source format is read into: one `Item` or one `Reject` for each source row, nothing else.
+"""What every source format is read into: one `SourceRow` or one `Reject` for each source row.
 
-A new format is one more reader: an iterator of raw rows and a function that makes one of them an item. Numbering, the
-rules that every conversation must keep, grouping, media checks, limits and tables stay as they are.
+A reader is an iterator of raw rows and a function that parses one of them. Everything else is the same for all formats:
+numbering, the rules for conversations, grouping, media checks, limits and tables.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ encode_sorted = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), sort
 
 
 class BadRow(Exception):
-    """A source row that cannot become a conversation: a reason of `voco.store.schemas.REASONS` and a detail for people."""
+    """A source row that cannot become a conversation: a reason of `store/schemas.py` REASONS and a detail for the reader."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(reason, detail)
@@ -29,14 +29,14 @@ class BadRow(Exception):
 
 
 class DamagedArchive(ValueError):
-    """A zip or tar file that cannot be read, or not on from here."""
+    """A zip or tar file that cannot be read, or cannot be read further."""
 
 
 @dataclass(frozen=True)
 class Reject:
-    """A source row that is left out."""
+    """A source row that does not enter `samples/`."""
 
-    source: str  # file and row: "mix.json:17", rows counted from 0, a header not counted
+    source: str  # file and row, "mix.json:17": rows are counted from 0, without a header
     reason: str
     detail: str
 
@@ -48,21 +48,21 @@ class SourceRow:
     source: str
     modality: str  # text, image or video
     paths: tuple[str, ...]  # normalised, relative to the media root, in placeholder order
-    turns: tuple[tuple[str, str], ...]  # (role, text) as the source has them: what makes two rows equal
-    conversation: dict[str, Any]  # one `voco.store.schemas.CONVERSATION`
-    place: str = ""  # where the medium is read from when that is not its path: bytes of a tar shard, a URL
+    turns: tuple[tuple[str, str], ...]  # (role, text) as in the source; rows with equal media and turns are duplicates
+    conversation: dict[str, Any]  # a `store/schemas.py` CONVERSATION
+    location: str = ""  # where the medium is read from unless that is its path: bytes of a tar shard, a URL
 
 
-def sample_id(dataset: str, split: str, item: SourceRow) -> str:
-    """32 hex digits: rows about the same media paths, or text-only rows with the same turns, are one sample."""
-    about: Any = item.paths or item.turns
-    return hashlib.sha256(encode([dataset, split, about]).encode()).hexdigest()[:32]
+def sample_id(dataset: str, split: str, row: SourceRow) -> str:
+    """32 hex digits, equal for rows with the same media paths and for text-only rows with the same turns."""
+    content: Any = row.paths or row.turns
+    return hashlib.sha256(encode([dataset, split, content]).encode()).hexdigest()[:32]
 
 
 def normal_path(path: str) -> str:
-    """A media path in its one spelling, relative to the media root: `a/./b//c.jpg` is `a/b/c.jpg`.
+    """A media path relative to the media root in its canonical form: `a/./b//c.jpg` becomes `a/b/c.jpg`.
 
-    Raises BadRow(unsafe_path) for a path that could leave the root; links are followed, and checked, when it is read.
+    Raises BadRow(unsafe_path) for a path that could leave the root. Links are checked later, when the file is read.
     """
     parts = [part for part in path.split("/") if part not in ("", ".")]
     if path.startswith("/") or "://" in path or "\0" in path or ".." in parts:
@@ -73,7 +73,7 @@ def normal_path(path: str) -> str:
 
 
 def parse_rows(uri: str, raws: Iterable[Any], parse: Callable[[Any, int, str], SourceRow]) -> Iterator[SourceRow | Reject]:
-    """Number the raw rows of a file and parse each: `parse(raw, index, source)` is an item or raises BadRow."""
+    """Number the raw rows of a file and parse each: `parse(raw, index, source)` returns a SourceRow or raises BadRow."""
     name = uri.rsplit("/", 1)[-1]
     for index, raw in enumerate(raws):
         source = f"{name}:{index}"
@@ -96,13 +96,13 @@ def make_source_row(
     source_id: str = "",
     category: str = "",
     extra: dict[str, Any] | None = None,
-    place: str = "",
+    location: str = "",
 ) -> SourceRow:
-    """One conversation, by the rules of every format. In split val or test a last answer becomes the reference,
-    or gives way to `answers`.
+    """One conversation, checked by the rules that all formats share.
 
-    Raises BadRow: bad_record (text that no UTF-8 file can hold, no path), text_too_large, empty_text, bad_conversation
-    (training without an answer), unsafe_path.
+    In the splits val and test a last answer leaves the turns; the references are `answers`, or else that answer.
+    Raises BadRow: bad_record (text that UTF-8 cannot encode, an empty path), text_too_large, empty_text, bad_conversation
+    (a training row without an answer), unsafe_path.
     """
     notes = encode_sorted(extra) if extra else "{}"
     _check_text([source_id, category, notes, path or "", *answers, *choices, *(text for _, text in turns)], block.max_text_bytes)
@@ -122,13 +122,13 @@ def make_source_row(
         "extra": notes,
     }
     paths = () if path is None else (normal_path(path),)
-    return SourceRow(source, modality, paths, tuple(turns), conversation, place)
+    return SourceRow(source, modality, paths, tuple(turns), conversation, location)
 
 
 def _check_text(texts: list[str], limit: int) -> None:
     try:
         size = len("".join(texts).encode())
-    except UnicodeEncodeError as error:  # a lone surrogate: no UTF-8 file can hold it
+    except UnicodeEncodeError as error:  # a lone surrogate, which UTF-8 cannot encode
         raise BadRow("bad_record", f"text that is not Unicode: {error.reason}") from error
     if size > limit:
         raise BadRow("text_too_large", f"{size} bytes of text, more than ingest.max_text_bytes {limit}")
@@ -136,7 +136,7 @@ def _check_text(texts: list[str], limit: int) -> None:
 
 def _check_turns(turns: Sequence[tuple[str, str]], placeholder: bool, evaluation: bool) -> None:
     for index, (role, text) in enumerate(turns):
-        # A first turn that was the placeholder alone is LLaVA's way to write "caption this".
+        # LLaVA writes "caption this" as a first turn that is the placeholder alone
         if not text.strip() and not (index == 0 and placeholder):
             raise BadRow("empty_text", f"turn {index} ({role}) has no text")
     if len(turns) == 1 and not evaluation:

@@ -1,4 +1,4 @@
-"""Count, sum, least and greatest of named figures: small enough for a unit's record, exact when units are joined."""
+"""Count, sum, minimum and maximum of named figures: small enough for a unit's record, and exact when units are merged."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Figures = dict[str, dict[str, float]]
 
 
 def add_values(figures: Figures, name: str, values: pa.Array) -> None:
-    """Add every value that is not null; a name whose values are all null does not appear."""
+    """Add every value that is not null. A name whose values are all null does not appear."""
     count = len(values) - values.null_count
     if count:
         ends = pc.min_max(values)
@@ -19,9 +19,9 @@ def add_values(figures: Figures, name: str, values: pa.Array) -> None:
         merge_figures(figures, {name: new})
 
 
-def merge_figures(figures: Figures, more: Figures) -> None:
-    """Add `more` to `figures`."""
-    for name, new in more.items():
+def merge_figures(figures: Figures, other: Figures) -> None:
+    """Add `other` to `figures`."""
+    for name, new in other.items():
         old = figures.get(name)
         if old is None:
             figures[name] = dict(new)
@@ -33,8 +33,8 @@ def merge_figures(figures: Figures, more: Figures) -> None:
 
 
 def total_figures(parts: Iterable[Figures]) -> Figures:
-    """All parts joined, each with its mean."""
+    """All parts merged, each figure with its mean."""
     figures: Figures = {}
     for part in parts:
         merge_figures(figures, part)
-    return {name: {**held, "mean": held["sum"] / held["count"]} for name, held in sorted(figures.items())}
+    return {name: {**figure, "mean": figure["sum"] / figure["count"]} for name, figure in sorted(figures.items())}

@@ -3,11 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Method = Literal["voco", "none", "avg_pool", "q_former"]
+from voco.job.chat_templates import CHAT_TEMPLATES
+from voco.job.tables import ATTENTION, FORMATS, METHODS, METRICS
+
+MAX_FRAMES = 4096  # of one video, by default; more are dropped evenly
+PILLOW_MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs
+
+if TYPE_CHECKING:  # for the type checker a name is any string; at run time it is a name of its table
+    TrainedMethod: TypeAlias = str
+    ReadAs: TypeAlias = str
+    FormatName: TypeAlias = str
+    MetricName: TypeAlias = str
+    AttentionName: TypeAlias = str
+    ChatTemplateName: TypeAlias = str
+else:
+    TrainedMethod = Literal[tuple(name for name, row in METHODS.items() if row.trains)]
+    ReadAs = Literal[("own", "voco", *(name for name, row in METHODS.items() if not row.trains))]
+    FormatName = Literal[tuple(FORMATS)]
+    MetricName = Literal[tuple(METRICS)]
+    AttentionName = Literal[tuple(ATTENTION)]
+    ChatTemplateName = Literal[tuple(CHAT_TEMPLATES)]
 
 
 class Strict(BaseModel):
@@ -28,10 +47,10 @@ SINGLE = ("annotations", "answers", "media", "features", "frame_cache", "checkpo
 
 
 class Inputs(Strict):
-    """Where a job reads; each kind takes some of these (`TAKES`)."""
+    """Where a job reads; each kind takes some of these (`spec.STAGES`)."""
 
     annotations: str | None = None  # the source's annotation file
-    answers: str | None = None  # the file with the answers to an evaluation set's questions, where they lie apart
+    answers: str | None = None  # the answers to an evaluation set's questions, where they are a separate file
     media: str | None = None  # the folder, or the zip file, that media paths are relative to
     samples: list[WeightedSamples] = []  # outputs of ingest
     features: str | None = None  # output of features: vision features by image hash
@@ -45,22 +64,26 @@ class Inputs(Strict):
 
     def uris(self) -> dict[str, str]:
         """Every input that is given, by its key path."""
-        found = {f"inputs.{key}": uri for key in SINGLE if (uri := getattr(self, key)) is not None}
-        found |= {f"inputs.samples[{index}].uri": item.uri for index, item in enumerate(self.samples)}
-        found |= {f"inputs.vocabulary[{index}]": uri for index, uri in enumerate(self.vocabulary)}
-        return found | {f"inputs.outputs[{index}]": uri for index, uri in enumerate(self.outputs)}
+        uris = {f"inputs.{key}": uri for key in SINGLE if (uri := getattr(self, key)) is not None}
+        uris |= {f"inputs.samples[{index}].uri": item.uri for index, item in enumerate(self.samples)}
+        uris |= {f"inputs.vocabulary[{index}]": uri for index, uri in enumerate(self.vocabulary)}
+        return uris | {f"inputs.outputs[{index}]": uri for index, uri in enumerate(self.outputs)}
 
-    def replaced(self, real: Callable[[str], str]) -> Inputs:
-        """The same inputs with `real(uri)` in the place of every URI."""
-        changes: dict[str, Any] = {key: real(uri) for key in SINGLE if (uri := getattr(self, key)) is not None}
-        changes["samples"] = [item.model_copy(update={"uri": real(item.uri)}) for item in self.samples]
-        changes["vocabulary"] = [real(uri) for uri in self.vocabulary]
-        changes["outputs"] = [real(uri) for uri in self.outputs]
+    @property
+    def sample_uris(self) -> list[str]:
+        return [item.uri for item in self.samples]
+
+    def replaced(self, resolved: Callable[[str], str]) -> Inputs:
+        """The same inputs with `resolved(uri)` instead of every URI."""
+        changes: dict[str, Any] = {key: resolved(uri) for key in SINGLE if (uri := getattr(self, key)) is not None}
+        changes["samples"] = [item.model_copy(update={"uri": resolved(item.uri)}) for item in self.samples]
+        changes["vocabulary"] = [resolved(uri) for uri in self.vocabulary]
+        changes["outputs"] = [resolved(uri) for uri in self.outputs]
         return self.model_copy(update=changes)
 
 
 class Resources(Strict):
-    """What the job's Ray workers take."""
+    """What the job's Ray workers get."""
 
     workers: int = Field(default=1, ge=1)
     cpus_per_worker: float = Field(default=1, gt=0)
@@ -71,7 +94,7 @@ class Resources(Strict):
 class Compression(Strict):
     """How an image's vision tokens reach the text."""
 
-    method: Method
+    method: TrainedMethod
     tokens: int = Field(ge=1)  # N: <voco> tokens per view; avg_pool: pooled vectors per view; q_former: queries
     q_former_layers: int | None = Field(default=None, ge=1)  # default: the checkpoint's, or 2 of a new Q-Former
 
@@ -92,15 +115,15 @@ class Tower(Strict):
     layer: int = -2  # clip, siglip: the hidden state that is used, as LLaVA does
     grid_pinpoints: list[list[int]] | None = Field(
         default=None, min_length=1
-    )  # LLaVA-1.6: heights and widths that an image is cut into tiles at
-    decoder: Literal["pil", "fast"] = "pil"  # pil: LLaVA's pixels; fast: nearly those (extra `fast`), under keys of their own
+    )  # LLaVA-1.6: the resolutions that an image is cut into tiles at
+    decoder: Literal["pil", "fast"] = "pil"  # pil: LLaVA's pixels; fast: nearly those (extra `fast`), with their own cache keys
 
     @model_validator(mode="after")
     def _path(self) -> Self:
         if (self.name in ("clip", "siglip")) != (self.path is not None):
             raise ValueError("expected `path` with clip and siglip, and only with them")
         sides = self.grid_pinpoints or [[self.image_size] * 2]
-        if any(len(one) != 2 or min(one) < 1 or one[0] % self.image_size or one[1] % self.image_size for one in sides):
+        if any(len(pair) != 2 or min(pair) < 1 or any(side % self.image_size for side in pair) for pair in sides):
             raise ValueError(f"expected grid_pinpoints of [height, width], multiples of image_size, got {self.grid_pinpoints}")
         if self.decoder != "pil" and (self.grid_pinpoints is not None or self.fit != "pad"):
             raise ValueError("expected decoder pil with grid_pinpoints or fit squeeze: the fast one only pads")
@@ -108,7 +131,7 @@ class Tower(Strict):
 
 
 class Llama(Strict):
-    """A Llama built from nothing, for small machines."""
+    """A new Llama, for small machines."""
 
     layers: int = Field(ge=1)
     width: int = Field(ge=8)
@@ -144,17 +167,14 @@ class Model(Strict):
 class Text(Strict):
     """How turns become a prompt; saved in the checkpoint."""
 
-    template: Literal["vicuna_v1", "plain", "chatml", "question_answer"] = "vicuna_v1"
+    template: ChatTemplateName = "vicuna_v1"
     newlines: Literal["keep", "strip"] = "keep"  # strip: as the released code does
 
 
 class Ingest(Strict):
     """Source files to `samples/` and `rejects/`."""
 
-    format: Literal[
-        "llava_json", "webvid_csv", "video_chatgpt", "webdataset", "cc3m_tsv", "question_jsonl", "video_qa", "mmbench_tsv",
-        "scienceqa", "seed_json",
-    ]  # fmt: skip
+    format: FormatName
     dataset: str
     split: str = "train"
     check: Literal["full", "header"] = Field(default="header", alias="validate")  # decode every pixel, or the header only
@@ -164,7 +184,7 @@ class Ingest(Strict):
     max_text_bytes: int = Field(default=1 << 20, ge=1)
     max_media_bytes: int = Field(default=1 << 30, ge=1)
     inline_max_bytes: int = Field(default=256 << 20, ge=0)  # a larger medium lies under `blobs/`, by its sha256
-    max_pixels: int = Field(default=178_956_970, ge=1)  # Pillow's own limit against decompression bombs
+    max_pixels: int = Field(default=PILLOW_MAX_PIXELS, ge=1)
     max_aspect: float = Field(default=200.0, ge=1)  # longer side over shorter: it is padded to a square before a model sees it
     unit_rows: int = Field(default=2000, ge=1)  # samples of one work unit: what a kill costs at most, for each worker
     shard_bytes: int = Field(default=256 << 20, ge=1)  # of media in one Parquet file; a unit with more writes several
@@ -199,7 +219,7 @@ class Training(Strict):
     zero_stage: Literal[1, 2, 3] = 2
     save_every: int = Field(default=500, ge=1)  # steps between checkpoints
     share_vision: bool = True  # a row whole: its vision prefix once, each conversation a text segment of its own
-    attention: Literal["segments", "dense", "varlen", "flex"] = "segments"  # the same result; varlen: GPU, flash-attn or torch's
+    attention: AttentionName = "segments"  # the same result; varlen: GPU, flash-attn or torch's
     checkpoint_activations: bool = False  # keep each layer's input only and compute the rest again: less memory, a third slower
     max_tokens: int = Field(default=2048, ge=8)  # of a prefix with one conversation; text is cut at its end, never the prefix
     text: Text | None = None  # default: the checkpoint's, or Text() for a new model
@@ -221,7 +241,7 @@ class ImageSft(Training):
 class VideoSft(Training):
     """Supervised fine-tuning on videos, which reads frame caches and no pixel."""
 
-    max_frames: int = Field(default=4096, ge=1)  # of one sample; more are dropped evenly
+    max_frames: int = Field(default=MAX_FRAMES, ge=1)  # of one sample; more are dropped evenly
 
 
 class FrameCache(Strict):
@@ -229,7 +249,7 @@ class FrameCache(Strict):
 
     fps: float | None = Field(default=None, ge=0.001)  # frames of one second ...
     frames: int | None = Field(default=None, ge=1)  # ... or the midpoints of so many equal parts
-    max_frames: int = Field(default=4096, ge=1)  # of one video; more are dropped evenly
+    max_frames: int = Field(default=MAX_FRAMES, ge=1)  # of one video; more are dropped evenly
     batch: int = Field(default=64, ge=1)  # frames of one forward pass
     unit_samples: int = Field(default=50, ge=1)  # a unit is one file, and a temporary one of that size while it is made
     max_reject_share: float = Field(default=0.01, ge=0, le=1)  # samples with a frame that cannot be decoded
@@ -262,22 +282,23 @@ class Tracking(Strict):
 
 
 class FastV(Strict):
-    """FastV (arXiv 2403.06764): behind layer K a question goes on with the vision tokens that its last token attends to most."""
+    """FastV (arXiv 2403.06764): after layer K a question keeps the vision tokens that its last token attends to most."""
 
-    layer: int = Field(ge=1)  # K: so many layers see every token
-    keep: float = Field(gt=0, le=1)  # share of the vision tokens that go on, the paper's 1 - R
+    layer: int = Field(ge=1)  # K: the first K layers see every token
+    keep: float = Field(gt=0, le=1)  # share of the vision tokens that are kept, the paper's 1 - R
 
 
 class Evaluate(Strict):
     """Answers to evaluation rows by the cached path, and their scores."""
 
     benchmark: str
-    read_as: Literal["own", "voco", "fastv"] = "own"  # of a `none` checkpoint: voco its lower bound, fastv without training
+    metric: MetricName | None = None  # the rule that marks an answer; default: gqa, exact match
+    read_as: ReadAs = "own"  # of a `none` checkpoint: voco its lower bound, fastv without training
     fastv: FastV | None = None
-    # every N' <= N of a `voco` checkpoint that is asked, from one compression; default: its own N
+    # every N' <= N at which a `voco` checkpoint answers, from one compression; default: its own N
     tokens: list[Annotated[int, Field(ge=1)]] | None = Field(default=None, min_length=1)
-    frames: Literal["all", "shuffled", "one"] = "all"  # of a video: in order, in a drawn order, or the middle one only
-    max_frames: int = Field(default=4096, ge=1)  # of one video; more are dropped evenly
+    frames: Literal["all", "shuffled", "one"] = "all"  # of a video: in order, in a random order, or the middle one only
+    max_frames: int = Field(default=MAX_FRAMES, ge=1)  # of one video; more are dropped evenly
     max_new_tokens: int = Field(default=8, ge=1)
     batch: int = Field(default=256, ge=1)  # questions of one forward pass
     unit_samples: int = Field(default=500, ge=1)

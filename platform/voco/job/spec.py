@@ -1,21 +1,16 @@
-"""A job file: what may stand in it, and how a mistake in it is told.
+"""One YAML file is one job: the keys that every job has, and the table of its kinds.
 
-One YAML file is one job. Every key is a field below; unknown keys, wrong types and impossible combinations are refused
-before anything starts, with one line: `file: key.path: expected ..., got ...; did you mean ...`.
+Unknown keys, wrong types and impossible combinations are refused before anything starts.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, create_model, model_validator
 
-from voco.errors import Refused
-from voco.job import validation_errors
+from voco.job.chat_templates import CHAT_TEMPLATES
 from voco.job.config import (
     Compression,
     Evaluate,
@@ -32,13 +27,11 @@ from voco.job.config import (
     Tracking,
     Training,
     VideoSft,
-)
+)  # fmt: skip
+from voco.job.tables import ATTENTION, METHODS, with_entry_points
 from voco.store import storage
 
-Kind = Literal[
-    "ingest", "align", "features", "image_sft", "frame_cache", "video_sft", "evaluate", "sweep", "report", "flow"
-]  # fmt: skip
-TRAINING = ("align", "image_sft", "video_sft")  # kinds that run DeepSpeed workers and write a checkpoint
+OWN_CHECKPOINT = "@train"  # in a sweep's `evaluate`: the checkpoint of the trial
 
 
 class Sweep(Strict):
@@ -51,16 +44,80 @@ class Sweep(Strict):
 
 
 class Flow(Strict):
-    """Jobs in order. An input `@name` is the output of the earlier stage of that name, `@name/path` what lies in it."""
+    """Jobs in order. An input `@name` is the output of the earlier stage of that name, `@name/path` a path inside it."""
 
     stages: list[Job] = Field(min_length=1)
 
 
-class Job(Strict):
-    """One job file."""
+@dataclass(frozen=True)
+class Stage:
+    """A kind of job. `pipelines/KIND.py`, or the module that the row names, runs it: `run(job, run_id) -> Manifest`."""
+
+    block: type[Strict]  # the config block, whose key is the kind
+    title: str
+    needs: frozenset[str] = frozenset()  # inputs
+    may: frozenset[str] = frozenset()  # further inputs
+    beside: frozenset[str] = frozenset()  # which of `compression` and `model` it takes
+    # name prefixes of the weights that it trains, `method.` those of the method itself; empty: it trains nothing
+    trains: tuple[str, ...] = ()
+    in_driver: bool = False  # it takes no Ray workers
+    own_wandb_run: bool = False  # inside a flow too; the outputs of other stages are recorded in the flow's run
+    module: str | None = None
+
+
+def _inputs(names: str) -> frozenset[str]:
+    return frozenset(names.split())
+
+
+STAGES = with_entry_points(
+    "stages",
+    {
+        "ingest": Stage(Ingest, "Ingest", needs=_inputs("annotations"), may=_inputs("answers media")),
+        "align": Stage(
+            Training,
+            "Alignment",
+            needs=_inputs("samples features"),
+            may=_inputs("checkpoint vocabulary"),
+            beside=_inputs("model"),
+            trains=("projector.",),
+        ),
+        "features": Stage(Features, "Vision features", needs=_inputs("samples")),
+        "image_sft": Stage(
+            ImageSft,
+            "Image SFT",
+            needs=_inputs("samples features"),
+            may=_inputs("checkpoint teacher vocabulary"),
+            beside=_inputs("compression model"),
+            trains=("projector.", "method.", "language_model."),
+        ),
+        "frame_cache": Stage(FrameCache, "Frame caches", needs=_inputs("samples checkpoint")),
+        # a video model's caches come from its frozen compressor, and nothing of them passes the projector
+        "video_sft": Stage(
+            VideoSft,
+            "Video SFT",
+            needs=_inputs("samples frame_cache checkpoint"),
+            beside=_inputs("compression"),
+            trains=("language_model.",),
+        ),
+        "evaluate": Stage(
+            Evaluate,
+            "Evaluation",
+            needs=_inputs("samples checkpoint"),
+            may=_inputs("features frame_cache upper lower"),
+            own_wandb_run=True,
+        ),
+        "sweep": Stage(Sweep, "Sweep", own_wandb_run=True),
+        "report": Stage(Report, "Report", needs=_inputs("outputs"), in_driver=True),
+        "flow": Stage(Flow, "Flow", in_driver=True, own_wandb_run=True),
+    },
+)
+
+
+class _Job(Strict):
+    """One job file. Beside these keys it has the block named as its kind, and none of another kind."""
 
     name: str = Field(pattern=r"^[a-z0-9-]{1,40}$")
-    kind: Kind
+    kind: str
     output: str = ""  # a stage of a flow: <flow output>/<stage name> when it is left out
     seed: int = 0
     inputs: Inputs = Inputs()
@@ -69,16 +126,6 @@ class Job(Strict):
     model: Model | None = None
     expect: Expect | None = None
     tracking: Tracking = Tracking()
-    ingest: Ingest | None = None
-    align: Training | None = None
-    features: Features | None = None
-    image_sft: ImageSft | None = None
-    frame_cache: FrameCache | None = None
-    video_sft: VideoSft | None = None
-    evaluate: Evaluate | None = None
-    sweep: Sweep | None = None
-    report: Report | None = None
-    flow: Flow | None = None
 
     @property
     def block(self) -> Any:
@@ -86,232 +133,138 @@ class Job(Strict):
         return getattr(self, self.kind)
 
     @property
+    def stage(self) -> Stage:
+        """The row of its kind."""
+        return STAGES[self.kind]
+
+    @property
+    def stages(self) -> list[Job]:
+        """The stages of a flow; of another kind the job itself."""
+        return self.block.stages if isinstance(self.block, Flow) else [self]
+
+    @property
     def parts(self) -> dict[str, Job]:
         """The jobs inside a sweep, by key path; none for other kinds."""
-        return {} if self.sweep is None else {"sweep.train": self.sweep.train, "sweep.evaluate": self.sweep.evaluate}
+        if not isinstance(self.block, Sweep):
+            return {}
+        return {"sweep.train": self.block.train, "sweep.evaluate": self.block.evaluate}
+
+    @property
+    def output_uri(self) -> str:
+        """The output, resolved: the job keeps its paths as written, and this and `resolved_inputs` are read instead."""
+        return storage.resolve(self.output)
+
+    @property
+    def resolved_inputs(self) -> Inputs:
+        """The inputs, each resolved. For the driver: workers are sent resolved paths."""
+        return self.inputs.replaced(storage.resolve)
 
     def uris(self) -> dict[str, str]:
         """Every input of the job and of its parts, by key path."""
-        found = self.inputs.uris()
-        for where, part in self.parts.items():
-            found |= {f"{where}.{key}": uri for key, uri in part.inputs.uris().items() if uri != OWN}
-        return found
+        uris = self.inputs.uris()
+        for path, part in self.parts.items():
+            uris |= {f"{path}.{key}": uri for key, uri in part.inputs.uris().items() if uri != OWN_CHECKPOINT}
+        return uris
 
     @model_validator(mode="after")
     def _combination(self) -> Self:
-        if self.kind == "report" and self.report is None:
-            raise ValueError("report: expected a block, got nothing; write `report: {}`")
         if self.block is None:
-            raise ValueError(f"{self.kind}: expected a block, got nothing")
-        for kind in get_args(Kind):
+            hint = "; write `report: {}`" if self.kind == "report" else ""
+            raise ValueError(f"{self.kind}: expected a block, got nothing{hint}")
+        for kind in STAGES:
             if kind != self.kind and getattr(self, kind) is not None:
                 raise ValueError(f"{kind}: not for a job of kind {self.kind}")
-        _check_inputs(self)
-        _check_model(self)
-        if self.kind == "sweep":
-            _check_sweep(self)
+        self._check_inputs()
+        for key in ("compression", "model"):
+            if getattr(self, key) is not None and key not in self.stage.beside:
+                raise ValueError(f"{key}: not for a job of kind {self.kind}")
+        self.check_training()
+        if isinstance(self.block, Sweep):
+            _check_sweep(self.block)
         return self
 
+    def _check_inputs(self) -> None:
+        needs, may = self.stage.needs, self.stage.may
+        given = {path.split(".")[1].split("[")[0] for path in self.inputs.uris()}
+        for key in sorted(needs - given):
+            raise ValueError(f"inputs.{key}: expected a value for a job of kind {self.kind}, got nothing")
+        for key in sorted(given - needs - may):
+            raise ValueError(f"inputs.{key}: not for a job of kind {self.kind}, which takes {', '.join(sorted(needs | may))}")
+        if (self.inputs.upper is None) != (self.inputs.lower is None):
+            raise ValueError("inputs: expected `upper` and `lower` together, for retention")
+        if not isinstance(self.block, Evaluate):
+            return
+        if (self.inputs.features is None) == (self.inputs.frame_cache is None):
+            raise ValueError("inputs: expected either `features`, for images, or `frame_cache`, and not both")
+        if self.block.fastv is not None and self.inputs.frame_cache is not None:
+            raise ValueError("evaluate.fastv: reads images whole: expected `inputs.features`, got `frame_cache`")
 
-OWN = "@train"  # in a sweep's `evaluate`: the checkpoint of the trial
-MODEL_BLOCKS = {"align": ("model",), "image_sft": ("compression", "model"), "video_sft": ("compression",)}
+    def check_training(self) -> None:
+        """Combinations of a training block with the job's other keys. Raises ValueError, which starts with the key."""
+        if not self.stage.trains:
+            return
+        block: Training = self.block
+        if self.compression is None and "compression" in self.stage.beside:
+            raise ValueError("compression: expected a block, got nothing")
+        if isinstance(block, VideoSft):
+            _check_video(block, self.compression)
+        if isinstance(block, ImageSft):
+            self._check_distillation(block)
+        self._check_model(block)
+        self._check_attention(block)
+        step = self.resources.workers * block.micro_batch
+        if block.global_batch % step:
+            got = f"got {block.global_batch}"
+            raise ValueError(f"{self.kind}.global_batch: expected a multiple of workers x micro_batch = {step}, {got}")
 
-# What each kind needs, and what it may have besides.
-TAKES: dict[str, tuple[set[str], set[str]]] = {
-    "ingest": ({"annotations"}, {"answers", "media"}),
-    "features": ({"samples"}, set()),
-    "align": ({"samples", "features"}, {"checkpoint", "vocabulary"}),
-    "image_sft": ({"samples", "features"}, {"checkpoint", "teacher", "vocabulary"}),
-    "frame_cache": ({"samples", "checkpoint"}, set()),
-    "video_sft": ({"samples", "frame_cache", "checkpoint"}, set()),
-    "evaluate": ({"samples", "checkpoint"}, {"features", "frame_cache", "upper", "lower"}),
-    "sweep": (set(), set()),
-    "report": ({"outputs"}, set()),
-    "flow": (set(), set()),
-}
+    def _check_model(self, block: Training) -> None:
+        from_nothing = self.model is not None and self.model.llama is not None
+        if from_nothing and block.text is not None and CHAT_TEMPLATES[block.text.template].needs_control_tokens:
+            name = block.text.template
+            raise ValueError(
+                f"{self.kind}.text.template: {name} needs a tokenizer that has its markers; a model from nothing has none"
+            )
+        if (self.model is None) == (self.inputs.checkpoint is None):
+            raise ValueError("model: expected either a `model` block or `inputs.checkpoint`, and not both")
+
+    def _check_attention(self, block: Training) -> None:
+        name, row = block.attention, ATTENTION[block.attention]
+        if not row.trains_on_cpu and not self.resources.gpus_per_worker:
+            raise ValueError(f"{self.kind}.attention: {name} trains on GPUs only: expected segments, or gpus_per_worker")
+        if block.precision not in row.precisions:
+            kernel = f"{name} has no {block.precision} kernel"
+            raise ValueError(f"{self.kind}.attention: {kernel}: expected segments, or precision {row.precisions[0]}")
+
+    def _check_distillation(self, block: ImageSft) -> None:
+        if block.distill is None:
+            if self.inputs.teacher is not None:
+                raise ValueError("inputs.teacher: expected a block image_sft.distill, which says how much it counts")
+        elif self.inputs.teacher is None and self.compression and not METHODS[self.compression.method].views_apart:
+            got = f"got {self.compression.method}; give a checkpoint as inputs.teacher"
+            raise ValueError(f"image_sft.distill: a network teaches itself under method voco only: {got}")
 
 
-def _check_inputs(job: Job) -> None:
-    needs, may = TAKES[job.kind]
-    given = {path.split(".")[1].split("[")[0] for path in job.inputs.uris()}
-    for key in sorted(needs - given):
-        raise ValueError(f"inputs.{key}: expected a value for a job of kind {job.kind}, got nothing")
-    for key in sorted(given - needs - may):
-        raise ValueError(f"inputs.{key}: not for a job of kind {job.kind}, which takes {', '.join(sorted(needs | may))}")
-    if (job.inputs.upper is None) != (job.inputs.lower is None):
-        raise ValueError("inputs: expected `upper` and `lower` together, for retention")
-    if job.kind == "evaluate" and (job.inputs.features is None) == (job.inputs.frame_cache is None):
-        raise ValueError("inputs: expected either `features`, for images, or `frame_cache`, and not both")
-    if job.evaluate is not None and job.evaluate.fastv is not None and job.inputs.frame_cache is not None:
-        raise ValueError("evaluate.fastv: reads images whole: expected `inputs.features`, got `frame_cache`")
-
-
-def _check_model(job: Job) -> None:
-    for key in ("compression", "model"):
-        if getattr(job, key) is not None and key not in MODEL_BLOCKS.get(job.kind, ()):
-            raise ValueError(f"{key}: not for a job of kind {job.kind}")
-    if job.kind not in TRAINING:
-        return
-    block: Training = job.block
-    if job.compression is None and job.kind != "align":
-        raise ValueError("compression: expected a block, got nothing")
-    if job.kind == "video_sft" and block.checkpoint_activations:
+def _check_video(block: VideoSft, compression: Compression | None) -> None:
+    if block.checkpoint_activations:
         raise ValueError("video_sft.checkpoint_activations: transformers drops the caches that are read under it; leave it off")
-    if job.kind == "video_sft" and job.compression is not None and job.compression.method != "voco":
-        raise ValueError(f"compression.method: frame caches hold <voco> tokens: expected voco, got {job.compression.method}")
-    if isinstance(block, ImageSft):
-        _check_distill(job, block)
-    if job.model is not None and job.model.llama is not None and block.text is not None and block.text.template == "chatml":
-        raise ValueError(
-            f"{job.kind}.text.template: chatml needs a tokenizer that has its markers; a model from nothing has none"
-        )
-    if block.attention in ("varlen", "flex") and not job.resources.gpus_per_worker:
-        raise ValueError(f"{job.kind}.attention: {block.attention} trains on GPUs only: expected segments, or gpus_per_worker")
-    if block.attention == "varlen" and block.precision == "fp32":
-        raise ValueError(f"{job.kind}.attention: varlen has no fp32 kernel: expected segments, or precision bf16")
-    if (job.model is None) == (job.inputs.checkpoint is None):
-        raise ValueError("model: expected either a `model` block or `inputs.checkpoint`, and not both")
-    if block.global_batch % (job.resources.workers * block.micro_batch):
-        step = job.resources.workers * block.micro_batch
-        got = f"got {block.global_batch}"
-        raise ValueError(f"{job.kind}.global_batch: expected a multiple of workers x micro_batch = {step}, {got}")
+    if compression is not None and not METHODS[compression.method].views_apart:
+        raise ValueError(f"compression.method: frame caches hold <voco> tokens: expected voco, got {compression.method}")
 
 
-def _check_distill(job: Job, block: ImageSft) -> None:
-    if block.distill is None and job.inputs.teacher is not None:
-        raise ValueError("inputs.teacher: expected a block image_sft.distill, which says how much it counts")
-    if block.distill is not None and job.inputs.teacher is None and job.compression and job.compression.method != "voco":
-        got = f"got {job.compression.method}; give a checkpoint as inputs.teacher"
-        raise ValueError(f"image_sft.distill: a network teaches itself under method voco only: {got}")
+def _check_sweep(sweep: Sweep) -> None:
+    if sweep.train.kind not in ("image_sft", "video_sft"):
+        raise ValueError(f"sweep.train.kind: expected image_sft or video_sft, got {sweep.train.kind}")
+    if sweep.evaluate.kind != "evaluate":
+        raise ValueError(f"sweep.evaluate.kind: expected evaluate, got {sweep.evaluate.kind}")
+    if sweep.evaluate.inputs.checkpoint != OWN_CHECKPOINT:
+        raise ValueError(f'sweep.evaluate.inputs.checkpoint: expected "{OWN_CHECKPOINT}", the checkpoint of the trial itself')
 
 
-def _check_sweep(job: Job) -> None:
-    assert job.sweep is not None
-    if job.sweep.train.kind not in ("image_sft", "video_sft"):
-        raise ValueError(f"sweep.train.kind: expected image_sft or video_sft, got {job.sweep.train.kind}")
-    if job.sweep.evaluate.kind != "evaluate":
-        raise ValueError(f"sweep.evaluate.kind: expected evaluate, got {job.sweep.evaluate.kind}")
-    if job.sweep.evaluate.inputs.checkpoint != OWN:
-        raise ValueError(f'sweep.evaluate.inputs.checkpoint: expected "{OWN}", the checkpoint of the trial itself')
-
-
-def load_job(path: str, text: str | None = None) -> Job:
-    """Read a job file. Local paths in it stay as written, relative to the working directory of whoever runs it.
-
-    Raises Refused with one line for the first mistake.
-    """
-    try:
-        raw = yaml.safe_load(Path(path).read_text() if text is None else text)
-    except FileNotFoundError as error:
-        raise Refused(f"{path}: no such file") from error
-    except yaml.YAMLError as error:
-        raise Refused(f"{path}: not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(raw, dict):
-        raise Refused(f"{path}: expected a mapping of keys, got {type(raw).__name__}")
-    return build_job(path, raw)
-
-
-def build_job(path: str, raw: dict[str, Any]) -> Job:
-    """A checked job from parsed YAML; `path` is only named in errors."""
-    try:
-        job = Job.model_validate(raw)
-    except ValidationError as error:
-        raise Refused(f"{path}: {validation_errors.first_error(error, Job)}") from None
-    if not job.output:
-        raise Refused(f"{path}: output: expected a path or s3:// URI, got nothing")
-    if job.kind == "flow":
-        return _fill_stages(path, job)
-    return _fill_parts(f"{path}: ", job)
-
-
-def _fill_stages(path: str, job: Job) -> Job:
-    """Default outputs, seeds, resources and tracking of a flow's stages; `@name` must be an earlier stage."""
-    assert job.flow is not None
-    stages: list[Job] = []
-    for index, stage in enumerate(job.flow.stages):
-        where = f"{path}: flow.stages[{index}]"
-        if stage.kind == "flow":
-            raise Refused(f"{where}.kind: a flow cannot hold a flow")
-        earlier = [done.name for done in stages]
-        if stage.name in earlier:
-            raise Refused(f"{where}.name: {stage.name} is used twice")
-        for key, uri in stage.uris().items():
-            name = uri[1:].split("/")[0]
-            if uri.startswith("@") and name not in earlier:
-                raise Refused(
-                    f"{where}.{key}: expected an earlier stage, got {uri}{validation_errors.did_you_mean(name, earlier, '@')}"
-                )
-        output = stage.output or storage.join(job.output, stage.name)
-        stages.append(_fill_parts(f"{where}.", _inherit(f"{where}.", stage, job).model_copy(update={"output": output})))
-    return job.model_copy(update={"flow": job.flow.model_copy(update={"stages": stages})})
-
-
-def _inherit(where: str, part: Job, whole: Job) -> Job:
-    """The part with the seed, resources and tracking of what it is in, unless it has its own."""
-    keys = [key for key in ("seed", "resources", "tracking") if key not in part.model_fields_set]
-    filled = part.model_copy(update={key: getattr(whole, key) for key in keys})
-    try:
-        _check_model(filled)
-    except ValueError as error:
-        raise Refused(f"{where}{error}") from None
-    return filled
-
-
-def _fill_parts(where: str, job: Job) -> Job:
-    """A sweep's inner jobs made whole; every trial of it must be a job that could be sent alone."""
-    if job.sweep is None:
-        return job
-    held = {name.split(".")[1]: _inherit(f"{where}{name}.", part, job) for name, part in job.parts.items()}
-    filled = job.model_copy(update={"sweep": job.sweep.model_copy(update=held)})
-    from voco.job.trials import sweep_trials  # made of this module's jobs
-
-    try:
-        sweep_trials(filled)
-    except ValidationError as error:
-        raise Refused(f"{where}sweep.axes: {validation_errors.first_error(error, Job)}") from None
-    except (ValueError, KeyError) as error:
-        raise Refused(f"{where}sweep.axes: {error.args[0]}") from None
-    return filled
-
-
-def resolve_stage(stage: Job, outputs: dict[str, str], kept: str = "") -> Job:
-    """The stage with every `@name` replaced by that stage's output, `@name/path` by what lies in it; `kept` stays."""
-
-    def real(uri: str) -> str:
-        if not uri.startswith("@") or uri == kept:
-            return uri
-        name, _, rest = uri[1:].partition("/")
-        return storage.join(outputs[name], rest) if rest else outputs[name]
-
-    changes: dict[str, Any] = {"inputs": stage.inputs.replaced(real)}
-    if stage.sweep is not None:
-        held = {name.split(".")[1]: resolve_stage(part, outputs, kept=OWN) for name, part in stage.parts.items()}
-        changes["sweep"] = stage.sweep.model_copy(update=held)
-    return stage.model_copy(update=changes)
-
-
-def hashed_content(job: Job) -> dict[str, Any]:
-    """What is hashed into the run id, besides the state of each input: kind, inputs, blocks and seed. Not resources or output."""
-    if job.flow is not None:
-        stages = [{**hashed_content(stage), "name": stage.name} for stage in job.flow.stages]
-        return {"kind": job.kind, "seed": job.seed, "stages": stages}
-    if job.sweep is not None:
-        parts = {where: hashed_content(part) for where, part in job.parts.items()}
-        return {"kind": job.kind, "seed": job.seed, "axes": job.sweep.axes, **parts}
-    blocks = {key: getattr(job, key) for key in ("compression", "model", job.kind)}
-    # neither the limits that fail a job nor the place where it works change what it writes
-    unhashed = {"max_missing_share", "max_reject_share", "in_process_rows", "download_threads"}
-    held = {key: block.model_dump(exclude=unhashed) for key, block in blocks.items() if block is not None}
-    roles = job.inputs.model_dump(exclude_none=True, exclude_defaults=True)  # which input is what, and with which weight
-    return {"kind": job.kind, "seed": job.seed, "inputs": roles, **held}
-
-
-def compute_run_id(job: Job, inputs: dict[str, str]) -> str:
-    """`name` and 8 hex digits over the job's content and `inputs`: each input URI with what identifies its state."""
-    text = json.dumps({**hashed_content(job), "input_states": inputs}, sort_keys=True)
-    return f"{job.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-
-
-Sweep.model_rebuild()
-Flow.model_rebuild()
-Job.model_rebuild()
+if TYPE_CHECKING:
+    Job = _Job
+else:  # one optional key for each row of STAGES
+    _blocks = {kind: (row.block | None, None) for kind, row in STAGES.items()}
+    Job = create_model("Job", __base__=_Job, __module__=__name__, kind=(Literal[tuple(STAGES)], ...), **_blocks)
+    Sweep.model_rebuild()
+    Flow.model_rebuild()
+    Job.model_rebuild(force=True)

@@ -8,7 +8,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from voco.job.spec import Job
+from voco.job.config import Evaluate
+from voco.job.spec import Job, Sweep
+from voco.job.tables import METHODS
 from voco.store import storage
 
 
@@ -22,7 +24,7 @@ class Trial(NamedTuple):
 
     @property
     def is_bound(self) -> bool:
-        return self.train.compression is not None and self.train.compression.method == "none"
+        return self.train.compression is not None and METHODS[self.train.compression.method].uncompressed
 
 
 def sweep_trials(job: Job) -> list[Trial]:
@@ -31,58 +33,73 @@ def sweep_trials(job: Job) -> list[Trial]:
     A trial of method none is the upper bound of those that differ from it in compression alone; read under the voco mask
     it is their lower bound. Raises ValueError or pydantic's error for a value that cannot be.
     """
-    assert job.sweep is not None
-    raw = job.sweep.train.model_dump(exclude_none=True, exclude_unset=True)
-    raw |= {"seed": job.sweep.train.seed}
-    raw |= {key: getattr(job.sweep.train, key).model_dump(exclude_none=True) for key in ("resources", "tracking")}
-    found: list[Trial] = []
-    outside = [key for key in job.sweep.axes if key.split(".")[0] in ("inputs", "output", "name", "kind")]
+    sweep: Sweep = job.block
+    outside = [key for key in sweep.axes if key.split(".")[0] in ("inputs", "output", "name", "kind")]
     if outside:
         raise ValueError(f"{outside[0]}: expected a key of a block, compression or resources, or seed")
-    for values in axis_product(job.sweep.axes):
+    template = sweep.train.model_dump(exclude_none=True, exclude_unset=True) | {"seed": sweep.train.seed}
+    template |= {key: getattr(sweep.train, key).model_dump(exclude_none=True) for key in ("resources", "tracking")}
+    trials: list[Trial] = []
+    for values in axis_product(sweep.axes):
         name = trial_name(values)
-        if name in [trial.name for trial in found]:
+        if name in [trial.name for trial in trials]:
             raise ValueError(f"two trials would be called {name}")
-        place = storage.join(job.output, "runs", name)
-        train = Job.model_validate({**with_values(raw, values), "name": name[:40], "output": f"{place}/train"})
-        found.append(Trial(name, values, train, []))
-    for trial in found:
-        same = [one for one in found if one.is_bound and _beside(one.values) == _beside(trial.values)]
-        trial.evaluations.extend(_evaluations(job, trial, same[0] if same else None))
-    return found
+        output = f"{_trial_uri(job, name)}/train"
+        train = Job.model_validate({**with_values(template, values), "name": name[:40], "output": output})
+        trials.append(Trial(name, values, train, []))
+    for trial in trials:
+        bounds = [bound for bound in trials if bound.is_bound and _uncompressed(bound.values) == _uncompressed(trial.values)]
+        trial.evaluations.extend(_evaluations(job, trial, bounds[0] if bounds else None))
+    return trials
 
 
-def _beside(values: dict[str, Any]) -> dict[str, Any]:
+def inner_jobs(job: Job) -> list[Job]:
+    """The jobs whose outputs a job's output is made of: a flow's stages, or a sweep's trainings and evaluations."""
+    if isinstance(job.block, Sweep):
+        return [inner for trial in sweep_trials(job) for inner in (trial.train, *trial.evaluations)]
+    return [stage for stage in job.stages if stage is not job]
+
+
+def _trial_uri(job: Job, name: str) -> str:
+    return storage.join(job.output, "runs", name)
+
+
+def _uncompressed(values: dict[str, Any]) -> dict[str, Any]:
     """The values of a trial that are not about compression."""
     return {key: value for key, value in values.items() if key.split(".")[0] != "compression"}
 
 
 def _evaluations(job: Job, trial: Trial, bound: Trial | None) -> list[Job]:
-    assert job.sweep is not None
-    plain = job.sweep.evaluate
-    if plain.block.read_as != "own":
+    evaluate: Job = job.block.evaluate
+    block = _evaluate_block(evaluate.block, trial)
+
+    def evaluation(name: str, block: Evaluate, **inputs: str) -> Job:
+        changes: dict[str, Any] = {"name": f"{name}-{trial.name}"[:40], "output": f"{_trial_uri(job, trial.name)}/{name}"}
+        changes["inputs"] = evaluate.inputs.model_copy(update={"checkpoint": trial.train.output, **inputs})
+        return evaluate.model_copy(update={**changes, "evaluate": block})
+
+    if trial.is_bound and block.frames == "all":
+        lower = evaluation("lower", block.model_copy(update={"read_as": "voco"}))
+        return [evaluation("answers", block), lower]
+    if bound is None:
+        return [evaluation("answers", block)]
+    uri = _trial_uri(job, bound.name)
+    return [evaluation("answers", block, upper=f"{uri}/answers", lower=f"{uri}/lower")]
+
+
+def _evaluate_block(block: Evaluate, trial: Trial) -> Evaluate:
+    """The sweep's evaluate block as this trial can be read."""
+    if block.read_as != "own":
         raise ValueError("sweep.evaluate.evaluate.read_as: a sweep reads its own bounds: expected own")
     compression = trial.train.compression
-    if plain.block.tokens is not None and compression is not None:
-        if compression.method != "voco":  # every N' is of <voco>; the others have one reading
-            plain = plain.model_copy(update={"evaluate": plain.block.model_copy(update={"tokens": None})})
-        elif max(plain.block.tokens) > compression.tokens:
-            got = f"trial {trial.name} has {compression.tokens}"
-            raise ValueError(f"sweep.evaluate.evaluate.tokens: expected at most each trial's N, got {plain.block.tokens}: {got}")
-    place = storage.join(job.output, "runs", trial.name)
-
-    def answers(name: str, **inputs: str) -> Job:
-        changes = {"name": f"{name}-{trial.name}"[:40], "output": f"{place}/{name}"}
-        held = plain.inputs.model_copy(update={"checkpoint": trial.train.output, **inputs})
-        return plain.model_copy(update={**changes, "inputs": held})
-
-    if trial.is_bound and plain.block.frames == "all":
-        block = plain.block.model_copy(update={"read_as": "voco"})
-        return [answers("answers"), answers("lower").model_copy(update={"evaluate": block})]
-    if bound is None:
-        return [answers("answers")]
-    theirs = storage.join(job.output, "runs", bound.name)
-    return [answers("answers", upper=f"{theirs}/answers", lower=f"{theirs}/lower")]
+    if block.tokens is None or compression is None:
+        return block
+    if not METHODS[compression.method].views_apart:  # every N' is of <voco>; other methods have one reading
+        return block.model_copy(update={"tokens": None})
+    if max(block.tokens) > compression.tokens:
+        got = f"trial {trial.name} has {compression.tokens}"
+        raise ValueError(f"sweep.evaluate.evaluate.tokens: expected at most each trial's N, got {block.tokens}: {got}")
+    return block
 
 
 def axis_product(axes: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
@@ -110,10 +127,10 @@ def with_values(job: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, 
     changed: dict[str, Any] = copy.deepcopy(dict(job))
     for dotted, value in values.items():
         *path, last = dotted.split(".")
-        place: Any = changed
+        block: Any = changed
         for part in path:
-            place = place.setdefault(part, {}) if isinstance(place, dict) else None
-        if not isinstance(place, dict):
+            block = block.setdefault(part, {}) if isinstance(block, dict) else None
+        if not isinstance(block, dict):
             raise KeyError(f"{dotted}: {'.'.join(path)} is no block")
-        place[last] = value
+        block[last] = value
     return changed

@@ -1,8 +1,8 @@
-"""N vectors in the place of a view's V: means of equal groups, or what a Q-Former's learned queries read from them.
+"""A Q-Former: N learned queries read a view, and what they read fills its slots.
 
-The baselines of VoCo-LLaMA (arXiv 2406.12275, section 4.2). The Q-Former is BLIP-2's (arXiv 2301.12597), run by transformers'
-own module, with cross-attention in every layer and as wide as the features, so that a projector that was aligned on features
-goes on behind it. Legend: F views, V vision slots, N vectors, C feature width.
+A baseline of VoCo-LLaMA (arXiv 2406.12275, section 4.2). The Q-Former is BLIP-2's (arXiv 2301.12597), run by transformers'
+own module, with cross-attention in every layer. It is as wide as the features, so that a projector that was aligned on features
+fits after it. Legend: F views, V vision slots, N vectors, C feature width.
 """
 
 from __future__ import annotations
@@ -11,19 +11,22 @@ import torch
 from torch import Tensor, nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
+from voco.methods import Method
+from voco.sequence.sequence import Layout
+
 NARROWEST = 48  # of a head; BLIP-2's are 64 wide
 
 
 class QFormer(nn.Module):
     """Learned queries and the layers through which they read a view: self-attention, cross-attention, MLP (4C wide).
 
-    It draws its weights from torch's generator. No dropout, so training and reading are one function.
+    Weights are drawn from torch's generator. Without dropout, training and inference compute the same function.
     """
 
     def __init__(self, queries: int, layers: int, width: int) -> None:
         super().__init__()
         heads = max(count for count in range(1, max(1, width // NARROWEST) + 1) if width % count == 0)
-        spread = width**-0.5  # as of a new language model: the usual 0.02 suits widths of thousands
+        spread = width**-0.5  # as in a new language model: the usual 0.02 suits widths of thousands
         self.reader = Blip2QFormerModel(
             Blip2QFormerConfig(
                 hidden_size=width,
@@ -43,5 +46,24 @@ class QFormer(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """(F, N, C) of features (F, V, C)."""
         queries = self.queries.expand(len(features), -1, -1)
-        read: Tensor = self.reader(query_embeds=queries, encoder_hidden_states=features).last_hidden_state
-        return read
+        states: Tensor = self.reader(query_embeds=queries, encoder_hidden_states=features).last_hidden_state
+        return states
+
+
+def _pool(features: Tensor, _layout: Layout, module: nn.Module | None) -> Tensor:
+    assert module is not None
+    pooled: Tensor = module(features)
+    return pooled
+
+
+def _module(layout: Layout, width: int) -> QFormer:
+    _check(layout)
+    return QFormer(layout.tokens, layout.q_former_layers, width)
+
+
+def _check(layout: Layout) -> None:
+    if layout.q_former_layers < 1:  # the queries would read nothing
+        raise ValueError(f"compression.q_former_layers: expected at least 1, got {layout.q_former_layers}")
+
+
+METHOD = Method(_pool, _module, _check)

@@ -11,17 +11,16 @@ if TYPE_CHECKING:
 def load(uri: str, device: str = "cpu") -> VocoLlama:
     """The model of a checkpoint directory: `model.compress(pixels)`, `model.generate(cache, text)`, `model.forward(batch)`.
 
-    A LLaVA that others saved is read too, as it is: without <voco>.
+    A LLaVA that another project saved is read too, unchanged: without <voco>.
     """
-    from voco.model import build, weights
-    from voco.store import storage
+    from voco.model import build, checkpoint_layout, weights
 
-    ours = storage.exists(storage.join(storage.resolve(uri), "model", "config.json"))
-    return weights.load_checkpoint(uri, device=device) if ours else build.load_pretrained(uri, device)
+    own = checkpoint_layout.has_model(uri)
+    return weights.load_checkpoint(uri, device=device) if own else build.load_pretrained(uri, device)
 
 
 def export(checkpoint: str, output: str) -> list[str]:
-    """Write a checkpoint as transformers' plain LLaVA and return what that cannot keep; `llava_export.py` says more."""
+    """Write a checkpoint as transformers' plain LLaVA and return what that cannot keep; details in `llava_export.py`."""
     from voco.model.interop import llava_export
 
-    return llava_export.export_llava(checkpoint, output)
+    return llava_export.export_llava(load(checkpoint), checkpoint, output)

@@ -1,4 +1,4 @@
-"""Samples to one batch of tensors: all in one flat row, nothing between them; or their text in such a row, and caches.
+"""Samples to one batch of tensors: all in one flat row without padding; or their text in such a row, and caches.
 
 Legend: L tokens of the row, F views of the batch in order, V vision slots, C feature width, S predictions.
 """
@@ -20,11 +20,11 @@ from voco.sequence.sequence import VISION, TokenSample
 
 @dataclass(frozen=True)
 class Batch:
-    """What the model's forward takes. Who sees whom is worked out on the host, so those ids stay there."""
+    """The input of the model's forward. Attention is planned on the host, so the ids that it needs stay there."""
 
     ids: Tensor  # (1, L) int64
     position: Tensor  # (1, L) int64
-    features: Tensor  # (F, V, C) float, in the order in which their slots stand in the row
+    features: Tensor  # (F, V, C) float, in the order of their slots in the row
     vision_at: Tensor  # (vision slots,) int64, index of each in the row
     predict_at: Tensor  # (S,) int64, index of the token whose output predicts
     predict_id: Tensor  # (S,) int64
@@ -33,9 +33,9 @@ class Batch:
     view: Tensor  # (1, L) int64
     conversation: Tensor  # (1, L) int64
     sample_ids: tuple[str, ...]
-    # (vision slots,) int64: which of the F * V projected features each takes, F * V for a newline; None: all, in order
+    # (vision slots,) int64: the index of each slot among the F * V projected features, F * V for a newline; None: all, in order
     packing: Tensor | None = None
-    teacher: Batch | None = None  # the same predictions as the teacher reads them; its features are these
+    teacher: Batch | None = None  # the same predictions in the teacher's layout, over the same features
 
     @property
     def token_ids(self) -> TokenIds:
@@ -66,13 +66,13 @@ class CachedBatch:
         return self.text.sample_ids
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> CachedBatch:
-        return replace(self, text=self.text.to(device, dtype))  # the model moves caches when it places them
+        return replace(self, text=self.text.to(device, dtype))  # the model moves caches when it reads them
 
 
 def collate(samples: Sequence[TokenSample], features_of: Callable[[str], Tensor], empty: tuple[int, int]) -> Batch:
     """Build a batch. `features_of(sha256)` gives an image's features, (V, C) or (T, V, C) of its tiles; `empty` is (V, C).
 
-    Raises ValueError for an image that has other tiles than the sample was built for.
+    Raises ValueError for an image with another number of tiles than the sample was built for.
     """
     starts = np.cumsum([0, *(len(sample) for sample in samples)])[:-1]
 
@@ -81,11 +81,11 @@ def collate(samples: Sequence[TokenSample], features_of: Callable[[str], Tensor]
 
     kind, features, tiles = joined("kinds"), list[Tensor](), list[int]()
     for sample in samples:
-        found = [one if one.dim() == 3 else one[None] for one in map(features_of, sample.media)]
-        tiles.append(sum(len(one) for one in found))
+        images = [image if image.dim() == 3 else image[None] for image in map(features_of, sample.media)]
+        tiles.append(sum(len(image) for image in images))
         if sample.tiles is not None and sample.tiles != tiles[-1]:
             raise ValueError(f"sample {sample.sample_id}: expected features of {sample.tiles} tiles, got {tiles[-1]}")
-        features += found
+        features += images
     return Batch(
         ids=joined("ids")[None],
         position=joined("position")[None],
@@ -103,7 +103,7 @@ def collate(samples: Sequence[TokenSample], features_of: Callable[[str], Tensor]
 
 
 def _packing(samples: Sequence[TokenSample], tiles: Sequence[int], slots: int) -> Tensor | None:
-    """The samples' packings as one, over the rows of the whole batch's features; a newline is the row behind them."""
+    """The samples' packings as one, over the rows of the batch's features; a newline is the row after them."""
     if all(sample.packing is None for sample in samples):
         return None
     parts, start, end = [], 0, sum(tiles) * slots
@@ -115,7 +115,7 @@ def _packing(samples: Sequence[TokenSample], tiles: Sequence[int], slots: int) -
 
 
 def with_teacher(student: Batch, teacher: Batch) -> Batch:
-    """The student's batch with its teacher's. Raises ValueError unless both predict the same ids, row by row."""
+    """The student's batch with its teacher's. Raises ValueError unless both predict the same ids in order."""
     if not torch.equal(student.predict_id, teacher.predict_id):
         raise ValueError(f"teacher and student do not predict the same tokens in samples {', '.join(student.sample_ids)}")
     return replace(student, teacher=replace(teacher, features=student.features))
@@ -123,5 +123,5 @@ def with_teacher(student: Batch, teacher: Batch) -> Batch:
 
 def collate_cached(samples: Sequence[TokenSample], caches: Sequence[VocoCache | None]) -> CachedBatch:
     """A batch of samples that were built with `cached`, and the caches that they read."""
-    none = [replace(sample, media=(), tiles=None) for sample in samples]  # their views are not in the row
-    return CachedBatch(collate(none, lambda _: torch.empty(0), (0, 0)), tuple(caches))
+    text = [replace(sample, media=(), tiles=None) for sample in samples]  # their views are not in the row
+    return CachedBatch(collate(text, lambda _: torch.empty(0), (0, 0)), tuple(caches))

@@ -1,4 +1,4 @@
-"""A new model: a language model from nothing, for small machines, or a pretrained one, beside a pretrained tower."""
+"""A new model: a language model from scratch, for small machines, or a pretrained one, with a pretrained tower."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from voco.job.config import Llama, Method, Model, Text
+from voco.job.config import Llama, Model, Text
 from voco.model.interop import llava_import
 from voco.model.interop.llava_import import ROUND_UP, SPECIAL
 from voco.model.vision.tower import load_tower
@@ -22,24 +22,24 @@ from voco.sequence.sequence import Layout
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE of at most `vocabulary` entries, control tokens included. The same texts give the same tokenizer."""
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         special_tokens=[AddedToken(token, special=True) for token in SPECIAL.values()],
         show_progress=False,
     )
-    core.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=core, bos_token=SPECIAL["bos"], eos_token=SPECIAL["eos"], pad_token=SPECIAL["pad"]
+        tokenizer_object=tokenizer, bos_token=SPECIAL["bos"], eos_token=SPECIAL["eos"], pad_token=SPECIAL["pad"]
     )
 
 
 def new_layout(
     tokenizer: Any,
-    method: Method,
+    method: str,
     tokens: int,
     text: Text,
     vision_slots: int,
@@ -66,29 +66,29 @@ def new_layout(
 
 
 def create_model(
-    model: Model, method: Method, tokens: int, text: Text, texts: Iterable[str], seed: int, q_former_layers: int = 0
+    model: Model, method: str, tokens: int, text: Text, texts: Iterable[str], seed: int, q_former_layers: int = 0
 ) -> VocoLlama:
-    """The job file's `model` block: a language model from nothing (a function of `seed` and `texts`) or a pretrained one, with
+    """The job file's `model` block: a language model from scratch (a function of `seed` and `texts`) or a pretrained one, with
     its own projector, an aligned one or a random one, and the tower with its pretrained weights. `tokens` is N, 0 for a model
-    without <voco>; under q_former a random Q-Former of `q_former_layers`.
+    without <voco>. The method's own weights are random.
     """
     tower_block = None if model.tower is None else model.tower.model_dump(exclude_none=True)
     if model.pretrained is not None:
         torch.manual_seed(seed)  # for rows of new tokens
-        found = llava_import.read_pretrained(model.pretrained, tower_block, model.projector)
-        vision_slots, feature_width = found.tower.shape
-        layout = new_layout(found.tokenizer, method, tokens, text, vision_slots, found.tower.anyres, q_former_layers)
-        layout = layout.model_copy(update={"bos_id": found.bos_id})
-        made = VocoLlama(found.language_model, layout, feature_width, found.tower, found.tokenizer)
-        if found.projector is not None:
-            made.projector.load_state_dict(found.projector)
-        for part in (made.projector, made.q_former):
-            if part is not None:
-                part.to(found.language_model.dtype)
-        if made.image_newline is not None:
-            given = made.image_newline if found.newline is None else found.newline
-            made.image_newline.data = given.detach().to(found.language_model.dtype)
-        return made.eval()
+        parts = llava_import.read_pretrained(model.pretrained, tower_block, model.projector)
+        vision_slots, feature_width = parts.tower.shape
+        layout = new_layout(parts.tokenizer, method, tokens, text, vision_slots, parts.tower.anyres, q_former_layers)
+        layout = layout.model_copy(update={"bos_id": parts.bos_id})
+        built = VocoLlama(parts.language_model, layout, feature_width, parts.tower, parts.tokenizer)
+        if parts.projector is not None:
+            built.projector.load_state_dict(parts.projector)
+        for module in (built.projector, built.method_module):
+            if module is not None:
+                module.to(parts.language_model.dtype)
+        if built.image_newline is not None:
+            newline = built.image_newline if parts.newline is None else parts.newline
+            built.image_newline.data = newline.detach().to(parts.language_model.dtype)
+        return built.eval()
     assert model.llama is not None
     assert tower_block is not None
     tower = load_tower(tower_block)
@@ -101,8 +101,8 @@ def create_model(
 
 
 def load_pretrained(uri: str, device: str = "cpu") -> VocoLlama:
-    """The model of a directory that others saved, as it is: method none without <voco>, its own tower, Vicuna's template."""
-    with torch.random.fork_rng(devices=[]):  # rows of new tokens are drawn, and the caller's numbers go on as they would
+    """The model of a directory that another project saved, unchanged: method none without <voco>, Vicuna's template."""
+    with torch.random.fork_rng(devices=[]):  # rows of new tokens are drawn without touching the caller's random state
         model = create_model(Model(pretrained=uri), "none", 0, Text(), [], seed=0)
     model.compressor = compressor_hash(own_state(model))
     return model.to(device)
@@ -121,5 +121,5 @@ def _llama_config(llama: Llama, tokenizer: Any) -> LlamaConfig:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         tie_word_embeddings=False,
-        initializer_range=llama.width**-0.5,  # the usual 0.02 suits widths of thousands; small ones start too quiet
+        initializer_range=llama.width**-0.5,  # the usual 0.02 suits widths of thousands and is too small here
     )

@@ -1,7 +1,7 @@
-"""The reusable part: keys and values of an image's <voco> tokens, before rotation, joined and placed at any slot.
+"""What is reused: keys and values of an image's <voco> tokens, before rotation, which can be joined and read at any slot.
 
-For other methods the same holds the whole prefix (full-KV caching). Legend: D layers, H key-value heads, M kept tokens,
-E head width.
+Under methods whose views are not apart a cache holds the entire prefix (full-KV caching). Legend: D layers, H key-value
+heads, M cached tokens, E head width.
 """
 
 from __future__ import annotations
@@ -13,41 +13,47 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from voco.job.tables import METHODS
+
 
 @dataclass(frozen=True)
 class CacheKey:
-    """What must match before a cache is read: a cache under anything else is another model's."""
+    """What must match before a cache is read."""
 
     compressor: str  # hash of the weights that made it
     method: str
-    n: int  # the maker's N; fewer of its rows may be kept
+    n: int  # the compressor's N; a cache may hold fewer rows of each view
     prefix_ids: tuple[int, ...]  # BOS and separators, in order
     preprocessing: str  # hash of the tower and of what is done to pixels
 
-    def stated(self, dtype: torch.dtype, rope: dict[str, Any]) -> dict[str, Any]:
-        """What files of caches say of their maker, ready for JSON; `rope` is the language model's `rope_parameters`.
+    @property
+    def views_apart(self) -> bool:
+        return METHODS[self.method].views_apart
 
-        Keys are kept before rotation, but deeper layers have seen it.
+    def describe(self, dtype: torch.dtype, rope: dict[str, Any]) -> dict[str, Any]:
+        """The description in cache files, ready for JSON; `rope` is the language model's `rope_parameters`.
+
+        Keys are cached before rotation, but deeper layers have seen it.
         """
         key = {**asdict(self), "prefix_ids": list(self.prefix_ids)}
         return {**key, "dtype": str(dtype).removeprefix("torch."), "rope": rope}
 
     @classmethod
-    def of(cls, stated: dict[str, Any]) -> CacheKey:
-        """The key of a maker as `stated`."""
-        held = {field.name: stated[field.name] for field in fields(cls)}
-        return cls(**{**held, "prefix_ids": tuple(held["prefix_ids"])})
+    def from_description(cls, description: dict[str, Any]) -> CacheKey:
+        """The key in a description that `describe` made."""
+        values = {field.name: description[field.name] for field in fields(cls)}
+        return cls(**{**values, "prefix_ids": tuple(values["prefix_ids"])})
 
 
 @dataclass(frozen=True)
 class VocoCache:
-    """Keys and values of the kept tokens of one or more views, in view order."""
+    """Keys and values of the cached tokens of one or more views, in view order."""
 
     keys: Tensor  # (D, H, M, E), after any key norm, before RoPE
     values: Tensor  # (D, H, M, E)
-    tokens: tuple[int, ...]  # kept tokens of each view
+    tokens: tuple[int, ...]  # cached tokens of each view
     key: CacheKey
-    text_ids: tuple[int, ...] = ()  # text that was read behind the views and is kept too; M is all of these
+    text_ids: tuple[int, ...] = ()  # text after the views that is cached too; M counts views and text
 
     @property
     def bytes(self) -> int:
@@ -56,23 +62,25 @@ class VocoCache:
     def take(self, n: int) -> VocoCache:
         """The first `n` tokens of each view: what the same model makes with n <voco> tokens. Raises ValueError for more."""
         if self.text_ids:
-            raise ValueError("this cache holds text that has read all of its tokens; take fewer before the text is kept")
-        if self.key.method != "voco" or n > min(self.tokens, default=0):
+            raise ValueError("this cache holds text that has read all of its tokens; take fewer before the text is cached")
+        if not self.key.views_apart or n > min(self.tokens, default=0):
             raise ValueError(f"cannot read {n} tokens of views that hold {self.tokens} under {self.key.method}")
-        starts = [sum(self.tokens[:index]) for index in range(len(self.tokens))]
-        rows = torch.tensor([start + at for start in starts for at in range(n)])
+        starts = [sum(self.tokens[:view]) for view in range(len(self.tokens))]
+        rows = torch.tensor([start + token for start in starts for token in range(n)])
         return replace(self, keys=self.keys[:, :, rows], values=self.values[:, :, rows], tokens=(n,) * len(self.tokens))
 
 
 def join_caches(caches: Sequence[VocoCache]) -> VocoCache:
-    """One cache of all views, in order. Raises ValueError when they were made under different keys, or cannot be joined."""
+    """One cache of all views, in order. Raises ValueError for caches of different keys, and for caches that cannot be joined."""
     first = caches[0]
     for other in caches[1:]:
         if other.key != first.key:
-            raise ValueError(f"caches of different makers cannot be joined: {first.key} and {other.key}")
+            raise ValueError(f"caches of different compressors cannot be joined: {first.key} and {other.key}")
     if len(caches) > 1 and any(cache.text_ids for cache in caches):
-        raise ValueError("a cache that holds text, which has read its own views only, cannot be joined; join before it is kept")
-    if len(caches) > 1 and first.key.method != "voco":
+        raise ValueError(
+            "a cache with text, which has read its own views only, cannot be joined; join the caches before text is cached"
+        )
+    if len(caches) > 1 and not first.key.views_apart:
         raise ValueError(f"under {first.key.method} views see each other, so their caches cannot be joined")
     return VocoCache(
         keys=torch.cat([cache.keys for cache in caches], dim=2),

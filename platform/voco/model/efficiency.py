@@ -1,9 +1,8 @@
-"""`make efficiency`: the paper's efficiency table (its Table 7), recomputed by counting, with the text's length stated.
+"""`make efficiency`: the paper's efficiency table (its Table 7), recomputed by counting, for several lengths of the text.
 
 One image of 576 vision tokens, CLIP ViT-L/14 at 336 pixels, caches in bf16. Operations are those of one answer's first token:
-without a cache tower, projector and all tokens; with one the text alone, against 576 or N cached tokens. FastV has no cache: K
-layers see every token, the others N of the vision tokens. Dense attention, as the paper counts. No weights are needed: the
-shapes are enough.
+without a cache tower, projector and all tokens; with a cache the text alone, against 576 or N cached tokens. FastV has no
+cache: K layers see every token, the others N of the vision tokens. Dense attention, as the paper counts. No weights are needed.
 """
 
 from __future__ import annotations
@@ -54,12 +53,12 @@ class Cost:
     none: float
     full: float
     voco: float
-    fastv: float  # without a cache; N of the vision tokens stay behind layer K
-    compress: float  # once per image, in no other column
+    fastv: float  # without a cache; N of the vision tokens stay after layer K
+    compress: float  # once per image, and not part of another column
 
 
 def answer_cost(config: Any, text: int, n: int) -> Cost:
-    """What `text` tokens cost without a cache, with all 576 vision tokens cached, and with N <voco> cached."""
+    """The cost of `text` tokens without a cache, with all 576 vision tokens cached, and with N <voco> cached."""
     image = image_flops(config, TOWER)
     return Cost(
         text=text,
@@ -75,13 +74,13 @@ def answer_cost(config: Any, text: int, n: int) -> Cost:
 
 
 def matching_lengths(cell: float, counted: Callable[[Cost], float], config: Any = SHAPES["7B"]) -> tuple[int, int]:
-    """The shortest and the longest text at which a count, in TFLOP to one decimal, is the paper's cell."""
+    """The shortest and the longest text for which a count, in TFLOP to one decimal, equals the paper's cell."""
     fitting = [text for text in range(1, 1024) if round(counted(answer_cost(config, text, 1)) / 1e12, 1) == cell]
     return fitting[0], fitting[-1]
 
 
 def efficiency_table() -> str:
-    """The whole table, and under it what the paper's own says."""
+    """The table, and a comparison with the paper's."""
     lines = [
         "one image, 576 vision tokens, bf16; TFLOP to the first token, dense attention; saved: against no cache",
         f"{'':5}{'text':>5}{'N':>4}{'full cache':>13}{'VoCo cache':>12}{'saved':>9}{'no cache':>10}{'full':>8}{'VoCo':>8}"
@@ -90,29 +89,29 @@ def efficiency_table() -> str:
     for name, config in SHAPES.items():
         for text in TEXTS:
             for n in TOKENS:
-                one = answer_cost(config, text, n)
-                none, full, voco, compress = (flops / 1e12 for flops in (one.none, one.full, one.voco, one.compress))
+                cost = answer_cost(config, text, n)
+                none, full, voco, compress = (flops / 1e12 for flops in (cost.none, cost.full, cost.voco, cost.compress))
                 lines.append(
-                    f"{name:5}{text:5}{n:4}{one.full_bytes / 1e6:10.1f} MB{one.voco_bytes / 1e6:9.3f} MB"
-                    f"{1 - one.voco_bytes / one.full_bytes:9.2%}{none:10.2f}{full:8.3f}{voco:8.3f}"
+                    f"{name:5}{text:5}{n:4}{cost.full_bytes / 1e6:10.1f} MB{cost.voco_bytes / 1e6:9.3f} MB"
+                    f"{1 - cost.voco_bytes / cost.full_bytes:9.2%}{none:10.2f}{full:8.3f}{voco:8.3f}"
                     f"{1 - full / none:12.1%}{1 - voco / none:12.1%}{compress:13.2f}"
-                    f"{one.fastv / 1e12:8.2f}{1 - one.fastv / one.none:13.1%}"
+                    f"{cost.fastv / 1e12:8.2f}{1 - cost.fastv / cost.none:13.1%}"
                 )
     return "\n".join([*lines, paper_note()])
 
 
 def paper_note() -> str:
-    """Why no text length gives all of the paper's cells."""
+    """Why no single text length gives all of the paper's cells."""
     columns = {"without a cache": (9.6, "none"), "with the full cache": (1.2, "full"), "with VoCo": (0.5, "voco")}
     needs = []
-    for what, (cell, name) in columns.items():
-        first, last = matching_lengths(cell, lambda one, name=name: float(getattr(one, name)))  # type: ignore[misc]
-        needs.append(f"{cell} TFLOP {what} needs {first} to {last} text tokens")
-    one = answer_cost(SHAPES["7B"], 34, 1)
+    for column, (cell, name) in columns.items():
+        first, last = matching_lengths(cell, lambda cost, name=name: float(getattr(cost, name)))  # type: ignore[misc]
+        needs.append(f"{cell} TFLOP {column} needs {first} to {last} text tokens")
+    cost = answer_cost(SHAPES["7B"], 34, 1)
     return (
-        f"The paper's cells at 7B cannot all hold: {', '.join(needs)}, and at one length the two caches differ by "
-        f"{(one.full - one.voco) / 34 / 1e9:.2f} GFLOP per text token only, the attention to 575 rows. Its -94.8 % is that of 34 "
-        f"text tokens; its 302.4 MB is 576 times a rounded 0.525, the cache is {one.full_bytes:,} bytes."
+        f"The paper's cells at 7B cannot all hold: {', '.join(needs)}, and at one length the two caches differ by only "
+        f"{(cost.full - cost.voco) / 34 / 1e9:.2f} GFLOP per text token, the attention to 575 rows. Its -94.8 % is that of 34 "
+        f"text tokens; its 302.4 MB is 576 times a rounded 0.525, while the cache has {cost.full_bytes:,} bytes."
     )
 
 

@@ -1,4 +1,4 @@
-"""Pass 2: text behind caches. Places keys at their slots, reads prompts, writes answers (arXiv 2406.12275, section 3.2).
+"""Pass 2: text after caches. Rotates keys to their slots, reads prompts, generates answers (arXiv 2406.12275, section 3.2).
 
 Legend: B samples, L tokens of a row, W model width, D layers, H key-value heads, E head width, M cached tokens.
 """
@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from voco.model.attention.backends import AttentionPlan, DensePlan, plan_attention
+from voco.model.attention.dense import DensePlan
+from voco.model.attention.plan import AttentionPlan, plan_attention
 from voco.model.attention.voco_mask import TokenIds
 from voco.model.cache import CacheKey, VocoCache, join_caches
-from voco.model.kv_capture import capture_keys_values, head_width
+from voco.model.checkpoint_layout import head_width
+from voco.model.kv_capture import capture_keys_values
 from voco.model.rope import max_positions, rotate
 from voco.model.sampling import GREEDY, Answer, Sampling, collect_answers
 from voco.sequence.chat_template import Turn
@@ -27,7 +29,7 @@ BEGINNINGS = ("a", "What", "1", "?", "\u00e9", "[", "\n", "\n\n", " ")  # questi
 
 
 class CacheReader(nn.Module):
-    """What of a VocoLlama reads caches: it knows nothing of pixels and features."""
+    """The part of a VocoLlama that reads caches: it has nothing to do with pixels and features."""
 
     language_model: Any
     layout: Layout
@@ -48,8 +50,8 @@ class CacheReader(nn.Module):
         dtype: torch.dtype = next(self.language_model.parameters()).dtype
         return dtype
 
-    def _see(self, ids: TokenIds, method: str, queries: int | None = None) -> AttentionPlan:
-        return plan_attention(self.attention, ids, method, self.device, queries)
+    def _plan(self, ids: TokenIds, views_apart: bool, queries: int | None = None) -> AttentionPlan:
+        return plan_attention(self.attention, ids, views_apart, self.device, queries)
 
     def _check_window(self, position: Tensor) -> None:
         if self.window is not None and int(position.max()) >= self.window:
@@ -57,62 +59,61 @@ class CacheReader(nn.Module):
                 f"a sample of {int(position.max()) + 1} positions is longer than the model's window of {self.window}"
             )
 
-    def _run(self, embeds: Tensor, seen: AttentionPlan, position: Tensor, past: Any = None) -> Tensor:
+    def _run(self, embeds: Tensor, plan: AttentionPlan, position: Tensor, past: Any = None) -> Tensor:
         self._check_window(position)
         states: Tensor = self.language_model.model(
-            inputs_embeds=embeds, position_ids=position, past_key_values=past, use_cache=past is not None, seen=seen
+            inputs_embeds=embeds, position_ids=position, past_key_values=past, use_cache=past is not None, plan=plan
         ).last_hidden_state
         return states
 
     def cache_key(self) -> CacheKey:
-        bos = () if self.layout.bos_id is None else (self.layout.bos_id,)
-        return CacheKey(
-            self.compressor, self.layout.method, self.compressor_tokens, bos + self.layout.separator_ids, self.preprocessing
-        )
+        """The key of every cache that this model can read."""
+        layout = self.layout
+        return CacheKey(self.compressor, layout.method, self.compressor_tokens, layout.prefix_ids, self.preprocessing)
 
-    def place(self, caches: Sequence[VocoCache | None]) -> tuple[Tensor, Tensor]:
-        """Keys, rotated to their slots, and values of all samples' caches, one sample behind the other: (D, H, M, E) each.
+    def place_keys(self, caches: Sequence[VocoCache | None]) -> tuple[Tensor, Tensor]:
+        """Keys, rotated to their slots, and values of all samples' caches, one sample after the other: (D, H, M, E) each.
 
-        None stands for a sample without views. Raises ValueError for a cache of another maker.
+        None stands for a sample without views. Raises ValueError for a cache of another compressor.
         """
-        found = [cache for cache in caches if cache is not None]
-        for cache in found:
+        cached = [cache for cache in caches if cache is not None]
+        for cache in cached:
             if cache.key != self.cache_key():
                 raise ValueError(f"this cache was made by {cache.key}, this model reads {self.cache_key()}")
         config, like = self.language_model.config, torch.empty(0, device=self.device, dtype=self.dtype)
-        if not found:
+        if not cached:
             shape = (config.num_hidden_layers, config.num_key_value_heads, 0, head_width(config))
             return like.new_empty(shape), like.new_empty(shape)
-        keys = torch.cat([cache.keys.to(like) for cache in found], dim=2)
-        values = torch.cat([cache.values.to(like) for cache in found], dim=2)
-        slots = torch.cat([torch.arange(cached_tokens(cache), device=self.device) for cache in found])
+        keys = torch.cat([cache.keys.to(like) for cache in cached], dim=2)
+        values = torch.cat([cache.values.to(like) for cache in cached], dim=2)
+        slots = torch.cat([torch.arange(cached_tokens(cache), device=self.device) for cache in cached])
         cos, sin = self.language_model.model.rotary_emb(keys, self.layout.cached_from + slots[None])
         return rotate(keys, cos, sin), values
 
-    def starts(self, caches: Sequence[VocoCache | None]) -> Tensor:
-        """(B,) int64: the position of the first text token behind each cache."""
+    def text_starts(self, caches: Sequence[VocoCache | None]) -> Tensor:
+        """(B,) int64: the position of the first text token after each cache."""
         sizes = [cached_tokens(cache) for cache in caches]
         return torch.tensor([size and self.layout.cached_from + size for size in sizes], device=self.device)
 
     @torch.no_grad()
-    def read(
+    def decode_steps(
         self, caches: Sequence[VocoCache | None], prompts: Sequence[Sequence[int]], sampling: Sampling = GREEDY
     ) -> Iterator[Tensor]:
         """Answers to one prompt (token ids) a sample: yields (B,) int64, the next token of each, without end.
 
-        A prompt of a sample without views starts with BOS if the tokenizer has one. A generator, so that callers stop,
-        stream or look at every step. Raises ValueError for a prompt that does not go on from the text its cache holds.
+        A prompt of a sample without views starts with BOS if the tokenizer has one. A generator, so that callers can stop,
+        stream or inspect every step. Raises ValueError for a prompt that does not continue the text in its cache.
         """
-        prompts = [_rest(cache, prompt) for cache, prompt in zip(caches, prompts, strict=True)]
-        last, past, shown, position = self._prefill(caches, prompts)
+        prompts = [_uncached(cache, prompt) for cache, prompt in zip(caches, prompts, strict=True)]
+        last, past, real, position = self._prefill(caches, prompts)
         generators = sampling.generators(len(prompts))
         while True:
             token = sampling.choose(self.permitted(self.language_model.lm_head(last)), generators)
             yield token
-            shown = torch.cat((shown, torch.ones_like(shown[:, :1])), dim=1)
+            real = torch.cat((real, torch.ones_like(real[:, :1])), dim=1)
             embeds = self.language_model.model.embed_tokens(token[:, None])
-            # one query sees every real key: nothing for a backend to leave out
-            last = self._run(embeds, DensePlan(shown[:, None, None]), position[:, None], past)[:, 0]
+            # one query sees every real key, so no backend could skip anything
+            last = self._run(embeds, DensePlan(real[:, None, None]), position[:, None], past)[:, 0]
             position = position + 1
 
     def _prefill(
@@ -121,7 +122,7 @@ class CacheReader(nn.Module):
         """States (B, W) of each prompt's last token, keys and values so far, which of them are real (B, M), and the next
         position (B,).
         """
-        start, sizes = self.starts(caches), [cached_tokens(cache) for cache in caches]
+        start, sizes = self.text_starts(caches), [cached_tokens(cache) for cache in caches]
         real = torch.arange(max(sizes))[None] < torch.tensor(sizes)[:, None]
         lengths = torch.tensor([len(prompt) for prompt in prompts])
         width = int(lengths.max())
@@ -129,20 +130,19 @@ class CacheReader(nn.Module):
         steps = torch.arange(width)[None]
         text = steps < lengths[:, None]
         kind, row = torch.where(text, TEXT, PAD), torch.arange(len(prompts))[:, None]
-        seen = self._see(
-            reading_token_ids(real, row.expand_as(real), kind, row.expand_as(ids), torch.zeros_like(ids)), "voco", width
-        )
-        past = to_dynamic_cache(*(_padded(states, real.to(self.device)) for states in self.place(caches)))
+        token_ids = reading_token_ids(real, row.expand_as(real), kind, row.expand_as(ids), torch.zeros_like(ids))
+        plan = self._plan(token_ids, views_apart=True, queries=width)
+        past = to_dynamic_cache(*(_pad_rows(states, real.to(self.device)) for states in self.place_keys(caches)))
         ids, steps, lengths = ids.to(self.device), steps.to(self.device), lengths.to(self.device)
-        # a row's padding stands at its last position: it must not count as a longer sample
+        # padding repeats a row's last position, so that it does not count as a longer sample
         position = start[:, None] + torch.minimum(steps, lengths[:, None] - 1)
-        states = self._run(self.language_model.model.embed_tokens(ids), seen, position, past)
+        states = self._run(self.language_model.model.embed_tokens(ids), plan, position, past)
         last = states[torch.arange(len(prompts), device=self.device), lengths - 1]
         return last, past, torch.cat((real, text), dim=1).to(self.device), start + lengths
 
     @torch.no_grad()
     def keep_text(self, cache: VocoCache, ids: Sequence[int]) -> VocoCache:
-        """`cache` with text behind its views: what every prompt begins with (`shared_ids`) need not be read again.
+        """`cache` with text after its views: the common beginning of all prompts (`shared_prompt_ids`), to be read only once.
 
         Such a cache can no longer be joined or read with fewer tokens. Raises ValueError when it holds text already.
         """
@@ -150,17 +150,18 @@ class CacheReader(nn.Module):
             raise ValueError("expected a cache without text and at least one id")
         with capture_keys_values(self.language_model.model.layers, head_width(self.language_model.config)) as states:
             self._prefill([cache], [ids])
-        more = [torch.stack([pair[index] for pair in states]).transpose(1, 2) for index in (0, 1)]
-        keys, values = (torch.cat((old.to(new), new), dim=2) for old, new in zip((cache.keys, cache.values), more, strict=True))
+        text = [torch.stack([pair[index] for pair in states]).transpose(1, 2) for index in (0, 1)]
+        pairs = zip((cache.keys, cache.values), text, strict=True)
+        keys, values = (torch.cat((views.to(added), added), dim=2) for views, added in pairs)
         return replace(cache, keys=keys, values=values, text_ids=tuple(ids))
 
     def permitted(self, logits: Tensor) -> Tensor:
-        """(B, vocabulary) fp32 logits; ids that no text holds, `<voco>` among them, have none."""
+        """(B, vocabulary) fp32 logits; ids that no text contains, such as `<voco>`, get -inf."""
         forbidden = [self.layout.voco_id, self.layout.image_id, self.layout.pad_id]
         if self.layout.bos_id is not None and self.layout.bos_id != self.layout.eos_id:
             forbidden.append(self.layout.bos_id)
         logits = logits.float()
-        logits[:, [one for one in forbidden if one != self.layout.eos_id]] = -torch.inf
+        logits[:, [token for token in forbidden if token != self.layout.eos_id]] = -torch.inf
         if self.tokenizer is not None:
             logits[:, len(self.tokenizer) :] = -torch.inf  # rows that only round the table up
         return logits
@@ -169,7 +170,7 @@ class CacheReader(nn.Module):
         """(B,) the likeliest permitted ids of (B, vocabulary) logits."""
         return self.permitted(logits).argmax(dim=-1)
 
-    def write(
+    def stream_answers(
         self,
         caches: Sequence[VocoCache | None],
         prompts: Sequence[Sequence[int]],
@@ -182,22 +183,25 @@ class CacheReader(nn.Module):
         An answer ends with the end token, which is left out, before a stop string, or at `max_new_tokens`.
         Raises ValueError for a prompt whose answer could pass the model's last position.
         """
-        most = max_positions(self.language_model.config.to_dict())
+        positions = max_positions(self.language_model.config.to_dict())
         for cache, prompt in zip(caches, prompts, strict=True):
-            start, length = int(self.starts([cache])), len(_rest(cache, prompt))
-            if start + length + max_new_tokens > most:
+            start, length = int(self.text_starts([cache])), len(_uncached(cache, prompt))
+            if start + length + max_new_tokens > positions:
                 raise ValueError(
                     f"{start} positions of views, a prompt of {length} tokens and {max_new_tokens} new ones do not fit into "
-                    f"the model's {most} positions; read fewer frames (max_frames)"
+                    f"the model's {positions} positions; read fewer frames (max_frames)"
                 )
         answers = [Answer(self.tokenizer, self.layout.eos_id, tuple(stop)) for _ in prompts]
-        yield from collect_answers(self.read(caches, prompts, sampling), answers, max_new_tokens)
+        yield from collect_answers(self.decode_steps(caches, prompts, sampling), answers, max_new_tokens)
 
-    def answer(
+    def answer_ids(
         self, caches: Sequence[VocoCache | None], prompts: Sequence[Sequence[int]], max_new_tokens: int
     ) -> list[list[int]]:
-        """Greedy answers to one prompt (token ids) a sample, as ids; prompts and caches may be of any lengths. As `write`."""
-        (*_, answers) = self.write(caches, prompts, max_new_tokens)
+        """Greedy answers to one prompt (token ids) a sample, as ids; prompts and caches may be of any lengths.
+
+        As `stream_answers`.
+        """
+        (*_, answers) = self.stream_answers(caches, prompts, max_new_tokens)
         return [answer.ids for answer in answers]
 
     def stream(
@@ -208,15 +212,15 @@ class CacheReader(nn.Module):
         sampling: Sampling = GREEDY,
         stop: Sequence[str] = (),
     ) -> Iterator[str]:
-        """The answer to one question about cached views, piece by piece as it is written.
+        """The answer to one question about cached views, piece by piece while it is generated.
 
-        `cache` may be several, whose views are read in their order; `text` the question, or turns that end with it. The
+        `cache` may be several, whose views are read in their order; `text` is the question, or turns that end with it. The
         prompt follows the checkpoint's template.
         """
         turns: list[Turn] = [{"role": "user", "text": text}] if isinstance(text, str) else text
-        whole = join_caches(cache) if isinstance(cache, Sequence) and cache else cache if isinstance(cache, VocoCache) else None
-        prompt = prompt_ids(turns, self.tokenizer, self.layout, has_views=whole is not None)
-        for (answer,) in self.write([whole], [prompt], max_new_tokens, sampling, stop):
+        joined = cache if isinstance(cache, VocoCache) else join_caches(cache) if cache else None
+        prompt = prompt_ids(turns, self.tokenizer, self.layout, has_views=joined is not None)
+        for (answer,) in self.stream_answers([joined], [prompt], max_new_tokens, sampling, stop):
             yield answer.piece()
 
     def generate(
@@ -227,31 +231,31 @@ class CacheReader(nn.Module):
         sampling: Sampling = GREEDY,
         stop: Sequence[str] = (),
     ) -> str:
-        """The answer to one question about cached views, whole. As `stream`."""
+        """The complete answer to one question about cached views. As `stream`."""
         return "".join(self.stream(cache, text, max_new_tokens, sampling, stop)).strip()
 
 
 def shared_prompt_ids(tokenizer: Any, layout: Layout) -> list[int]:
-    """Ids with which every prompt about views begins, such as the system prompt's: what `keep_text` can keep."""
-    begins = [prompt_ids([{"role": "user", "text": text}], tokenizer, layout, True) for text in BEGINNINGS]
-    same = itertools.takewhile(lambda ids: len(set(ids)) == 1, zip(*begins, strict=False))
-    return [ids[0] for ids in same]
+    """Ids with which every prompt about views begins, such as the system prompt's: what `keep_text` can cache."""
+    prompts = [prompt_ids([{"role": "user", "text": text}], tokenizer, layout, True) for text in BEGINNINGS]
+    shared = itertools.takewhile(lambda ids: len(set(ids)) == 1, zip(*prompts, strict=False))
+    return [ids[0] for ids in shared]
 
 
 def prompt_ids(turns: list[Turn], tokenizer: Any, layout: Layout, has_views: bool) -> list[int]:
-    """Token ids of turns that end with the user's, up to where the answer starts; the views' prefix is not part of it."""
+    """Token ids of turns that end with the user's, up to the start of the answer, without the views' prefix."""
     views = ["view"] if has_views else []
     sample = build_sample("", [turns], views, tokenizer, layout)
     ids: list[int] = sample.ids[sample.kinds == TEXT].tolist()
     return ids
 
 
-def _rest(cache: VocoCache | None, prompt: Sequence[int]) -> list[int]:
-    """What of a prompt is still to be read."""
-    held = () if cache is None else cache.text_ids
-    if tuple(prompt[: len(held)]) != held or len(prompt) <= len(held):
-        raise ValueError(f"the cache holds {len(held)} tokens of text, and the prompt does not go on from them")
-    return list(prompt[len(held) :])
+def _uncached(cache: VocoCache | None, prompt: Sequence[int]) -> list[int]:
+    """The part of a prompt after the text in its cache."""
+    cached = () if cache is None else cache.text_ids
+    if tuple(prompt[: len(cached)]) != cached or len(prompt) <= len(cached):
+        raise ValueError(f"the cache holds {len(cached)} tokens of text, and the prompt does not continue them")
+    return list(prompt[len(cached) :])
 
 
 def cached_tokens(cache: VocoCache | None) -> int:
@@ -266,8 +270,8 @@ def to_dynamic_cache(keys: Tensor, values: Tensor) -> DynamicCache:
     return past
 
 
-def _padded(states: Tensor, real: Tensor) -> Tensor:
-    """(D, B, H, longest, E) of (D, H, M, E): each sample's tokens in a row of their own, where `real` (B, longest) says."""
+def _pad_rows(states: Tensor, real: Tensor) -> Tensor:
+    """(D, B, H, longest, E) of (D, H, M, E): each sample's tokens in its own row, where `real` (B, longest) is True."""
     layers, heads, _, width = states.shape
     rows = states.new_zeros(*real.shape, layers, heads, width)
     rows[real] = states.permute(2, 0, 1, 3)
@@ -275,11 +279,11 @@ def _padded(states: Tensor, real: Tensor) -> Tensor:
 
 
 def reading_token_ids(real: Tensor, owner: Tensor, kind: Tensor, sample: Tensor, conversation: Tensor) -> TokenIds:
-    """Ids of [cached tokens, text]: as if every cached token were a <voco> of its sample.
+    """Ids of [cached tokens, text], as if every cached token were a <voco> of its sample: text reads all of them.
 
-    `real` and `owner` (B, M) say which cached tokens there are and whose; the others (B, L) are the text's.
+    `real` and `owner` (B, M) say which cached tokens exist and whose they are; the others (B, L) are the text's.
     """
     cached = torch.where(real, VOCO, PAD)
     view = torch.cat((torch.zeros_like(cached), torch.full_like(kind, NONE)), dim=1)
-    apart = torch.cat((torch.full_like(cached, NONE), conversation), dim=1)
-    return TokenIds(torch.cat((cached, kind), dim=1), torch.cat((owner, sample), dim=1), view, apart)
+    conversations = torch.cat((torch.full_like(cached, NONE), conversation), dim=1)
+    return TokenIds(torch.cat((cached, kind), dim=1), torch.cat((owner, sample), dim=1), view, conversations)

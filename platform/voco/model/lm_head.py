@@ -15,7 +15,7 @@ LOGITS = 1 << 24  # numbers of one chunk: 64 MiB in fp32
 
 @dataclass(frozen=True)
 class DistillTarget:
-    """What a teacher says of S predictions, and how much it counts: CE + weight x T^2 x KL(teacher || student), both at T.
+    """A teacher's states for S predictions, and their weight: CE + weight x T^2 x KL(teacher || student), both at T.
 
     Hinton et al., arXiv 1503.02531, section 2: T^2 keeps the gradient's size when T changes.
     """
@@ -27,9 +27,9 @@ class DistillTarget:
 
 
 class LMHead(nn.Linear):
-    """Stands in for transformers' output head, with its weight: logits of states, or the summed loss of states and targets.
+    """Replaces transformers' output head and shares its weight: logits of states, or the summed loss of states and targets.
 
-    One module for both, because under ZeRO-3 a weight is whole only inside the module that owns it.
+    One module for both, because under ZeRO-3 a weight is complete only inside the module that owns it.
     """
 
     def __init__(self, original: nn.Linear) -> None:
@@ -43,19 +43,19 @@ class LMHead(nn.Linear):
     def forward(self, states: Tensor, targets: Tensor | None = None, soft: DistillTarget | None = None) -> Any:
         """(..., V) logits of states (..., W); with int64 targets (S,) of states (S, W) the fp32 sum of their cross-entropy.
 
-        With `soft` too, that sum with the distillation in it, and the sum of the divergences alone, which has no gradient.
+        With `soft` also the distillation is in that sum, and the sum of the divergences is returned, which has no gradient.
         """
         if targets is None:
             return F.linear(states, self.weight)
-        wanted = [torch.is_grad_enabled() and one.requires_grad for one in (states, self.weight)]
-        total, divergence = SummedCrossEntropy.apply(states, self.weight, targets, *wanted, soft)  # type: ignore[no-untyped-call]
+        needs = [torch.is_grad_enabled() and tensor.requires_grad for tensor in (states, self.weight)]
+        total, divergence = SummedCrossEntropy.apply(states, self.weight, targets, *needs, soft)  # type: ignore[no-untyped-call]
         return total if soft is None else (total, divergence)
 
 
 class SummedCrossEntropy(torch.autograd.Function):
-    """Sum of the cross-entropy, with distillation in it if asked, chunk by chunk; and the sum of the divergences.
+    """Sum of the cross-entropy, and of the distillation if there is one, chunk by chunk; and the sum of the divergences.
 
-    Both gradients are made in the forward pass, where the logits are at hand.
+    Both gradients are computed in the forward pass, while the logits are in memory.
     """
 
     @staticmethod
@@ -64,37 +64,37 @@ class SummedCrossEntropy(torch.autograd.Function):
         states: Tensor,
         weight: Tensor,
         targets: Tensor,
-        wants_states: bool,
-        wants_weight: bool,
+        needs_states: bool,
+        needs_weight: bool,
         soft: DistillTarget | None,
     ) -> tuple[Tensor, Tensor]:
         exact = torch.float64 if states.dtype == torch.float64 else torch.float32
-        of_states = torch.empty_like(states) if wants_states else None
-        of_weight = torch.zeros_like(weight) if wants_weight else None
+        states_grad = torch.empty_like(states) if needs_states else None
+        weight_grad = torch.zeros_like(weight) if needs_weight else None
         total, divergence = (torch.zeros((), dtype=exact, device=states.device) for _ in range(2))
         rows = max(1, LOGITS // len(weight))
         for start in range(0, len(states), rows):
-            some, ids = states[start : start + rows], targets[start : start + rows, None]
-            logits = (some @ weight.t()).to(exact)
-            whole = logits.logsumexp(dim=1, keepdim=True)
-            total += (whole - logits.gather(1, ids)).sum()
-            pull: Tensor | None = None
+            chunk, ids = states[start : start + rows], targets[start : start + rows, None]
+            logits = (chunk @ weight.t()).to(exact)
+            log_sum = logits.logsumexp(dim=1, keepdim=True)
+            total += (log_sum - logits.gather(1, ids)).sum()
+            kl_slope: Tensor | None = None
             if soft is not None:
-                theirs = soft.states[start : start + rows] @ (weight if soft.head is None else soft.head).t()
-                apart, pull = _pull(logits, theirs.to(exact), soft.temperature)
-                divergence += apart
-            if of_states is None and of_weight is None:
+                teacher = soft.states[start : start + rows] @ (weight if soft.head is None else soft.head).t()
+                kl, kl_slope = _kl_and_slope(logits, teacher.to(exact), soft.temperature)
+                divergence += kl
+            if states_grad is None and weight_grad is None:
                 continue
-            logits.sub_(whole).exp_()
-            logits.scatter_add_(1, ids, torch.full_like(whole, -1.0))
-            if soft is not None and pull is not None:
-                logits.add_(pull, alpha=soft.weight * soft.temperature)  # T^2, and 1/T of the logits' own scale
+            logits.sub_(log_sum).exp_()
+            logits.scatter_add_(1, ids, torch.full_like(log_sum, -1.0))
+            if soft is not None and kl_slope is not None:
+                logits.add_(kl_slope, alpha=soft.weight * soft.temperature)  # T^2, and 1/T of the logits' own scale
             slope = logits.to(states.dtype)
-            if of_states is not None:
-                torch.mm(slope, weight, out=of_states[start : start + rows])
-            if of_weight is not None:
-                of_weight.addmm_(slope.t(), some)
-        ctx.held = of_states, of_weight
+            if states_grad is not None:
+                torch.mm(slope, weight, out=states_grad[start : start + rows])
+            if weight_grad is not None:
+                weight_grad.addmm_(slope.t(), chunk)
+        ctx.gradients = states_grad, weight_grad
         ctx.mark_non_differentiable(divergence)
         if soft is not None:
             total = total + soft.weight * soft.temperature**2 * divergence
@@ -104,14 +104,13 @@ class SummedCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad, _ = grads
-        of_states, of_weight = ctx.held
-        scaled = [None if one is None else one * grad.to(one.dtype) for one in (of_states, of_weight)]
+        scaled = [None if gradient is None else gradient * grad.to(gradient.dtype) for gradient in ctx.gradients]
         return scaled[0], scaled[1], None, None, None, None
 
 
-def _pull(ours: Tensor, theirs: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Sum of KL(theirs || ours) over rows of logits at a temperature, and p_ours - p_theirs: its gradient times T."""
-    ours, theirs = (ours / temperature).log_softmax(dim=1), (theirs / temperature).log_softmax(dim=1)
-    wanted = theirs.exp()
-    apart = (wanted * theirs.sub_(ours)).sum()
-    return apart, ours.exp_().sub_(wanted)
+def _kl_and_slope(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Sum of KL(teacher || student) over rows of logits at a temperature, and p_student - p_teacher: its gradient times T."""
+    log_student, log_teacher = ((logits / temperature).log_softmax(dim=1) for logits in (student, teacher))
+    target = log_teacher.exp()
+    kl = (target * log_teacher.sub_(log_student)).sum()
+    return kl, log_student.exp_().sub_(target)

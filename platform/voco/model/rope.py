@@ -1,7 +1,7 @@
-"""Rotary position embedding with angles in fp64 (Su et al., arXiv 2104.09864), and the types of it that caches allow.
+"""Rotary position embedding with angles in fp64 (Su et al., arXiv 2104.09864), and its types that caches allow.
 
-transformers multiplies position and frequency in fp32, whose rounding grows with the position: a key rotated to its slot
-later would differ from one rotated at once.
+transformers multiplies position and frequency in fp32, whose rounding grows with the position: a key that is rotated to its
+slot later would differ from one that is rotated at once.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ STATIC = {"default", "linear", "llama3", "yarn"}  # frequencies do not change wi
 
 
 def check_rope(config: Any) -> None:
-    """Refuse what a cache cannot honour: frequencies that depend on the sequence's length."""
+    """Raise ValueError for frequencies that depend on the sequence's length: cached keys would be wrong."""
     kind = config.rope_parameters["rope_type"]
     if kind not in STATIC:
         raise ValueError(
@@ -24,22 +24,22 @@ def check_rope(config: Any) -> None:
 
 
 def sliding_window(config: dict[str, Any]) -> int | None:
-    """The sliding window of a configuration as `to_dict` gives it, in positions; None without one."""
+    """The sliding window in positions, from `config.to_dict()`; None without one."""
     size = config.get("sliding_window") if config.get("use_sliding_window", True) else None
     return int(size) if size else None
 
 
 def max_positions(config: dict[str, Any]) -> int:
-    """Positions that a sample may have, of a configuration as `to_dict` gives it.
+    """Positions that a sample may have, from `config.to_dict()`.
 
-    Inside a sliding window nothing is out of sight, so a model that has one is exact up to there.
+    Inside a sliding window every token is in sight, so a model that has one is exact up to its size.
     """
-    most = int(config["max_position_embeddings"])
-    return min(most, sliding_window(config) or most)
+    positions = int(config["max_position_embeddings"])
+    return min(positions, sliding_window(config) or positions)
 
 
 class ExactRotary(nn.Module):
-    """Stands in for transformers' rotary module: same frequencies, fp64 angles, result in the input's dtype."""
+    """Replaces transformers' rotary module: same frequencies, fp64 angles, result in the input's dtype."""
 
     inv_freq: Tensor
 
@@ -50,7 +50,7 @@ class ExactRotary(nn.Module):
         self.attention_scaling = float(original.attention_scaling)  # type: ignore[arg-type]
 
     def _apply(self, fn: Any, recurse: bool = True) -> ExactRotary:
-        # `.to(bfloat16)` must move the frequencies to the device and leave their precision alone
+        # `.to(bfloat16)` must move the frequencies to the device and not change their precision
         self.inv_freq = self.inv_freq.to(device=fn(torch.empty(0, device=self.inv_freq.device)).device)
         return self
 

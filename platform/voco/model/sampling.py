@@ -1,4 +1,4 @@
-"""How the next token is chosen, and when an answer is over. Warping is transformers' own."""
+"""How the next token is chosen, and when an answer ends. Warping is transformers' own."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-HALF = "\ufffd"  # what a tokenizer gives for the first bytes of a character
+HALF = "\ufffd"  # a tokenizer's text for the first bytes of a character
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """`temperature` 0 takes the likeliest token. Else it is drawn, of the `top_k` likeliest (0: all) and of the likeliest that
-    hold `top_p` of the probability. Each answer draws from `seed` alone, so it does not depend on what it is answered beside.
+    """`temperature` 0 takes the likeliest token. Else the token is drawn from the `top_k` likeliest (0: all), and of these from
+    the likeliest that hold `top_p` of the probability. Each answer draws from `seed` alone, whatever else is in its batch.
 
     Raises ValueError for numbers out of range.
     """
@@ -31,7 +31,7 @@ class Sampling:
             raise ValueError(f"expected temperature >= 0, top_k >= 0 and top_p in (0, 1], got {self}")
 
     def generators(self, count: int) -> list[torch.Generator]:
-        """One for each answer; on the host, so that a GPU draws what a CPU does."""
+        """A generator for each answer; on the host, so that a GPU draws what a CPU does."""
         return [torch.Generator().manual_seed(self.seed) for _ in range(count)]
 
     def choose(self, logits: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
@@ -44,7 +44,7 @@ class Sampling:
         for warp in chain:
             logits = warp(None, logits)
         shares = logits.softmax(dim=-1).cpu()
-        drawn = [torch.multinomial(row, 1, generator=each) for row, each in zip(shares, generators, strict=True)]
+        drawn = [torch.multinomial(row, 1, generator=generator) for row, generator in zip(shares, generators, strict=True)]
         return torch.cat(drawn).to(logits.device)
 
 
@@ -53,50 +53,50 @@ GREEDY = Sampling()
 
 @dataclass
 class Answer:
-    """One answer while it is written: its ids, with those that completed a stop string, and how it ended."""
+    """One answer while it is generated: its ids, with those that completed a stop string, and how it ended."""
 
     tokenizer: Any
     eos_id: int
     stop: tuple[str, ...] = ()
     ids: list[int] = field(default_factory=list)
-    given: int = 0  # characters of `text` that were given out
+    shown: int = 0  # characters of `text` that `piece` has returned
     ended: str = ""  # "", end token, stop string or length
 
     @property
     def text(self) -> str:
         """Up to the first stop string."""
-        whole = str(self.tokenizer.decode(self.ids, skip_special_tokens=True))
-        return whole[: min((at for at in map(whole.find, self.stop) if at >= 0), default=len(whole))]
+        text = str(self.tokenizer.decode(self.ids, skip_special_tokens=True))
+        return text[: min((index for index in map(text.find, self.stop) if index >= 0), default=len(text))]
 
     def add(self, token: int, last: bool) -> None:
-        """One more token, the `last` that is allowed or not. Nothing changes any more once the answer has ended."""
+        """Add a token; `last` says that no more may follow. Does nothing once the answer has ended."""
         if self.ended:
             return
         if token == self.eos_id:
             self.ended = "end token"
             return
         self.ids.append(token)
-        if self.stop and any(one in self.tokenizer.decode(self.ids, skip_special_tokens=True) for one in self.stop):
+        if self.stop and any(stop in self.tokenizer.decode(self.ids, skip_special_tokens=True) for stop in self.stop):
             self.ended = "stop string"
         elif last:
             self.ended = "length"
 
     def piece(self) -> str:
-        """What can be shown of the text and was not yet: no half character, and no beginning of a stop string."""
+        """The text that can be shown since the last call: no half character, and no beginning of a stop string."""
         text = self.text
-        sure = len(text)
+        end = len(text)
         if not self.ended:
-            begun = (size for one in self.stop for size in range(1, len(one)) if text.endswith(one[:size]))
-            sure = min(len(text.rstrip(HALF)), len(text) - max(begun, default=0))
-        new = text[self.given : sure]
-        self.given = max(self.given, sure)
-        return new
+            begun = (size for stop in self.stop for size in range(1, len(stop)) if text.endswith(stop[:size]))
+            end = min(len(text.rstrip(HALF)), len(text) - max(begun, default=0))
+        piece = text[self.shown : end]
+        self.shown = max(self.shown, end)
+        return piece
 
 
 def collect_answers(tokens: Iterator[Tensor], answers: list[Answer], max_new_tokens: int) -> Iterator[list[Answer]]:
-    """The answers after each of the `tokens` (B,) int64, until all have ended, at the latest after `max_new_tokens`."""
-    for step, some in enumerate(tokens):
-        for answer, token in zip(answers, some.tolist(), strict=True):
+    """The answers after each step of `tokens` (B,) int64, until all have ended, at the latest after `max_new_tokens`."""
+    for step, next_ids in enumerate(tokens):
+        for answer, token in zip(answers, next_ids.tolist(), strict=True):
             answer.add(token, step + 1 >= max_new_tokens)
         yield answers
         if all(answer.ended for answer in answers):

@@ -1,4 +1,4 @@
-"""A sample made visible: what each token is, what it may attend to, and which tokens are trained."""
+"""A sample as text: the kind of each token, what it may attend to, and which tokens are trained."""
 
 from __future__ import annotations
 
@@ -17,53 +17,53 @@ NAMES = {TEXT: "text", PREFIX: "prefix", VISION: "vision", VOCO: "voco"}
 def show_sample(sample: TokenSample, tokenizer: Any, layout: Layout) -> str:
     """Lines of text: runs of tokens with kinds, positions and trained text in [brackets], then the mask as a grid.
 
-    Runs of vision slots are one row and one column of the grid: they may all attend to the same, up to causality.
+    A run is one row and one column of the grid: its tokens may all attend to the same, up to causality.
     """
     trained = set(_trained(sample))
     runs = _runs(sample)
     lines = [f"sample {sample.sample_id}: {len(sample)} tokens, method {layout.method}, {len(sample.predict_id)} trained"]
     for first, last in runs:
         kind, span = int(sample.kinds[first]), f"{sample.position[first]}..{sample.position[last]}"
-        where = f"view {sample.view[first]}" if kind != TEXT else f"conversation {sample.conversation[first]}"
+        part = f"view {sample.view[first]}" if kind != TEXT else f"conversation {sample.conversation[first]}"
         text = "" if kind in (VISION, VOCO) else _marked(sample, tokenizer, trained, first, last)
-        lines.append(f"  {NAMES[kind]:<7} x{last - first + 1:<4} positions {span:<11} {where:<16} {text}")
+        lines.append(f"  {NAMES[kind]:<7} x{last - first + 1:<4} positions {span:<11} {part:<16} {text}")
     return "\n".join([*lines, "mask (rows attend to columns; # all of a run, + a part of it):", *_grid(sample, layout, runs)])
 
 
 def _trained(sample: TokenSample) -> list[int]:
-    """Indices of the tokens that are predicted under the loss."""
+    """Indices of the tokens that the loss predicts."""
     talk = sample.conversation
-    starts = [at for at in range(len(sample)) if sample.kinds[at] == TEXT and (at == 0 or talk[at] != talk[at - 1])]
-    waiting = list(zip(sample.predict_at.tolist(), sample.predict_id.tolist(), strict=True))
-    found = []
-    for at, token in waiting:
-        after = at + 1
-        if after >= len(sample) or sample.ids[after] != token or sample.kinds[at] != TEXT:
-            after = next(start for start in starts if sample.ids[start] == token and start not in found)
-        found.append(after)
-    return found
+    texts = [index for index in range(len(sample)) if sample.kinds[index] == TEXT]
+    starts = [index for index in texts if index == 0 or talk[index] != talk[index - 1]]
+    trained: list[int] = []
+    for predicting, token in zip(sample.predict_at.tolist(), sample.predict_id.tolist(), strict=True):
+        index = predicting + 1
+        if index >= len(sample) or sample.ids[index] != token or sample.kinds[predicting] != TEXT:
+            index = next(start for start in starts if sample.ids[start] == token and start not in trained)
+        trained.append(index)
+    return trained
 
 
 def _runs(sample: TokenSample) -> list[tuple[int, int]]:
     """First and last token of each stretch of one kind, view and conversation."""
     marks = list(zip(sample.kinds.tolist(), sample.view.tolist(), sample.conversation.tolist(), strict=True))
-    starts = [at for at in range(len(marks)) if at == 0 or marks[at] != marks[at - 1]]
+    starts = [index for index in range(len(marks)) if index == 0 or marks[index] != marks[index - 1]]
     return [(start, stop - 1) for start, stop in zip(starts, [*starts[1:], len(marks)], strict=True)]
 
 
 def _marked(sample: TokenSample, tokenizer: Any, trained: set[int], first: int, last: int) -> str:
-    out, open_ = "", False
-    for at in range(first, last + 1):
-        if (at in trained) != open_:
-            out += "[" if not open_ else "]"
-            open_ = not open_
-        out += tokenizer.decode([int(sample.ids[at])]).replace("\n", "\\n")
-    return out + ("]" if open_ else "")
+    text, bracket = "", False
+    for index in range(first, last + 1):
+        if (index in trained) != bracket:
+            text += "[" if not bracket else "]"
+            bracket = not bracket
+        text += tokenizer.decode([int(sample.ids[index])]).replace("\n", "\\n")
+    return text + ("]" if bracket else "")
 
 
 def _grid(sample: TokenSample, layout: Layout, runs: list[tuple[int, int]]) -> list[str]:
     views = len(set(sample.view.tolist()) - {NONE})
-    bare = replace(sample, media=(), tiles=None, packing=None)  # a mask is of ids, and no feature matters
+    bare = replace(sample, media=(), tiles=None, packing=None)  # a mask needs ids only
     batch = collate([bare], lambda _: torch.empty(0), (layout.vision_slots, 1))
     mask = allowed(batch.token_ids, layout.method)[0]
     lines = []

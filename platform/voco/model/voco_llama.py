@@ -1,4 +1,4 @@
-"""The whole model, top to bottom: projector, features into their slots, mask, loss; compress. `reader.py` reads and answers.
+"""The complete model: projector, features into their slots, mask, loss, compression. `generation.py` reads caches and answers.
 
 VoCo-LLaMA, arXiv 2406.12275. The language model is transformers' own. Legend: B rows, L tokens of a row, F views, V vision
 slots, C feature width, W model width, S predictions, D layers, H key-value heads, E head width, M cached tokens.
@@ -15,9 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from voco.methods.avg_pool import group_means
-from voco.methods.q_former import QFormer
-from voco.model.attention.backends import NAME, check_backend
+from voco.methods import get_method
+from voco.model.attention.plan import NAME, check_backend
 from voco.model.batch import Batch, CachedBatch, collate
 from voco.model.cache import VocoCache, join_caches
 from voco.model.generation import CacheReader, cached_tokens, reading_token_ids, to_dynamic_cache
@@ -42,7 +41,7 @@ class Projector:
 
 @dataclass(frozen=True)
 class Distillation:
-    """How a model learns from an uncompressed one: `teacher`, or itself under the plain mask. Held apart from its modules."""
+    """How a model learns from an uncompressed one: `teacher`, or itself under the plain mask. Not one of its modules."""
 
     weight: float
     temperature: float
@@ -53,7 +52,7 @@ class VocoLlama(CacheReader):
     """A language model that reads images through <voco> tokens.
 
     `language_model` is a transformers causal LM of the Llama family, whose attention, rotary embedding and output head are
-    replaced by ours; `tower` may be absent when features come ready.
+    replaced by ours; without a `tower` the model takes features only.
     Raises ValueError for a rotary type or attention backend that cannot honour the mask or the cache exactly.
     """
 
@@ -77,18 +76,26 @@ class VocoLlama(CacheReader):
         language_model.model.rotary_emb = ExactRotary(language_model.model.rotary_emb)
         width = language_model.config.hidden_size
         self.projector = Projector(feature_width, width).module()
-        # LLaVA-1.6: ends each row of an image's tiles under method none
+        # LLaVA-1.6: ends each row of an image's tiles where text sees them all
         self.image_newline = None if layout.anyres is None else nn.Parameter(torch.randn(width) * width**-0.5)
-        reads = layout.q_former_layers if layout.method == "q_former" else 0
-        self.q_former = QFormer(layout.tokens, reads, feature_width) if reads else None
+        if hasattr(self, layout.method):
+            raise ValueError(f"method {layout.method}: a part of the model has this name; use another one")
+        module = get_method(layout.method).module(layout, feature_width)
+        if module is not None:
+            self.add_module(layout.method, module)  # saved as `<method>.*`
         self.tower = tower
         self.layout = layout
         self.tokenizer = tokenizer
         self.feature_width = feature_width
-        # whose caches this model reads: hash of the weights on disk and their N; set when they are loaded
+        # of the caches that this model reads: hash of the weights on disk and their N; set when they are loaded
         self.compressor, self.compressor_tokens = "", layout.tokens
         self.distillation: Distillation | None = None
         self.preprocessing = tower.identity if tower is not None else ""
+
+    @property
+    def method_module(self) -> nn.Module | None:
+        """The weights of the compression method, if it has any."""
+        return self._modules.get(self.layout.method)
 
     # ---- one masked pass ------------------------------------------------------------------------------------------
 
@@ -97,8 +104,9 @@ class VocoLlama(CacheReader):
         embeds: Tensor = self.language_model.model.embed_tokens(batch.ids)
         features = batch.features.to(embeds.dtype)
         if len(features) == 0:
-            # every rank must pass through the projector, or sharded weights and gradients wait for it forever
-            idle: Tensor = self.projector(self.pool(features.new_zeros(1, self.layout.slots, self.feature_width))).sum()
+            # every rank must use the projector, or sharded weights and gradients wait for it forever
+            blank = features.new_zeros(1, self.layout.vision_slots, self.feature_width)
+            idle: Tensor = self.projector(self.pool(blank)).sum()
             return embeds + 0.0 * (idle if self.image_newline is None else idle + self.image_newline.sum())
         vision = self.projector(self.pool(features)).flatten(0, 1)
         if batch.packing is not None:
@@ -106,15 +114,13 @@ class VocoLlama(CacheReader):
         return embeds[0].index_copy(0, batch.vision_at, vision)[None]
 
     def pool(self, features: Tensor) -> Tensor:
-        """(F, slots, C) of features (F, V, C): unchanged, or N means, or what N queries read."""
-        if self.q_former is not None:
-            pooled: Tensor = self.q_former(features)
-            return pooled
-        return group_means(features, self.layout.tokens) if self.layout.method == "avg_pool" else features
+        """(F, slots, C) of features (F, V, C), as the method pools them."""
+        return get_method(self.layout.method).pool(features, self.layout, self.method_module)
 
-    def hidden(self, batch: Batch, method: str | None = None) -> Tensor:
-        """(1, L, W): the last layer's normalised states under the mask of a method, our own by default, and its positions."""
-        return self._run(self.embed(batch), self._see(batch.token_ids, method or self.layout.method), batch.position)
+    def hidden(self, batch: Batch, views_apart: bool | None = None) -> Tensor:
+        """(1, L, W): the last layer's normalised states at the batch's positions, by default under the method's own mask."""
+        apart = self.layout.rule.views_apart if views_apart is None else views_apart
+        return self._run(self.embed(batch), self._plan(batch.token_ids, apart), batch.position)
 
     def logits(self, batch: Batch) -> Tensor:
         """(1, L, vocabulary) logits of every token. For tests and display; training needs only supervised rows."""
@@ -124,34 +130,34 @@ class VocoLlama(CacheReader):
     def forward(self, batch: Batch | CachedBatch) -> Tensor | tuple[Tensor, Tensor]:
         """Sum of the cross-entropy over the batch's S predictions, fp32 scalar; the caller divides by the global count.
 
-        For a batch with a teacher's: the sum with the distillation in it, and the sum of the divergences alone.
+        For a batch with a teacher's: the sum that includes the distillation, and the sum of the divergences alone.
         """
         text = batch.text if isinstance(batch, CachedBatch) else batch
-        soft = None if text.teacher is None else self._soft(text.teacher)
+        soft = None if text.teacher is None else self._distill_target(text.teacher)
         states = self.hidden_cached(batch) if isinstance(batch, CachedBatch) else self.hidden(batch)
         predicting = states[0].index_select(0, text.predict_at)
         summed: Tensor | tuple[Tensor, Tensor] = self.language_model.lm_head(predicting, text.predict_id, soft)
         return summed
 
     @torch.no_grad()
-    def _soft(self, batch: Batch) -> DistillTarget:
-        """The teacher's states of its predictions. Its own head is used whole: only ours may be a shard elsewhere."""
-        told = self.distillation
-        assert told is not None
-        teacher = told.teacher or self
-        states = teacher.hidden(batch, "none")[0].index_select(0, batch.predict_at)
-        head = None if told.teacher is None else told.teacher.language_model.lm_head.weight
-        return DistillTarget(states, head, told.weight, told.temperature)
+    def _distill_target(self, batch: Batch) -> DistillTarget:
+        """The teacher's states for its predictions, and its head; None stands for ours, which ZeRO-3 may have sharded here."""
+        distillation = self.distillation
+        assert distillation is not None
+        teacher = distillation.teacher or self
+        states = teacher.hidden(batch, views_apart=False)[0].index_select(0, batch.predict_at)
+        head = None if distillation.teacher is None else distillation.teacher.language_model.lm_head.weight
+        return DistillTarget(states, head, distillation.weight, distillation.temperature)
 
     def hidden_cached(self, batch: CachedBatch) -> Tensor:
         """(1, L, W): states of text that reads caches: pass 2 alone. Gradients reach this model's weights, not the caches."""
         text, caches = batch.text, batch.caches
         owner = torch.cat([torch.full((cached_tokens(cache),), index) for index, cache in enumerate(caches)])[None]
         ids = reading_token_ids(torch.ones_like(owner, dtype=torch.bool), owner, text.kind, text.sample, text.conversation)
-        seen = self._see(ids, "voco", queries=text.ids.shape[1])
-        keys, values = self.place(caches)
+        plan = self._plan(ids, views_apart=True, queries=text.ids.shape[1])
+        keys, values = self.place_keys(caches)
         past = to_dynamic_cache(keys[:, None], values[:, None])
-        return self._run(self.language_model.model.embed_tokens(text.ids), seen, text.position, past)
+        return self._run(self.language_model.model.embed_tokens(text.ids), plan, text.position, past)
 
     # ---- compress -------------------------------------------------------------------------------------------------
 
@@ -168,9 +174,9 @@ class VocoLlama(CacheReader):
         """The joined cache of images, each cut into tiles as the tower's `tiles` does."""
         if self.tower is None:
             raise ValueError("this model has no vision tower; use compress_features")
-        made = [self.tower.tiles(image) for image in images]
-        features = [self.tower(pixels) for pixels, _ in made]
-        (cache,) = self.compress_features([features], sizes=[[size for _, size in made]])
+        tiles = [self.tower.tiles(image) for image in images]
+        features = [self.tower(pixels) for pixels, _ in tiles]
+        (cache,) = self.compress_features([features], sizes=[[size for _, size in tiles]])
         return cache
 
     @torch.no_grad()
@@ -184,45 +190,48 @@ class VocoLlama(CacheReader):
 
         `tokens` is N of each view of every sample (default: the layout's). Under voco each view is compressed alone, at
         offset 0; under other methods a sample's views are one sequence. Raises ValueError for a sample without images: it has
-        no cache (None in `write`).
+        no cache (None in `stream_answers`).
         """
         if not all(len(sample) for sample in samples):
-            raise ValueError("expected at least one image of every sample, got one with none")
-        alone = self.layout.method == "voco"
-        if self.layout.method != "none":  # each tile is a view, and no size matters any more
-            samples = [[view for image in some for view in image.reshape(-1, *image.shape[-2:])] for some in samples]
+            raise ValueError("expected at least one image of every sample, got a sample without images")
+        alone = self.layout.rule.views_apart
+        if not self.layout.rule.uncompressed:  # each tile is a view, and sizes no longer matter
+            samples = [[view for image in images for view in image.reshape(-1, *image.shape[-2:])] for images in samples]
             sizes = None
         units = [[view] for sample in samples for view in sample] if alone else [list(sample) for sample in samples]
         default = [self.layout.voco_tokens()] * max((len(sample) for sample in samples), default=0)
         counts = list(tokens) if tokens is not None else default
-        per_unit = [[counts[i]] for s in samples for i in range(len(s))] if alone else [counts[: len(s)] for s in samples]
-        made = self._compress_units(units, per_unit, sizes or [[None] * len(unit) for unit in units])
+        per_unit = [[counts[view]] for sample in samples for view in range(len(sample))]
         if not alone:
-            return made
-        caches, start = [], 0
+            per_unit = [counts[: len(sample)] for sample in samples]
+        caches = self._compress_units(units, per_unit, sizes or [[None] * len(unit) for unit in units])
+        if not alone:
+            return caches
+        joined, start = [], 0
         for sample in samples:
-            caches.append(join_caches(made[start : start + len(sample)]))
+            joined.append(join_caches(caches[start : start + len(sample)]))
             start += len(sample)
-        return caches
+        return joined
 
     def _compress_units(
         self, units: list[list[Tensor]], counts: list[list[int]], sizes: Sequence[Sequence[Size | None]]
     ) -> list[VocoCache]:
-        store = {str(at): view for at, view in enumerate(view for unit in units for view in unit)}
+        """A cache for each unit of views that are compressed as one sequence, all in one flat row."""
+        store = {str(number): view for number, view in enumerate(view for unit in units for view in unit)}
         names = iter(store)
         samples = [
-            build_sample("", [], [next(names) for _ in unit], None, self.layout, voco_tokens=count, sizes=images)
-            for unit, count, images in zip(units, counts, sizes, strict=True)
+            build_sample("", [], [next(names) for _ in unit], None, self.layout, voco_tokens=count, sizes=image_sizes)
+            for unit, count, image_sizes in zip(units, counts, sizes, strict=True)
         ]
         empty = (self.layout.vision_slots, self.feature_width)
         batch = collate(samples, store.__getitem__, empty).to(self.device, self.dtype)
-        voco = self.layout.method == "voco"
-        kept = torch.nonzero(batch.kind[0] == VOCO if voco else batch.kind[0] != PAD)[:, 0].to(self.device)
-        seen = self._see(batch.token_ids, self.layout.method)
+        apart, kind = self.layout.rule.views_apart, batch.kind[0]
+        rows = torch.nonzero(kind == VOCO if apart else kind != PAD)[:, 0].to(self.device)
+        plan = self._plan(batch.token_ids, apart)
         self._check_window(batch.position)
-        keys, values = compute_keys_values(self.language_model, self.embed(batch), batch.position, seen, kept)
-        tokens = [n if voco else np.bincount(sample.view).tolist() for n, sample in zip(counts, samples, strict=True)]
-        kept_of = [sum(each) for each in tokens]
-        # copies: a cache must not hold on to the others that were made with it
-        parts = [[one.clone() for one in torch.split(states, kept_of, dim=2)] for states in (keys, values)]
-        return [VocoCache(k, v, tuple(some), self.cache_key()) for k, v, some in zip(*parts, tokens, strict=True)]
+        keys, values = compute_keys_values(self.language_model, self.embed(batch), batch.position, plan, rows)
+        tokens = [count if apart else np.bincount(sample.view).tolist() for count, sample in zip(counts, samples, strict=True)]
+        lengths = [sum(view_tokens) for view_tokens in tokens]
+        # copies: a cache must not keep the other units' memory alive
+        parts = [[unit.clone() for unit in torch.split(states, lengths, dim=2)] for states in (keys, values)]
+        return [VocoCache(k, v, tuple(per_view), self.cache_key()) for k, v, per_view in zip(*parts, tokens, strict=True)]

@@ -1,4 +1,4 @@
-"""One directory holds a model whole: `model.safetensors`, tokenizer, `preprocessor_config.json`, `config.json`."""
+"""One directory holds a complete model: `model.safetensors`, tokenizer, `preprocessor_config.json`, `config.json`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from voco.model.checkpoint_layout import compressor_uri, config_uri, model_uri, own_compressor
 from voco.model.fingerprint import hash_tensors
 from voco.model.vision.tower import empty_tower
 from voco.model.voco_llama import VocoLlama
@@ -20,12 +21,10 @@ from voco.store import storage
 
 FORMAT = 1
 PREPROCESSOR = "preprocessor_config.json"
-Q_FORMER = "q_former."  # its weights' names start so
-COMPRESSOR = "compressor"  # directory in a video checkpoint that holds the frozen maker of its caches
 
 
 def compressor_hash(state: dict[str, Tensor]) -> str:
-    """The hash of the weights that make caches: all but the output head, which no cache passes through."""
+    """The hash of the weights that make caches: all but the output head, which caches do not depend on."""
     return hash_tensors((name, tensor) for name, tensor in state.items() if not name.startswith("language_model.lm_head."))
 
 
@@ -40,8 +39,8 @@ def own_state(model: VocoLlama) -> dict[str, Tensor]:
 def save_checkpoint(model: VocoLlama, state: dict[str, Tensor], folder: Path, keep_compressor: bool = False) -> str:
     """Write `state` (names as in `own_state`) with the model's configuration, and return the compressor's hash.
 
-    The state is apart from the model because training gathers it from shards. With `keep_compressor` the model goes on
-    reading the caches of the compressor that it was loaded with; else it is its own.
+    The state is an argument because training gathers it from shards. With `keep_compressor` the checkpoint reads the caches of
+    the compressor that the model was loaded with; else it is its own compressor.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
@@ -76,13 +75,13 @@ def _dtype(tensor: Tensor) -> str:
 
 def read_config(checkpoint: str) -> dict[str, Any]:
     """`model/config.json` of a checkpoint directory, at a local path or `s3://`."""
-    config: dict[str, Any] = storage.read_json(storage.join(storage.resolve(checkpoint), "model", "config.json"))
+    config: dict[str, Any] = storage.read_json(config_uri(checkpoint))
     return config
 
 
 def read_tokenizer(checkpoint: str) -> Any:
-    """A checkpoint's tokenizer alone, without its weights."""
-    uri = storage.join(storage.resolve(checkpoint), "model")
+    """A checkpoint's tokenizer, without its weights."""
+    uri = model_uri(checkpoint)
     with tempfile.TemporaryDirectory() as folder:
         for name in storage.list_names(uri):
             if name.startswith(("tokenizer", "special_tokens")):
@@ -91,10 +90,9 @@ def read_tokenizer(checkpoint: str) -> Any:
 
 
 def load_compressor(checkpoint: str, device: str = "cpu") -> VocoLlama:
-    """The model that makes the caches which a checkpoint reads: what it was trained against, or itself."""
-    kept = storage.join(storage.resolve(checkpoint), COMPRESSOR)
-    place = kept if storage.exists(storage.join(kept, "model", "config.json")) else checkpoint
-    return load_checkpoint(place, device=device)
+    """The model that makes the caches which a checkpoint reads: the frozen one that it was trained with, or itself."""
+    uri = compressor_uri(checkpoint) if own_compressor(checkpoint) else checkpoint
+    return load_checkpoint(uri, device=device)
 
 
 def load_checkpoint(
@@ -103,18 +101,17 @@ def load_checkpoint(
     dtype: torch.dtype | None = None,
     attention: str = "segments",
     device: str = "cpu",
-    new_q_former: int | None = None,
+    method_seed: int | None = None,
 ) -> VocoLlama:
     """The model of a checkpoint directory. `layout` reads it in another way than it was trained; `dtype` None keeps its own.
 
-    `new_q_former` is the seed from which a Q-Former is made that the layout wants and the checkpoint lacks; one that the layout
-    does not want is left out.
+    Weights that belong to the stored layout's method alone are left out under another one. Where the checkpoint lacks those of
+    `layout`'s method, `method_seed` draws them.
 
     Raises ValueError for weights that do not fit, and for an attention backend that cannot honour the mask.
     """
-    uri = storage.join(storage.resolve(checkpoint), "model")
-    with tempfile.TemporaryDirectory() as place:
-        folder = storage.get_directory(uri, Path(place) / "model")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = storage.get_directory(model_uri(checkpoint), Path(temporary) / "model")
         config = json.loads((folder / "config.json").read_text())
         state = load_file(folder / "model.safetensors")
         tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -127,36 +124,44 @@ def load_checkpoint(
     language_model.model.rotary_emb = type(rotary)(lm_config)  # its frequencies are in no file
     tower = empty_tower(config["tower"], config["net"], stored) if config["tower"] is not None else None
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(new_q_former or 0)
-        reads = layout or Layout(**config["layout"])
-        model = VocoLlama(language_model, reads, config["feature_width"], tower, tokenizer, attention)
-    if new_q_former is not None and not any(name.startswith(Q_FORMER) for name in state):
-        state |= {name: tensor for name, tensor in own_state(model).items() if name.startswith(Q_FORMER)}
-    if model.q_former is None:
-        state = {name: tensor for name, tensor in state.items() if not name.startswith(Q_FORMER)}
-    wanted = own_state(model).keys()
-    if wanted != state.keys():
-        missing, unexpected = sorted(wanted - state.keys()), sorted(state.keys() - wanted)
+        torch.manual_seed(method_seed or 0)
+        read_as = layout or Layout(**config["layout"])
+        model = VocoLlama(language_model, read_as, config["feature_width"], tower, tokenizer, attention)
+    state = _with_method_weights(state, model, config["layout"]["method"], drawn=method_seed is not None)
+    expected = own_state(model).keys()
+    if expected != state.keys():
+        missing, unexpected = sorted(expected - state.keys()), sorted(state.keys() - expected)
         raise ValueError(f"{checkpoint}: weights do not fit: missing {missing}, unexpected {unexpected}")
     model.load_state_dict(state, strict=False, assign=True)
     if lm_config.tie_word_embeddings:
         language_model.lm_head.weight = language_model.model.embed_tokens.weight
-    for part in (model.language_model, model.projector, model.q_former):
+    for part in (model.language_model, model.projector, model.method_module):
         if part is not None:
             part.to(dtype or model.dtype)
     if model.image_newline is not None:
         model.image_newline.data = model.image_newline.to(model.dtype)
     if model.tower is not None:
-        model.tower.float().arrange()
+        model.tower.float().use_channels_last()
     model.compressor, model.compressor_tokens = config["compressor"], config["compressor_tokens"]
     model.preprocessing = config["preprocessing"]
     return model.to(device).eval()
 
 
+def _with_method_weights(state: dict[str, Tensor], model: VocoLlama, stored: str, drawn: bool) -> dict[str, Tensor]:
+    """`state` without the weights of the `stored` method if the model has another one; with the model's `drawn` ones if it
+    lacks them.
+    """
+    method = model.layout.method
+    if stored != method:
+        state = {name: tensor for name, tensor in state.items() if not name.startswith(f"{stored}.")}
+    if drawn and not any(name.startswith(f"{method}.") for name in state):
+        state |= {name: tensor for name, tensor in own_state(model).items() if name.startswith(f"{method}.")}
+    return state
+
+
 def keep_compressor(start: str, output: str) -> None:
-    """Copy the maker of a checkpoint's caches to `<output>/compressor`, for a model that was trained against them."""
-    kept = storage.join(start, COMPRESSOR)
-    source = kept if storage.exists(storage.join(kept, "model", "config.json")) else start
-    with tempfile.TemporaryDirectory() as place:
-        folder = storage.get_directory(storage.join(source, "model"), Path(place) / "model")
-        storage.put_directory(folder, storage.join(output, COMPRESSOR, "model"))
+    """Copy the compressor of the checkpoint `start` to `<output>/compressor`, for a model that was trained on its caches."""
+    source = compressor_uri(start) if own_compressor(start) else start
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = storage.get_directory(model_uri(source), Path(temporary) / "model")
+        storage.put_directory(folder, model_uri(compressor_uri(output)))

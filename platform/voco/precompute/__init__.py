@@ -1,1 +1,1 @@
-"""What is computed once and read many times: vision features and per-frame VoCo caches."""
+"""Vision features and per-frame VoCo caches: computed once, read many times."""

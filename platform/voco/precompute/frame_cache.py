@@ -1,52 +1,34 @@
-"""Frames to caches: decode, compress each alone with the checkpoint's compressor, write `frame_cache/` (design section 4)."""
+"""Frames to caches: decode, compress each alone with the checkpoint's compressor, write `frame_cache/` (docs/data.md)."""
 
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import torch
 from PIL import Image
 from torch import Tensor
 
+from voco.errors import JobFailed, Refused
 from voco.job.config import FrameCache
+from voco.job.tables import METHODS
 from voco.model import weights
-from voco.model.cache import VocoCache
+from voco.precompute.frame_tensors import METADATA_KEY, cache_metadata, tensor_to_bytes
+from voco.precompute.pixel_loader import UNDECODABLE
 from voco.run import units
 from voco.run.units import part_uri
-from voco.store import parquet, schemas
-from voco.store.samples import ROW_ADDRESS, list_rows
+from voco.store import parquet, schemas, storage
+from voco.store.samples import ROW_ADDRESS, read_at, row_addresses
 from voco.video.decode import Video
 from voco.video.sample_frames import evenly_spaced, frames_at_rate, thin_evenly
 
 COLUMNS = ["sample_id", "dataset", "modality", "media"]
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-
-
-def cache_metadata(cache: VocoCache, rope: dict[str, Any]) -> str:
-    """What `frame_cache/` files say of themselves, as JSON: all that must match before they are read."""
-    layers, heads, tokens, width = cache.keys.shape
-    each = tokens // len(cache.tokens)
-    facts = {**cache.key.stated(cache.keys.dtype, rope), "shape": [layers, heads, each, width]}
-    return json.dumps(facts, sort_keys=True)
-
-
-def tensor_to_bytes(tensor: Tensor) -> bytes:
-    return tensor.contiguous().view(torch.uint8).cpu().numpy().tobytes()
-
-
-def tensor_from_bytes(data: list[bytes], facts: dict[str, Any]) -> Tensor:
-    """(F, D, H, N, E) of F frames' keys or values."""
-    flat = torch.from_numpy(np.frombuffer(b"".join(data), dtype=np.uint8).copy())
-    return flat.view(DTYPES[facts["dtype"]]).view(len(data), *facts["shape"])
 
 
 class Frame(NamedTuple):
-    """One decoded frame and whose it is."""
+    """One decoded frame, and the medium that it is from."""
 
     sample_id: str
     media_index: int
@@ -64,42 +46,41 @@ class FrameWorker:
         self.model = weights.load_compressor(checkpoint, "cuda" if torch.cuda.is_available() else "cpu")
         assert self.model.tower is not None
         self.preprocess = self.model.tower.preprocess
-        if self.model.layout.method != "voco":
+        if not self.model.layout.rule.views_apart:
             raise ValueError(f"{checkpoint}: a checkpoint of method {self.model.layout.method} makes no frame caches")
 
     def __call__(self, unit: int, listed: pa.Table) -> dict[str, Any]:
-        place = part_uri(self.output, "frame_cache", unit)
         index: list[dict[str, Any]] = []
         rejects: list[dict[str, str]] = []
         assert self.model.tower is not None
-        sample = self.model.compress(torch.zeros(1, self.model.tower.size, self.model.tower.size, 3, dtype=torch.uint8))
-        facts = cache_metadata(sample, self.model.language_model.config.rope_parameters)
-        each = sample.keys.numel() * sample.keys.element_size()
-        schema = schemas.frame_cache_schema(each)
-        groups = self._groups(self._cached(self._frames(listed, rejects)), schema, each, index)
-        entry = parquet.write_table(place, groups, schema, {"voco.frame_cache": facts})
-        lost = parquet.write_table(
-            part_uri(self.output, "rejects", unit), [pa.Table.from_pylist(rejects, schema=schemas.REJECTS)], schemas.REJECTS
-        )
-        lost_ids = {reject["source"] for reject in rejects}  # what was written of them before the error is in no index
-        index = [{**line, "file": entry["path"]} for line in index if line["sample_id"] not in lost_ids]
+        black = self.model.compress(torch.zeros(1, self.model.tower.size, self.model.tower.size, 3, dtype=torch.uint8))
+        facts = cache_metadata(black, self.model.language_model.config.rope_parameters)
+        tensor_bytes = black.keys.numel() * black.keys.element_size()
+        schema = schemas.frame_cache_schema(tensor_bytes)
+        groups = self._groups(self._rows(self._frames(listed, rejects)), schema, tensor_bytes, index)
+        uri = part_uri(self.output, "frame_cache", unit)
+        entry = parquet.write_table(uri, groups, schema, {METADATA_KEY: facts})
+        rejects_table = pa.Table.from_pylist(rejects, schema=schemas.REJECTS)
+        rejects_entry = parquet.write_table(part_uri(self.output, "rejects", unit), [rejects_table], schemas.REJECTS)
+        rejected_ids = {reject["source"] for reject in rejects}  # their frames before the error are in no index
+        index = [{**group, "file": entry["path"]} for group in index if group["sample_id"] not in rejected_ids]
         counts = {"read": listed.num_rows, "written": entry["rows"], "rejected": len(rejects)}
-        tables = {"frame_cache": [entry], "rejects": [lost]}
-        return {"tables": tables, "counts": counts, "index": index, "rejects": rejects, "bytes_per_frame": 2 * each}
+        tables = {"frame_cache": [entry], "rejects": [rejects_entry]}
+        return {"tables": tables, "counts": counts, "index": index, "rejects": rejects, "bytes_per_frame": 2 * tensor_bytes}
 
     def _frames(self, listed: pa.Table, rejects: list[dict[str, str]]) -> Iterator[Frame]:
-        """Every frame of the unit, decoded; a sample of which one cannot be decoded ends there and is added to `rejects`."""
-        for row in read_media(listed.to_pylist()):
+        """Every frame of the unit, decoded. A sample ends at a frame that cannot be decoded, and is added to `rejects`."""
+        for row in read_at(listed.to_pylist(), COLUMNS, media=True):
             try:
-                for medium, one in enumerate(row["media"] or []):
-                    for number, time_s, pixels in self._pixels(one, row["modality"]):
-                        yield Frame(row["sample_id"], medium, number, time_s, pixels)
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-                lost = {"dataset": row["dataset"], "source": row["sample_id"], "reason": "corrupt_media"}
-                rejects.append({**lost, "detail": str(error)})
+                for index, medium in enumerate(row["media"] or []):
+                    for number, time_s, pixels in self._pixels(medium, row["modality"]):
+                        yield Frame(row["sample_id"], index, number, time_s, pixels)
+            except UNDECODABLE as error:
+                reject = {"dataset": row["dataset"], "source": row["sample_id"], "reason": "corrupt_media"}
+                rejects.append({**reject, "detail": str(error)})
 
     def _pixels(self, medium: dict[str, Any], modality: str) -> Iterator[tuple[int, float, Tensor]]:
-        """Number, time in seconds and (S, S, 3) pixels of each frame, decoded `batch` at a time; an image is one at 0 s."""
+        """Number, time in seconds and (S, S, 3) pixels of each frame, decoded `batch` at a time; an image is one frame at 0 s."""
         if modality == "image":
             yield 0, 0.0, self.preprocess(medium["bytes"])
             return
@@ -110,53 +91,91 @@ class FrameWorker:
             numbers = evenly_spaced(video.num_frames, block.frames or 1)
         numbers = thin_evenly(numbers, block.max_frames)
         for start in range(0, len(numbers), block.batch):
-            some = numbers[start : start + block.batch]
-            for number, frame in zip(some, video.frames(some), strict=True):
+            batch = numbers[start : start + block.batch]
+            for number, frame in zip(batch, video.frames(batch), strict=True):
                 yield number, number / video.fps, self.preprocess(Image.fromarray(frame))
 
-    def _cached(self, frames: Iterator[Frame]) -> Iterator[dict[str, Any]]:
-        """Rows of the table: `batch` frames are compressed in one pass, whichever media they are of; each sees itself only."""
-        while held := list(itertools.islice(frames, self.block.batch)):
-            cache = self.model.compress(torch.stack([frame.pixels for frame in held]))
+    def _rows(self, frames: Iterator[Frame]) -> Iterator[dict[str, Any]]:
+        """Rows of the table. One pass compresses `batch` frames, of any media: each sees itself only."""
+        while batch := list(itertools.islice(frames, self.block.batch)):
+            cache = self.model.compress(torch.stack([frame.pixels for frame in batch]))
             split = [torch.split(tensor, cache.key.n, dim=2) for tensor in (cache.keys, cache.values)]
-            for frame, keys, values in zip(held, *split, strict=True):
+            for frame, keys, values in zip(batch, *split, strict=True):
                 names = {"sample_id": frame.sample_id, "media_index": frame.media_index}
                 times = {"frame_index": frame.frame_index, "timestamp_s": frame.timestamp_s}
                 yield {**names, **times, "keys": tensor_to_bytes(keys), "values": tensor_to_bytes(values)}
 
     def _groups(
-        self, made: Iterator[dict[str, Any]], schema: pa.Schema, each: int, index: list[dict[str, Any]]
+        self, rows: Iterator[dict[str, Any]], schema: pa.Schema, tensor_bytes: int, index: list[dict[str, Any]]
     ) -> Iterator[pa.Table]:
         """Row groups of one medium each, at most 16 MiB; fills `index` on the way."""
-        size = max(1, schemas.FRAME_GROUP_BYTES // (2 * each))
+        size = max(1, schemas.FRAME_GROUP_BYTES // (2 * tensor_bytes))
         groups = 0
-        for (sample_id, medium), frames in itertools.groupby(made, key=lambda row: (row["sample_id"], row["media_index"])):
-            while held := list(itertools.islice(frames, size)):
-                index.append({"sample_id": sample_id, "media_index": medium, "row_group": groups, "frames": len(held)})
+        for (sample_id, medium), frames in itertools.groupby(rows, key=lambda row: (row["sample_id"], row["media_index"])):
+            while group := list(itertools.islice(frames, size)):
+                index.append({"sample_id": sample_id, "media_index": medium, "row_group": groups, "frames": len(group)})
                 groups += 1
-                yield pa.Table.from_pylist(held, schema=schema)
+                yield pa.Table.from_pylist(group, schema=schema)
 
 
-def read_media(wanted: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Rows of `samples/` with their media's bytes, in the order of the list (rows of `work.SAMPLE_LIST`)."""
-    held: tuple[tuple[str, int], list[dict[str, Any]]] | None = None
-    for one in wanted:
-        where = (one["part"], one["group"])
-        if held is None or held[0] != where:
-            with parquet.open_parquet(one["part"]) as file:
-                held = (where, file.read_row_group(one["group"], columns=COLUMNS).to_pylist())
-        row = held[1][one["row"]]
-        for medium in row["media"] or []:
-            medium["bytes"] = parquet.medium_bytes(medium, one["part"])
-        yield row
+def check_method(checkpoint: str) -> None:
+    """Refuse a checkpoint that does not compress by <voco> tokens."""
+    method = weights.read_config(checkpoint)["layout"]["method"]
+    if not METHODS[method].views_apart:
+        raise Refused(f"inputs.checkpoint: frame caches need a checkpoint of method voco, got {method}")
 
 
 def list_media_samples(output: str, samples: list[str], unit_samples: int) -> int:
-    """The work list of a frame_cache job: every sample of the tables that has media, once. Returns the number of units."""
-    seen: set[str] = set()
-    listed = (
-        row
-        for row in list_rows(samples, with_media=True)
-        if row["sample_id"] not in seen and not seen.add(row["sample_id"])  # type: ignore[func-returns-value]
+    """The work list of a frame_cache job: every sample of the tables that has media, once. Returns the number of units.
+
+    Raises Refused when there is no such sample.
+    """
+    listed = _distinct(row_addresses(samples, with_media=True))
+    count = units.write_work_list(output, units.cut_units(listed, unit_samples, ROW_ADDRESS), ROW_ADDRESS)
+    if count == 0:
+        raise Refused("inputs.samples: no rows with images or videos")
+    return count
+
+
+def _distinct(rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    sample_ids: set[str] = set()
+    for row in rows:
+        if row["sample_id"] not in sample_ids:
+            sample_ids.add(row["sample_id"])
+            yield row
+
+
+def check_rejects(output: str, records: list[dict[str, Any]], max_share: float) -> None:
+    """Fail a job that lost more than `max_share` of its samples. Its units with rejects run again when it is submitted again."""
+    read, rejected = (sum(record["counts"][key] for record in records) for key in ("read", "rejected"))
+    if rejected <= max_share * read:
+        return
+    first = next(reject for record in records for reject in record["rejects"])
+    for record in records:
+        if record["rejects"]:
+            storage.delete(units.unit_record_uri(output, record["unit"]))
+    raise JobFailed(
+        f"frame_cache.max_reject_share: {rejected} of {read} samples cannot be decoded, more than {max_share:.2%}; "
+        f"{output}/rejects lists each with its error, {first['source']} for one: {first['detail']}"
     )
-    return units.write_work_list(output, units.cut_units(listed, unit_samples, ROW_ADDRESS), ROW_ADDRESS)
+
+
+def write_index(output: str, records: list[dict[str, Any]]) -> dict[str, Any]:
+    """Write `index.parquet`, which says in which row groups of which file a sample's frames are. Returns its manifest entry."""
+    index = pa.Table.from_pylist([group for record in records for group in record["index"]], schema=schemas.FRAME_INDEX)
+    return parquet.write_table(storage.join(output, "index.parquet"), [index], schemas.FRAME_INDEX)
+
+
+def manifest_fields(index: dict[str, Any], records: list[dict[str, Any]]) -> dict[str, Any]:
+    """Counts, tables and statistics of the job's manifest; `index` is the entry that `write_index` returned."""
+    read, frames, rejected = (sum(record["counts"][key] for record in records) for key in ("read", "written", "rejected"))
+    tables = {name: [entry for record in records for entry in record["tables"][name]] for name in ("frame_cache", "rejects")}
+    stored = sum(entry["bytes"] for entry in tables["frame_cache"])
+    return {
+        "counts": {"read": read, "written": frames, "rejected": {"corrupt_media": rejected} if rejected else {}},
+        "tables": {**tables, "index": [index]},
+        "statistics": {
+            "bytes_per_frame": records[0]["bytes_per_frame"],
+            "stored_bytes_per_frame": stored / max(1, frames),
+        },
+    }

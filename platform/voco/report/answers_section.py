@@ -1,4 +1,4 @@
-"""Answers side by side: the same questions with every evaluation's answer, chosen without a look at any result."""
+"""Answers side by side: the same questions with every evaluation's answer. The choice of questions ignores all results."""
 
 from __future__ import annotations
 
@@ -12,55 +12,56 @@ from voco.report.differences import answers_at
 from voco.report.outputs import Output, OutputGraph
 from voco.report.pictures import Picture, picture, rows_by_id
 
-QUESTIONS_SHOWN = 12  # side by side, of each benchmark
+QUESTIONS_SHOWN = 12  # per benchmark
 
 
-def side_by_side(world: OutputGraph, comparison: Comparison) -> tuple[list[dict[str, Any]], str]:
-    """Questions with the answer of every evaluation, and why there are none.
-
-    Which questions: the least hashes of their keys, in turn from each category and never two of one sample, so that no
-    result has a hand in the choice.
-    """
+def side_by_side(graph: OutputGraph, comparison: Comparison) -> tuple[list[dict[str, Any]], str]:
+    """Questions with every evaluation's answer; without any, the reason as the second value."""
     answers: dict[str, dict[tuple[str, int], dict[str, Any]]] = {}
     sources: list[Output] = []
     for row in comparison.rows:
-        output = world.at(row["output"])
-        held = answers_at(output, row["n"]) if output is not None else None
-        if output is not None and held is not None:
-            mine = held.filter(pc.equal(held["benchmark"], comparison.benchmark)).to_pylist()
-            answers[row["label"]] = {(line["sample_id"], line["conversation_index"]): line for line in mine}
-            found = [world.at(uri) for uri in output.samples_inputs() or [parent.uri for parent in output.parents]]
-            sources += [parent for parent in found if parent is not None and parent.kind == "ingest" and parent not in sources]
+        output = graph.at(row["output"])
+        table = answers_at(output, row["n"]) if output is not None else None
+        if output is not None and table is not None:
+            lines = table.filter(pc.equal(table["benchmark"], comparison.benchmark)).to_pylist()
+            answers[row["label"]] = {(line["sample_id"], line["conversation_index"]): line for line in lines}
+            parents = [graph.at(uri) for uri in output.samples_inputs() or [parent.uri for parent in output.parents]]
+            sources += [parent for parent in parents if parent is not None and parent.kind == "ingest" and parent not in sources]
     if not answers:
         return [], "The answers are missing."
-    common = set.intersection(*(set(held) for held in answers.values()))
+    common = set.intersection(*(set(by_key) for by_key in answers.values()))
     if not common:
         return [], "The evaluations have no question in common."
     first = next(iter(answers.values()))
-    keys = choose({key: str(first[key]["category"]) for key in common}, QUESTIONS_SHOWN)
+    keys = choose_questions({key: str(first[key]["category"]) for key in common}, QUESTIONS_SHOWN)
     media = rows_by_id(sources, {sample_id for sample_id, _ in keys})
     return [
         {
-            "picture": picture(media[key[0]]) if key[0] in media else Picture(problem="picture missing: no samples"),
+            "picture": picture(media[key[0]])
+            if key[0] in media
+            else Picture(problem="picture missing: its samples table is gone"),
             "question": _question(media.get(key[0]), key[1]) or first[key]["prompt"],
             "category": first[key]["category"],
             "references": first[key]["references"] or [],
-            "answers": [(label, held[key]) for label, held in answers.items()],
+            "answers": [(label, by_key[key]) for label, by_key in answers.items()],
         }
         for key in keys
     ], ""
 
 
 def _question(row: dict[str, Any] | None, index: int) -> str | None:
-    """The last user turn of a conversation, as ingested; the prompt has the template around it."""
+    """The last user turn of a conversation as ingested: the question without the chat template of the prompt."""
     conversations = (row or {}).get("conversations") or []
     if index >= len(conversations) or not conversations[index]["turns"]:
         return None
     return str(conversations[index]["turns"][-1]["text"])
 
 
-def choose(category_of: dict[tuple[str, int], str], count: int) -> list[tuple[str, int]]:
-    """`count` keys, in turn from each category by the hash of the key, at most one of each sample."""
+def choose_questions(category_of: dict[tuple[str, int], str], count: int) -> list[tuple[str, int]]:
+    """`count` keys, one category after another, lowest hash of the key first, at most one key per sample.
+
+    The hash makes the choice independent of every result.
+    """
     queues: dict[str, list[tuple[str, int]]] = {}
     for key in sorted(category_of, key=lambda key: hashlib.sha256(f"{key[0]}:{key[1]}".encode()).digest()):
         queues.setdefault(category_of[key], []).append(key)

@@ -1,4 +1,4 @@
-"""What the evaluations say together: who is a bound, who is compared, and the paired difference of two methods."""
+"""The evaluations of each benchmark side by side: which are bounds, which are compared, and the paired differences of methods."""
 
 from __future__ import annotations
 
@@ -8,25 +8,22 @@ from typing import Any
 import pyarrow as pa
 
 from voco.evaluate.scores import ALL
-from voco.report.differences import VARIANTS, Difference, difference_text, differences
+from voco.job.tables import METHODS
+from voco.report.differences import FRAME_VARIANTS, Difference, difference_text, differences
 from voco.report.outputs import Output, OutputGraph
 from voco.report.table import MEDIA, shared_view
 from voco.store import schemas
 
 ROLES = ("upper", "compared", "lower")
-METHODS = {
-    "voco": "VoCo", "none": "uncompressed", "avg_pool": "average pooling", "q_former": "Q-Former", "fastv": "FastV",
-    "shuffled_frames": "frames shuffled", "one_frame": "one frame only",
-}  # fmt: skip
 
-# The comparison as a table: a row of scores with the stage that it came from and its part in the comparison.
+# The comparison as a table: rows of `schemas.SCORES` with the stage that they come from and their role in the comparison.
 SUMMARY = pa.schema(
     [
         ("stage", pa.string()),
         ("output", pa.string()),
         ("role", pa.string()),  # upper, compared or lower
         ("label", pa.string()),
-        ("view", pa.string()),  # what one cache is of: image or frame
+        ("view", pa.string()),  # what one cache holds: an image or a frame
         *schemas.SCORES,
     ]
 )
@@ -34,7 +31,7 @@ SUMMARY = pa.schema(
 
 @dataclass(frozen=True)
 class Comparison:
-    """One benchmark: its rows of category "all" (upper bound first, lower bound last), its rows by category."""
+    """One benchmark: its rows of category "all" (upper bound first, lower bound last) and its rows by category."""
 
     benchmark: str
     rows: list[dict[str, Any]]
@@ -55,35 +52,34 @@ class Comparison:
 
     @property
     def bounded(self) -> bool:
-        """True when any row says how much it keeps."""
+        """True when any row has a retention."""
         return any(row["retention"] is not None for row in [*self.rows, *self.by_category])
 
     def bound(self, role: str, category: str = ALL) -> float | None:
-        """The score of a bound: its own evaluation's, else what every compared row says alike."""
-        held = self.rows if category == ALL else [row for row in self.by_category if row["category"] == category]
-        own = {row["score"] for row in held if row["role"] == role}
-        said = {row[f"{role}_bound"] for row in held if row[f"{role}_bound"] is not None}
-        values = own or said
+        """The score of a bound: from its own evaluation, else the value that all compared rows agree on."""
+        rows = self.rows if category == ALL else [row for row in self.by_category if row["category"] == category]
+        own = {row["score"] for row in rows if row["role"] == role}
+        values = own or {row[f"{role}_bound"] for row in rows if row[f"{role}_bound"] is not None}
         return float(next(iter(values))) if len(values) == 1 else None
 
 
-def compare(world: OutputGraph) -> list[Comparison]:
-    """One comparison a benchmark, in the order in which they were evaluated."""
-    evaluations = world.of_kind("evaluate")
+def compare(graph: OutputGraph) -> list[Comparison]:
+    """One comparison per benchmark, in the order of the evaluations."""
+    evaluations = graph.of_kind("evaluate")
     roles = _roles(evaluations)
-    found: dict[str, list[tuple[Output, dict[str, Any]]]] = {}
+    by_benchmark: dict[str, list[tuple[Output, dict[str, Any]]]] = {}
     for output in evaluations:
         table = output.read("scores")
         for row in table.to_pylist() if table is not None else []:
             role = roles[output.uri]
-            facts = {"stage": output.name, "output": output.uri, "role": role, "label": label(row, role)}
-            whole = {**facts, "view": _view(output, row), **row}
-            found.setdefault(row["benchmark"], []).append((output, whole))
-    return [_one(benchmark, held) for benchmark, held in found.items()]
+            facts = {"stage": output.name, "output": output.uri, "role": role, "label": row_label(row, role)}
+            summary = {**facts, "view": _view(output, row), **row}
+            by_benchmark.setdefault(row["benchmark"], []).append((output, summary))
+    return [_compare_benchmark(benchmark, rows) for benchmark, rows in by_benchmark.items()]
 
 
 def _roles(evaluations: list[Output]) -> dict[str, str]:
-    """A bound is what another evaluation names as one; read under the VoCo mask untrained, it is the lower bound."""
+    """Roles by URI. A bound is what another evaluation names as one; `read_as: voco` also makes an evaluation a lower bound."""
     uppers = {output.input("upper") for output in evaluations}
     lowers = {output.input("lower") for output in evaluations}
     roles = {}
@@ -94,82 +90,86 @@ def _roles(evaluations: list[Output]) -> dict[str, str]:
 
 
 def _view(output: Output, row: dict[str, Any]) -> str:
-    return "frame" if output.input("frame_cache") is not None or row["method"] in VARIANTS else "image"
+    return "frame" if output.input("frame_cache") is not None or row["method"] in FRAME_VARIANTS else "image"
 
 
-def label(row: dict[str, Any], role: str) -> str:
-    """How a row is called in tables and plots."""
-    if role == "upper":
-        return "upper bound"
-    if role == "lower":
-        return "lower bound"
-    name = METHODS.get(row["method"], str(row["method"]))
-    if row["method"] in VARIANTS:
+def method_label(method: str) -> str:
+    """The name of a method or frame variant in tables and plots; an unknown one is shown as it is stored."""
+    return METHODS[method].label if method in METHODS else FRAME_VARIANTS.get(method, method)
+
+
+def row_label(row: dict[str, Any], role: str) -> str:
+    """The name of a row in tables and plots."""
+    if role != "compared":
+        return f"{role} bound"
+    name = method_label(str(row["method"]))
+    if row["method"] in FRAME_VARIANTS:
         return name
-    return f"{name}, {_checkpoint(row['checkpoint'])}" if row["method"] == "none" else f"{name}, N={row['n']}"
+    return f"{name}, {_checkpoint_name(row['checkpoint'])}" if row["method"] == "none" else f"{name}, N={row['n']}"
 
 
-def _checkpoint(uri: str) -> str:
-    """What a checkpoint is called: its directory, or the trial's where it is a trial's `train`."""
+def _checkpoint_name(uri: str) -> str:
+    """The directory's name; for the `train` directory of a sweep's trial, the trial's name."""
     path = uri.rstrip("/").split("/")
     return path[-2] if path[-1] == "train" and path[-3:-2] == ["runs"] else path[-1]
 
 
-def _one(benchmark: str, held: list[tuple[Output, dict[str, Any]]]) -> Comparison:
-    _tell_apart([row for _, row in held])
-    order = sorted(held, key=lambda item: (ROLES.index(item[1]["role"]), -item[1]["score"]))
-    whole = [(output, row) for output, row in order if row["category"] == ALL]
-    places = [row["output"] for _, row in whole]
-    by_category = sorted((row for _, row in order if row["category"] != ALL), key=lambda row: places.index(row["output"]))
+def _compare_benchmark(benchmark: str, rows: list[tuple[Output, dict[str, Any]]]) -> Comparison:
+    _make_labels_unique([row for _, row in rows])
+    ordered = sorted(rows, key=lambda item: (ROLES.index(item[1]["role"]), -item[1]["score"]))
+    overall = [(output, row) for output, row in ordered if row["category"] == ALL]
+    uris = [row["output"] for _, row in overall]
+    by_category = sorted((row for _, row in ordered if row["category"] != ALL), key=lambda row: uris.index(row["output"]))
     categories = sorted({row["category"] for row in by_category})
-    found, unpaired = differences(whole)
-    return Comparison(benchmark, [row for _, row in whole], categories, by_category, found, unpaired)
+    paired, unpaired = differences(overall)
+    return Comparison(benchmark, [row for _, row in overall], categories, by_category, paired, unpaired)
 
 
-def _tell_apart(held: list[dict[str, Any]]) -> None:
-    """Labels that several N share get theirs; that several outputs share the stage's name, and their number if that is shared."""
+def _make_labels_unique(rows: list[dict[str, Any]]) -> None:
+    """Add N to frame variants read at several N; then the stage's name, and then a number, to labels that outputs share."""
     counts: dict[str, set[int]] = {}
-    for row in held:
+    for row in rows:
         counts.setdefault(row["label"], set()).add(row["n"])
-    for row in held:
-        row["label"] += f", N={row['n']}" if len(counts[row["label"]]) > 1 and row["method"] in VARIANTS else ""
-    for name in ("stage", "output"):
+    for row in rows:
+        row["label"] += f", N={row['n']}" if len(counts[row["label"]]) > 1 and row["method"] in FRAME_VARIANTS else ""
+    for key in ("stage", "output"):
         outputs: dict[str, list[str]] = {}
-        for row in held:
-            places = outputs.setdefault(row["label"], [])
-            if row["output"] not in places:
-                places.append(row["output"])
-        for row in held:
-            places = outputs[row["label"]]
-            if len(places) > 1:
-                row["label"] += f" ({row['stage']})" if name == "stage" else f" #{places.index(row['output']) + 1}"
+        for row in rows:
+            uris = outputs.setdefault(row["label"], [])
+            if row["output"] not in uris:
+                uris.append(row["output"])
+        for row in rows:
+            uris = outputs[row["label"]]
+            if len(uris) > 1:
+                row["label"] += f" ({row['stage']})" if key == "stage" else f" #{uris.index(row['output']) + 1}"
 
 
 def headline(comparison: Comparison) -> str:
-    """The key result in words; only what the figures carry."""
-    ours = [row for row in comparison.rows if row["role"] == "compared" and row["method"] == "voco"]
-    if not ours:
+    """The key result in a few sentences."""
+    voco_rows = [row for row in comparison.rows if row["role"] == "compared" and row["method"] == "voco"]
+    if not voco_rows:
         return f"{comparison.benchmark}: no VoCo checkpoint was evaluated."
-    best, *others = ours
+    best, *others = voco_rows
     text = f"{comparison.benchmark}: {best['label']} answers {100 * best['score']:.1f} % of {best['questions']:,} questions right"
     if best["retention"] is not None:
         text += (
-            f", against {100 * best['upper_bound']:.1f} % uncompressed and {100 * best['lower_bound']:.1f} % at the lower bound: "
-            f"it keeps {100 * best['retention']:.1f} % of what lies between them{_interval(best, 'retention')}."
+            f". The uncompressed model reaches {100 * best['upper_bound']:.1f} %, the lower bound "
+            f"{100 * best['lower_bound']:.1f} %; VoCo keeps {100 * best['retention']:.1f} % of the gap between them"
+            f"{_interval(best, 'retention')}."
         )
     elif comparison.view == "frame":
-        text += " with a video's frames in order."
+        text += " with the frames in order."
     else:
-        text += "; without both bounds nothing can be said of what it keeps."
+        text += ". Retention is unknown, because a bound is missing."
     for difference in comparison.differences:
         if difference.label == best["label"] and difference.category == ALL:
             text += " " + difference_text(difference)
     for row in others:
         if row["retention"] is not None:
             text += f" {row['label']} keeps {100 * row['retention']:.1f} %{_interval(row, 'retention')}."
-    measured = [row for row in ours if row["cache_bytes"] and row["full_cache_bytes"]]
+    measured = [row for row in voco_rows if row["cache_bytes"] and row["full_cache_bytes"]]
     smaller = " and ".join(f"{row['full_cache_bytes'] / row['cache_bytes']:,.0f} times ({row['label']})" for row in measured)
-    return f"{text} The cache of {ARTICLE[comparison.view]} is {smaller} smaller than the full one." if smaller else text
+    return f"{text} The cache of {ARTICLE[comparison.view]} is {smaller} smaller than the full cache." if smaller else text
 
 
 ARTICLE = {"image": "an image", "frame": "a frame", "view": "a view"}

@@ -1,4 +1,4 @@
-"""Comparison: scores and what is kept, by method and by question category, and paired differences."""
+"""Comparison section: score and retention by method and by question category, and paired differences."""
 
 from __future__ import annotations
 
@@ -9,31 +9,32 @@ from markupsafe import Markup
 from voco.evaluate.scores import ALL
 from voco.report import plots
 from voco.report.comparison import Comparison
-from voco.report.differences import VARIANTS, Difference, difference_text
+from voco.report.differences import FRAME_VARIANTS, Difference, difference_text
 
 
 def benchmark_section(comparison: Comparison) -> dict[str, Any]:
-    """One benchmark: the template's values."""
-    variants = [difference for difference in comparison.differences if difference.other_method in VARIANTS]
+    """The template's values for one benchmark."""
+    overall = [difference for difference in comparison.differences if difference.category == ALL]
+    variants = [difference for difference in comparison.differences if difference.other_method in FRAME_VARIANTS]
     return {
-        "it": comparison,
+        "comparison": comparison,
         "columns": [row["label"] for row in comparison.rows],
         "cells": {(row["category"], row["label"]): row for row in comparison.by_category},
         "questions": {row["category"]: row["questions"] for row in comparison.by_category},
         "bars": Markup(_bars(comparison)), "dots": Markup(_dots(comparison)),
         "compared": [row["label"] for row in comparison.rows if row["role"] == "compared"],
-        "differences": [difference_text(difference, whole=True) for difference in comparison.differences if difference.category == ALL],
+        "differences": [difference_text(difference, standalone=True) for difference in overall],
         "variants": _variants(variants),
     }  # fmt: skip
 
 
-def _variants(found: list[Difference]) -> dict[str, Any]:
-    """In-order answers minus those to less than the video: a row of each category, a column of each pair."""
-    pairs = list(dict.fromkeys((difference.label, difference.other) for difference in found))
+def _variants(differences: list[Difference]) -> dict[str, Any]:
+    """All frames in order minus each frame variant: one row per category, one column per pair."""
+    pairs = list(dict.fromkeys((difference.label, difference.other) for difference in differences))
     return {
         "pairs": pairs,
-        "categories": list(dict.fromkeys(difference.category for difference in found)),
-        "cells": {(difference.category, difference.label, difference.other): difference for difference in found},
+        "categories": list(dict.fromkeys(difference.category for difference in differences)),
+        "cells": {(difference.category, difference.label, difference.other): difference for difference in differences},
     }
 
 
@@ -43,8 +44,8 @@ def _bar(row: dict[str, Any]) -> plots.Bar:
 
 
 def _bounds(comparison: Comparison, category: str = ALL) -> list[tuple[str, float]]:
-    held = [(role, comparison.bound(role, category)) for role in ("lower", "upper")]
-    return [(f"{role} bound", 100 * value) for role, value in held if value is not None]
+    scores = [(role, comparison.bound(role, category)) for role in ("lower", "upper")]
+    return [(f"{role} bound", 100 * score) for role, score in scores if score is not None]
 
 
 def _bars(comparison: Comparison) -> str:
@@ -54,7 +55,7 @@ def _bars(comparison: Comparison) -> str:
 def _dots(comparison: Comparison) -> str:
     groups = []
     for category in comparison.categories:
-        held = [row for row in comparison.by_category if row["category"] == category and row["role"] == "compared"]
-        if held:
-            groups.append((category, [_bar(row) for row in held], _bounds(comparison, category)))
+        rows = [row for row in comparison.by_category if row["category"] == category and row["role"] == "compared"]
+        if rows:
+            groups.append((category, [_bar(row) for row in rows], _bounds(comparison, category)))
     return plots.dots("score by question category", groups) if groups else ""

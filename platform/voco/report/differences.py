@@ -1,4 +1,4 @@
-"""Paired differences: one evaluation's score minus another's on the same questions, over all of them and by category."""
+"""Paired differences: one evaluation's score minus another's on the same questions, overall and by category."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from voco.evaluate.retention import bootstrap
 from voco.evaluate.scores import ALL, join_correct
 from voco.report.outputs import Output
 
-VARIANTS = ("shuffled_frames", "one_frame")  # methods that answer to less than the whole video
+# Labels of the evaluations of a video with less than all frames in order, by the value of their column `method`.
+FRAME_VARIANTS = {"shuffled_frames": "frames shuffled", "one_frame": "one frame only"}
 RESAMPLES = 2000
 
-Held = tuple[Output, dict[str, Any]]  # an evaluation and its row of category "all"
+EvaluatedRow = tuple[Output, dict[str, Any]]  # an evaluation and its row of category "all"
 
 
 @dataclass(frozen=True)
@@ -35,83 +36,84 @@ class Difference:
     questions: int
 
     @property
-    def settled(self) -> bool:
-        """True when the interval is on one side of zero."""
+    def significant(self) -> bool:
+        """True when the interval does not contain zero."""
         return self.low > 0 or self.high < 0
 
 
-def differences(whole: list[Held]) -> tuple[list[Difference], list[str]]:
-    """Every VoCo evaluation minus every other way to compress, every other N, and its own answers to less than the video.
+def differences(rows: list[EvaluatedRow]) -> tuple[list[Difference], list[str]]:
+    """Each VoCo evaluation minus every other method, every other N, and its own frame variants.
 
-    Against the last, by category too. Also returns why a difference is missing.
+    Frame variants are also compared by category. The second value names each pair that could not be compared, and why.
     """
     answers: dict[tuple[str, int], pa.Table | None] = {}
-    found: list[Difference] = []
+    paired: list[Difference] = []
     unpaired: list[str] = []
-    for (output, row), (other, against) in _pairs(whole):
-        held = {}
-        for line, one in ((row, output), (against, other)):
-            key = (one.uri, line["n"])
-            if key not in answers:
-                answers[key] = answers_at(one, line["n"])
-            held[line["label"]] = answers[key]
-        tables = {label: table for label, table in held.items() if table is not None}
+    for first, second in _pairs(rows):
+        for output, row in (first, second):
+            if (output.uri, row["n"]) not in answers:
+                answers[output.uri, row["n"]] = answers_at(output, row["n"])
+        by_label = {row["label"]: answers[output.uri, row["n"]] for output, row in (first, second)}
+        tables = {label: table for label, table in by_label.items() if table is not None}
         if len(tables) < 2:
-            unpaired.append(f"{row['label']} against {against['label']}: answers are missing")
+            unpaired.append(f"{first[1]['label']} against {second[1]['label']}: answers are missing")
             continue
         try:
-            found += _paired(tables, row, against)
+            paired += _paired(tables, first[1], second[1])
         except Refused as error:
             unpaired.append(str(error))
-    return found, unpaired
+    return paired, unpaired
 
 
 def answers_at(output: Output, n: int) -> pa.Table | None:
-    """An evaluation's answers with `n` tokens, which may be one of several; None when they are gone."""
+    """An evaluation's answers with `n` tokens (an evaluation may read several n); None when its files are gone."""
     table = output.read("answers")
     return None if table is None else table.filter(pc.equal(table["n"], n))
 
 
-def _pairs(whole: list[Held]) -> Iterator[tuple[Held, Held]]:
-    compared = [item for item in whole if item[1]["role"] == "compared"]
-    for index, ours in enumerate(compared):
-        if ours[1]["method"] != "voco":
+def _pairs(rows: list[EvaluatedRow]) -> Iterator[tuple[EvaluatedRow, EvaluatedRow]]:
+    """(a VoCo evaluation, what it is compared with), each pair once."""
+    compared = [item for item in rows if item[1]["role"] == "compared"]
+    for index, first in enumerate(compared):
+        row = first[1]
+        if row["method"] != "voco":
             continue
-        for place, other in enumerate(compared):
-            row, against = ours[1], other[1]
-            if against["method"] in VARIANTS:
-                if (against["checkpoint"], against["n"]) == (row["checkpoint"], row["n"]):
-                    yield ours, other
-            elif against["method"] == "voco":
-                if place > index and against["n"] != row["n"]:
-                    yield ours, other
-            elif against["method"] != "none":
-                yield ours, other
+        for position, second in enumerate(compared):
+            other = second[1]
+            if other["method"] in FRAME_VARIANTS:
+                if (other["checkpoint"], other["n"]) == (row["checkpoint"], row["n"]):
+                    yield first, second
+            elif other["method"] == "voco":
+                if position > index and other["n"] != row["n"]:
+                    yield first, second
+            elif other["method"] != "none":
+                yield first, second
 
 
-def _paired(tables: dict[str, pa.Table], row: dict[str, Any], against: dict[str, Any]) -> Iterator[Difference]:
-    """The difference over all questions, then by category for a variant. Raises Refused for questions that differ."""
+def _paired(tables: dict[str, pa.Table], row: dict[str, Any], other: dict[str, Any]) -> Iterator[Difference]:
+    """The difference over all questions, and by category for a frame variant. Raises Refused when the questions differ."""
     samples, categories, correct = join_correct(tables)
-    label, other = row["label"], against["label"]
-    wanted = [ALL]
-    if against["method"] in VARIANTS and len(set(categories.tolist())) > 1:
-        wanted += sorted(set(categories.tolist()))
-    for category in wanted:
-        chosen = np.ones(len(samples), dtype=bool) if category == ALL else categories == category
-        held = {name: values[chosen] for name, values in correct.items()}
-        drawn = bootstrap(held, samples[chosen], RESAMPLES, row["seed"] or 0)
-        low, high = drawn.difference(label, other)
-        value = drawn.scores[label] - drawn.scores[other]
-        yield Difference(label, other, against["method"], category, value, low, high, int(chosen.sum()))
+    label, other_label = row["label"], other["label"]
+    groups = [ALL]
+    if other["method"] in FRAME_VARIANTS and len(set(categories.tolist())) > 1:
+        groups += sorted(set(categories.tolist()))
+    for category in groups:
+        mask = np.ones(len(samples), dtype=bool) if category == ALL else categories == category
+        resampled = bootstrap(
+            {name: values[mask] for name, values in correct.items()}, samples[mask], RESAMPLES, row["seed"] or 0
+        )
+        low, high = resampled.difference(label, other_label)
+        value = resampled.scores[label] - resampled.scores[other_label]
+        yield Difference(label, other_label, other["method"], category, value, low, high, int(mask.sum()))
 
 
-def difference_text(difference: Difference, whole: bool = False) -> str:
-    """One sentence; `whole` names both methods and the number of questions."""
+def difference_text(difference: Difference, standalone: bool = False) -> str:
+    """One sentence. `standalone`: it names both methods and the number of questions."""
     points = f"{abs(100 * difference.value):.1f} points {'above' if difference.value > 0 else 'below'} {difference.other}"
-    if difference.other_method in VARIANTS:
+    if difference.other_method in FRAME_VARIANTS:
         points += f" for {difference.category} questions" if difference.category != ALL else ""
     interval = f"95 % interval of the paired difference {100 * difference.low:+.1f} to {100 * difference.high:+.1f}"
-    if whole:
+    if standalone:
         interval += f", over {difference.questions:,} questions"
-    end = "" if difference.settled else "; zero is inside, so the order of the two is open"
-    return f"{difference.label if whole else 'It'} is {points} ({interval}{end})."
+    end = "" if difference.significant else "; it contains zero, so the difference is not significant"
+    return f"{difference.label if standalone else 'It'} is {points} ({interval}{end})."

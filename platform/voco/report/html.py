@@ -1,4 +1,4 @@
-"""One HTML file from any outputs: it carries its own style, plots and images, asks for nothing and runs no script."""
+"""One HTML file from any outputs. It contains its style, plots and images, loads nothing and runs no script."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from voco.report.sweep_section import sweep_section
 from voco.report.training_section import training_section
 from voco.store import storage
 
-CONVERSATIONS_SHOWN = 3  # of each sample
-LONGEST_TEXT = 600  # characters of one text
+CONVERSATIONS_SHOWN = 3  # per sample
+LONGEST_TEXT = 600  # characters shown of a text
 
 
 def write_report(outputs: list[str], to: str, title: str) -> str:
     """Write the report on `outputs` (of any kind, local or s3://) as one file at `to`, and return `to`.
 
-    The stages of a flow, the trials of a sweep and the parents of every output are found and shown too. What is missing is
-    written as missing. Raises Refused when nothing is finished.
+    Includes the stages of flows, the trials of sweeps and the parents of all outputs. Missing pieces are shown as missing.
+    Raises Refused when none of the outputs is finished.
     """
     storage.write_bytes(to, render_page(gather_outputs(outputs), title).encode())
     return to
 
 
-def render_page(world: OutputGraph, title: str) -> str:
-    """The whole page as text."""
+def render_page(graph: OutputGraph, title: str) -> str:
+    """The page as text."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters |= {
@@ -45,19 +45,19 @@ def render_page(world: OutputGraph, title: str) -> str:
         "short": _short,
         "number": _number,
     }
-    comparisons = compare(world)
+    comparisons = compare(graph)
     return environment.get_template("report.html").render(
         title=title,
-        world=world,
-        picture=Markup(flow_picture.flow_picture(world)),
+        graph=graph,
+        picture=Markup(flow_picture.flow_picture(graph)),
         headlines=[headline(comparison) for comparison in comparisons],
-        ingests=[ingest_section(output) for output in world.of_kind("ingest")],
-        training=training_section(world),
-        sweeps=[sweep_section(output) for output in world.of_kind("sweep")],
-        frame_caches=[frames_section(output) for output in world.of_kind("frame_cache")],
+        ingests=[ingest_section(output) for output in graph.of_kind("ingest")],
+        training=training_section(graph),
+        sweeps=[sweep_section(output) for output in graph.of_kind("sweep")],
+        frame_caches=[frames_section(output) for output in graph.of_kind("frame_cache")],
         comparisons=[benchmark_section(comparison) for comparison in comparisons],
-        answers=[(comparison, *side_by_side(world, comparison)) for comparison in comparisons],
-        unscored=[output.name for output in world.of_kind("evaluate") if output.read("scores") is None],
+        answers=[(comparison, *side_by_side(graph, comparison)) for comparison in comparisons],
+        unscored=[output.name for output in graph.of_kind("evaluate") if output.read("scores") is None],
         conversations_shown=CONVERSATIONS_SHOWN,
     )
 
@@ -67,7 +67,7 @@ def _short(text: str) -> str:
 
 
 def _number(value: object) -> str:
-    """A figure of a manifest, as it stands there apart from its digits being grouped."""
+    """A number of a manifest with grouped digits; anything else unchanged."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:,.0f}" if value.is_integer() else f"{value:,.4g}"

@@ -1,4 +1,4 @@
-"""Data: what each ingest job read, wrote and rejected, its statistics, and a few rows with their pictures."""
+"""Data section: rows that each ingest job read, wrote and rejected, its statistics, and a few samples with their pictures."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 from voco.report.outputs import Output
 from voco.report.pictures import first_rows, picture
 
-SAMPLES_SHOWN = 3  # of each samples table
+SAMPLES_SHOWN = 3  # per ingest output
 
 
 def ingest_section(output: Output) -> dict[str, Any]:
-    """Counts, statistics and a few rows of one samples table."""
+    """The template's values for one ingest output."""
     shown: list[dict[str, Any]] = [{"row": row, "picture": picture(row)} for row in first_rows(output, SAMPLES_SHOWN)]
     counts = output.manifest.counts
     rejected = counts.get("rejected") or {}
@@ -19,7 +19,7 @@ def ingest_section(output: Output) -> dict[str, Any]:
     block = output.job.get("ingest", {})
     files = output.manifest.tables.get("samples")
     return {
-        "output": output, "counts": counts, "rejected": rejected, "lost": sum(rejected.values()),
+        "output": output, "counts": counts, "rejected": rejected, "rejected_rows": sum(rejected.values()),
         "figures": figures, "facts": facts, "shown": shown, "videos": any(sample["picture"].wide for sample in shown),
         "format": block.get("format"), "dataset": block.get("dataset"), "split": block.get("split"),
         "bytes": sum(entry["bytes"] for entry in files) if files else None,
@@ -27,7 +27,7 @@ def ingest_section(output: Output) -> dict[str, Any]:
 
 
 def _statistics(statistics: dict[str, Any]) -> tuple[list[tuple[str, list[str], dict[str, Any]]], list[tuple[str, Any]]]:
-    """Nested statistics as tables (name, columns, rows) where every entry has the same columns, else as flat facts."""
+    """Nested statistics whose entries have equal columns as tables (name, columns, entries), all others as (name, value)."""
     tables: list[tuple[str, list[str], dict[str, Any]]] = []
     facts: list[tuple[str, Any]] = []
     for name, value in statistics.items():
@@ -35,14 +35,14 @@ def _statistics(statistics: dict[str, Any]) -> tuple[list[tuple[str, list[str], 
         if entries and all(isinstance(entry, dict) and entry and entry.keys() == entries[0].keys() for entry in entries):
             tables.append((name, sorted(entries[0], key=_column_order), value))
         elif isinstance(value, dict):
-            inner_tables, inner = _statistics(value)
-            tables += [(f"{name}: {key}", columns, held) for key, columns, held in inner_tables]
-            facts += [(f"{name}: {key}", held) for key, held in inner]
+            inner_tables, inner_facts = _statistics(value)
+            tables += [(f"{name}: {key}", columns, rows) for key, columns, rows in inner_tables]
+            facts += [(f"{name}: {key}", fact) for key, fact in inner_facts]
         else:
             facts.append((name, value))
     return tables, facts
 
 
 def _column_order(name: str) -> tuple[int, str]:
-    known = ("count", "min", "mean", "max", "sum")
-    return (known.index(name) if name in known else len(known), name)
+    order = ("count", "min", "mean", "max", "sum")
+    return (order.index(name) if name in order else len(order), name)

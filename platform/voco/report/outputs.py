@@ -1,4 +1,4 @@
-"""Finding what there is to report: finished outputs, the flows and parents that they belong to, and what is missing."""
+"""Collects the finished outputs that a report is about, with their parents, the stages of flows and the trials of sweeps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from voco.store import parquet, storage
 
 @dataclass(frozen=True)
 class Parent:
-    """A direct parent of an output, and what became of it."""
+    """A direct parent of an output, and whether its manifest is still the one that was read."""
 
     uri: str
     manifest_sha256: str
@@ -24,32 +24,32 @@ class Parent:
 
 
 class Output:
-    """One finished output directory. Nothing but the manifest is read before it is asked for."""
+    """One finished output directory. Everything but the manifest is read on first use."""
 
-    def __init__(self, uri: str, found: Manifest) -> None:
+    def __init__(self, uri: str, output_manifest: Manifest) -> None:
         self.uri = uri
-        self.manifest = found
-        self.name = found.name
-        self.kind = found.kind
+        self.manifest = output_manifest
+        self.name = output_manifest.name
+        self.kind = output_manifest.kind
 
     @cached_property
     def job(self) -> dict[str, Any]:
-        """The job as sent; empty when `run.json` is gone."""
+        """The job as submitted; empty when `run.json` is gone."""
         return dict(self._run.get("job", {}))
 
     @cached_property
     def _run(self) -> dict[str, Any]:
-        place = storage.join(self.uri, "run.json")
-        return dict(storage.read_json(place)) if storage.exists(place) else {}
+        uri = storage.join(self.uri, "run.json")
+        return dict(storage.read_json(uri)) if storage.exists(uri) else {}
 
     @cached_property
     def parents(self) -> list[Parent]:
-        found = []
-        for parent in {parent["uri"]: parent for parent in self.manifest.parents}.values():  # one may be read twice
-            now = manifest.manifest_sha256(parent["uri"])
-            state = "absent" if now is None else "unchanged" if now == parent["manifest_sha256"] else "changed"
-            found.append(Parent(parent["uri"], parent["manifest_sha256"], state))
-        return found
+        parents = []
+        for parent in {parent["uri"]: parent for parent in self.manifest.parents}.values():  # a job may name an input twice
+            sha256 = manifest.manifest_sha256(parent["uri"])
+            state = "absent" if sha256 is None else "unchanged" if sha256 == parent["manifest_sha256"] else "changed"
+            parents.append(Parent(parent["uri"], parent["manifest_sha256"], state))
+        return parents
 
     def input(self, key: str) -> str | None:
         """The resolved URI of a single input of the job, e.g. `upper`."""
@@ -62,11 +62,10 @@ class Output:
         return [storage.resolve(item["uri"], root) for item in self.job.get("inputs", {}).get("samples", [])]
 
     def text_only_inputs(self) -> set[str]:
-        """The resolved URIs of `inputs.vocabulary` that the job reads for nothing else."""
+        """The resolved URIs of `inputs.vocabulary` that are not among `inputs.samples`."""
         root = self._run.get("root")
-        return {storage.resolve(uri, root) for uri in self.job.get("inputs", {}).get("vocabulary", [])} - set(
-            self.samples_inputs()
-        )
+        vocabulary = {storage.resolve(uri, root) for uri in self.job.get("inputs", {}).get("vocabulary", [])}
+        return vocabulary - set(self.samples_inputs())
 
     def files(self, table: str) -> list[str]:
         """URIs of a table's files, in the order of the manifest."""
@@ -74,7 +73,7 @@ class Output:
         return [storage.join(self.uri, path if "/" in path else f"{table}/{path}") for path in entries]
 
     def read(self, table: str, columns: list[str] | None = None) -> pa.Table | None:
-        """A whole table without its media; None when the output has no such table or a file of it is gone."""
+        """A complete table; None when the output has no such table or one of its files is gone."""
         files = self.files(table)
         if not files or not all(storage.exists(file) for file in files):
             return None
@@ -83,10 +82,10 @@ class Output:
 
 @dataclass(frozen=True)
 class OutputGraph:
-    """Every finished output that a report is about, parents before children, and every piece that is not there."""
+    """Every finished output that a report is about, parents before children, and the outputs that are missing."""
 
     outputs: tuple[Output, ...]
-    missing: tuple[tuple[str, str], ...]  # name or URI, what is wrong with it
+    missing: tuple[tuple[str, str], ...]  # (URI, reason)
 
     def of_kind(self, kind: str) -> list[Output]:
         return [output for output in self.outputs if output.kind == kind]
@@ -95,85 +94,88 @@ class OutputGraph:
         return next((output for output in self.outputs if output.uri == uri), None)
 
     def sweep_of(self, uri: str) -> tuple[Output, str] | None:
-        """The sweep that an output is a trial's part of, and the trial's name; None for what no sweep made."""
+        """The sweep and the trial's name of an output that a sweep's trial wrote; None for any other."""
         for sweep in self.of_kind("sweep"):
             if uri.startswith(storage.join(sweep.uri, "runs") + "/"):
                 return sweep, uri.removeprefix(storage.join(sweep.uri, "runs") + "/").split("/")[0]
         return None
 
     def trials(self, sweep: Output) -> list[tuple[str, Output]]:
-        """Name and training output of each trial of a sweep that is there, in the order of the sweep's axes."""
+        """Name and training output of each trial of a sweep that still exists, in the order of the sweep's axes."""
         runs = storage.join(sweep.uri, "runs") + "/"
         names = [parent.uri.split("/runs/")[-1].split("/")[0] for parent in sweep.parents if parent.uri.endswith("/train")]
-        held = [(name, self.at(f"{runs}{name}/train")) for name in dict.fromkeys(names)]
-        return [(name, output) for name, output in held if output is not None]
+        outputs = [(name, self.at(f"{runs}{name}/train")) for name in dict.fromkeys(names)]
+        return [(name, output) for name, output in outputs if output is not None]
 
 
 def gather_outputs(uris: list[str]) -> OutputGraph:
-    """The outputs at `uris`, the stages of flows, the trials of sweeps, and all their parents, as far as they exist.
+    """The outputs at `uris`, the stages of flows, the trials of sweeps, and all their parents that still exist.
 
     Raises Refused when none of them is finished.
     """
     todo = [storage.resolve(uri) for uri in uris]
-    found: dict[str, Output] = {}
+    outputs: dict[str, Output] = {}
     missing: dict[str, str] = {}
     while todo:
         uri = todo.pop(0)
-        if uri in found or uri in missing:
+        if uri in outputs or uri in missing:
             continue
-        stages = _stages(uri)
-        read = manifest.read_manifest(uri)
+        stages = _stage_outputs(uri)
+        output_manifest = manifest.read_manifest(uri)
         todo.extend(stages)
-        if read is None and not stages:
-            missing[uri] = "unfinished: it has no manifest" if storage.list_names(uri) else "not there"
-        elif read is not None and read.kind != "flow":
-            found[uri] = Output(uri, read)
-            todo.extend(parent["uri"] for parent in read.parents)
-            todo.extend(_trial_outputs(uri) if read.kind == "sweep" else [])
-    if not found:
-        raise Refused(f"report: expected a finished output of a job, found none in {', '.join(uris)}")
-    return OutputGraph(_parents_first(list(found.values())), tuple(missing.items()))
+        if output_manifest is None and not stages:
+            missing[uri] = "unfinished: it has no manifest" if storage.list_names(uri) else "does not exist"
+        elif output_manifest is not None and output_manifest.kind != "flow":
+            outputs[uri] = Output(uri, output_manifest)
+            todo.extend(parent["uri"] for parent in output_manifest.parents)
+            todo.extend(_trial_outputs(uri) if output_manifest.kind == "sweep" else [])
+    if not outputs:
+        raise Refused(f"report: expected a finished output of a job, got none in {', '.join(uris)}")
+    return OutputGraph(_parents_first(list(outputs.values())), tuple(missing.items()))
 
 
-def _stages(uri: str) -> list[str]:
-    """Outputs of a flow's stages: those that its job names, and any finished directory under it, where it may lie by now."""
-    place = storage.join(uri, "run.json")
-    run = storage.read_json(place) if storage.exists(place) else {}
+def _stage_outputs(uri: str) -> list[str]:
+    """Outputs of a flow's stages: those that its job names, and every finished directory inside a flow that was moved."""
+    run_uri = storage.join(uri, "run.json")
+    run = storage.read_json(run_uri) if storage.exists(run_uri) else {}
     stages = [stage for stage in (run.get("job", {}).get("flow") or {}).get("stages", []) if stage.get("output")]
     if not stages and storage.exists(storage.join(uri, "manifest.json")):
         return []
-    names = [name for name in storage.list_names(uri) if not name.startswith(".")]
-    under = [place for name in names if storage.exists(storage.join(place := storage.join(uri, name), "manifest.json"))]
-    named = [storage.resolve(stage["output"], run.get("root")) for stage in stages]
-    moved = [storage.join(uri, stage["name"]) in under for stage in stages]
-    kept = [place for place, gone in zip(named, moved, strict=True) if not gone or storage.exists(f"{place}/manifest.json")]
-    return kept + [place for place in under if place not in kept]
+    inside = [storage.join(uri, name) for name in storage.list_names(uri) if not name.startswith(".")]
+    inside = [directory for directory in inside if storage.exists(storage.join(directory, "manifest.json"))]
+    named = []
+    for stage in stages:
+        output = storage.resolve(stage["output"], run.get("root"))
+        moved = storage.join(uri, stage["name"]) in inside
+        if not moved or storage.exists(storage.join(output, "manifest.json")):
+            named.append(output)
+    return named + [directory for directory in inside if directory not in named]
 
 
 def _trial_outputs(uri: str) -> list[str]:
-    """Finished outputs of a sweep's trials where they lie now: its parents' URIs are gone when the sweep was moved."""
+    """Finished outputs of a sweep's trials inside the sweep, whose manifest names other URIs after it was moved."""
     runs = storage.join(uri, "runs")
-    under = [
-        storage.join(runs, trial, part)
+    directories = [
+        storage.join(runs, trial, name)
         for trial in storage.list_names(runs)
-        for part in storage.list_names(storage.join(runs, trial))
+        for name in storage.list_names(storage.join(runs, trial))
     ]
-    return [place for place in under if storage.exists(storage.join(place, "manifest.json"))]
+    return [directory for directory in directories if storage.exists(storage.join(directory, "manifest.json"))]
 
 
 def _parents_first(outputs: list[Output]) -> tuple[Output, ...]:
     """Stable order in which every output comes after its parents."""
     by_uri = {output.uri: output for output in outputs}
-    placed: dict[str, Output] = {}
+    ordered: dict[str, Output] = {}
 
-    def place(output: Output) -> None:
-        if output.uri in placed:
+    def add(output: Output) -> None:
+        if output.uri in ordered:
             return
         for parent in output.manifest.parents:
             if parent["uri"] in by_uri:
-                place(by_uri[parent["uri"]])
-        placed[output.uri] = output
+                add(by_uri[parent["uri"]])
+        ordered[output.uri] = output
 
     for output in outputs:
-        place(output)
-    return tuple(placed.values())
+        add(output)
+    return tuple(ordered.values())

@@ -1,4 +1,4 @@
-"""Images, videos and conversations out of samples tables, small enough to live inside one HTML file."""
+"""Images and videos of samples tables as small data URIs for one HTML file."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from PIL import Image
 
 from voco.report.outputs import Output
 from voco.report.table import seconds_text
-from voco.store import parquet, storage
+from voco.store import samples
 from voco.video.decode import Video
 from voco.video.sample_frames import evenly_spaced, frames_at_rate, thin_evenly
 
 LARGEST_SIDE = 320  # pixels of an image in the report
-LARGEST_PIXELS = 64_000_000  # an image, or a frame, above it is not opened
+LARGEST_PIXELS = 64_000_000  # of an image or frame; a larger one is not opened
 FRAMES_SHOWN = 8  # of a video, side by side
-FRAME_SIDE = 144  # pixels of one of them
-BETWEEN = 4  # white pixels between two
+FRAME_SIDE = 144  # pixels of a frame in the report
+FRAME_GAP = 4  # white pixels between two frames
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image as a data URI with a line about it, or why there is none."""
+    """An image as a data URI with a caption, or the reason why there is none."""
 
     uri: str = ""
     width: int = 0
@@ -38,11 +38,11 @@ class Picture:
 def picture(row: dict[str, Any]) -> Picture:
     """The first medium of a row of `samples/`: an image, or a strip of a video's frames.
 
-    Pixels are encoded anew: what the source's bytes hold besides them stays out.
+    Pixels are encoded again, so the source's metadata stays out of the report.
     """
     media = row["media"] or []
     if not media:
-        return Picture(problem="no image: a row of text")
+        return Picture(problem="no image: this sample is text only")
     return _strip(media[0]) if row["modality"] == "video" else _image(media[0])
 
 
@@ -62,12 +62,12 @@ def _image(medium: dict[str, Any]) -> Picture:
 
 
 def _strip(medium: dict[str, Any]) -> Picture:
-    """Frames from left to right: one a second as caches take them, evenly fewer of a long video, evenly more of a short."""
-    told = _facts(medium)
+    """Frames from left to right: one per second, as in a frame cache; evenly spaced ones of a long or very short video."""
+    facts = _video_facts(medium)
     if medium["bytes"] is None:
-        return Picture(problem=f"video not shown: its bytes are not in the table ({told})")
+        return Picture(problem=f"video not shown: its bytes are not in the table ({facts})")
     if (medium["width"] or 0) * (medium["height"] or 0) > LARGEST_PIXELS:
-        return Picture(problem=f"video not shown: frames of {medium['width']} x {medium['height']} pixels ({told})")
+        return Picture(problem=f"video not shown: frames of {medium['width']} x {medium['height']} pixels ({facts})")
     try:
         video = Video(medium["bytes"])
         numbers = thin_evenly(frames_at_rate(video.num_frames, video.fps, 1.0), FRAMES_SHOWN)
@@ -75,63 +75,41 @@ def _strip(medium: dict[str, Any]) -> Picture:
             numbers = evenly_spaced(video.num_frames, FRAMES_SHOWN)
         frames = [Image.fromarray(np.asarray(frame)) for frame in video.frames(numbers)]
     except ValueError as error:
-        return Picture(problem=f"video not shown: {error} ({told})")
+        return Picture(problem=f"video not shown: {error} ({facts})")
     for frame in frames:
         frame.thumbnail((FRAME_SIDE, FRAME_SIDE))
     width, height = frames[0].size
-    strip = Image.new("RGB", (len(frames) * (width + BETWEEN) - BETWEEN, height), "white")
+    strip = Image.new("RGB", (len(frames) * (width + FRAME_GAP) - FRAME_GAP, height), "white")
     for index, frame in enumerate(frames):
-        strip.paste(frame, (index * (width + BETWEEN), 0))
+        strip.paste(frame, (index * (width + FRAME_GAP), 0))
     times = ", ".join(f"{number / video.fps:.3g}" for number in numbers)
-    return Picture(_data_uri(strip), strip.width, strip.height, note=f"{told}; shown: {times} s", wide=True)
+    return Picture(_data_uri(strip), strip.width, strip.height, note=f"{facts}; shown: {times} s", wide=True)
 
 
-def _facts(medium: dict[str, Any]) -> str:
-    """Duration, rate, frames and size as ingest measured them."""
+def _video_facts(medium: dict[str, Any]) -> str:
+    """Duration, frame rate, number of frames and size as ingest measured them."""
     rate = "rate missing" if medium["fps"] is None else f"{medium['fps']:.4g} fps"
     frames = "number of frames missing" if medium["num_frames"] is None else f"{medium['num_frames']:,} frames"
     return f"{seconds_text(medium['duration_s'])}, {rate}, {frames}, {medium['width']} x {medium['height']}"
 
 
 def _data_uri(image: Image.Image) -> str:
-    held = io.BytesIO()
+    encoded = io.BytesIO()
     if image.getcolors(256):
-        image.quantize(256).save(held, "PNG", optimize=True)
+        image.quantize(256).save(encoded, "PNG", optimize=True)
         kind = "png"
     else:
-        image.save(held, "JPEG", quality=85)
+        image.save(encoded, "JPEG", quality=85)
         kind = "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(held.getvalue()).decode()}"
+    return f"data:image/{kind};base64,{base64.b64encode(encoded.getvalue()).decode()}"
 
 
 def first_rows(output: Output, count: int) -> list[dict[str, Any]]:
-    """The first `count` rows of a samples table, those with media before rows of text; reads few row groups."""
-    found: list[dict[str, Any]] = []
-    for file in output.files("samples"):
-        if not storage.exists(file):
-            continue
-        with parquet.open_parquet(file) as opened:
-            for group in range(min(opened.num_row_groups, 4)):
-                found += opened.read_row_group(group).slice(0, count).to_pylist()
-                if sum(bool(row["media"]) for row in found) >= count:
-                    break
-        if len(found) >= count:
-            break
-    return sorted(found, key=lambda row: not row["media"])[:count]
+    """The first `count` rows of a samples table, rows with media before text-only rows."""
+    return samples.read_first(output.files("samples"), count)
 
 
 def rows_by_id(outputs: list[Output], sample_ids: set[str]) -> dict[str, dict[str, Any]]:
-    """Rows of samples tables by id. The ids are looked up first, then only the row groups that hold them are read."""
-    found: dict[str, dict[str, Any]] = {}
-    for file in [file for output in outputs for file in output.files("samples")]:
-        wanted = sample_ids - set(found)
-        if not wanted or not storage.exists(file):
-            continue
-        with parquet.open_parquet(file) as opened:
-            for group in range(opened.num_row_groups):
-                held = opened.read_row_group(group, columns=["sample_id"])["sample_id"].to_pylist()
-                places = [place for place, sample_id in enumerate(held) if sample_id in wanted]
-                if places:
-                    for row in opened.read_row_group(group).take(places).to_pylist():
-                        found[row["sample_id"]] = row
-    return found
+    """Rows of samples tables by id."""
+    parts = [part for output in outputs for part in output.files("samples")]
+    return {row["sample_id"]: row for row in samples.read_ids(parts, sample_ids)}

@@ -1,6 +1,6 @@
-"""Plots as inline SVG. Colours are classes (`c0`, `c1`, ...) that the page's style sheet fills, so both themes fit.
+"""Plots as inline SVG. Colours are classes (`c0`, `c1`, ...) of the page's style sheet, which has a light and a dark theme.
 
-Every string that enters is escaped here; lengths are in user units of the view box.
+All text is escaped here. Lengths are in view box units.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ WIDTH = 680
 
 @dataclass(frozen=True)
 class Curve:
-    """One line: y over x, both (K,)."""
+    """One line, y over x: both (K,)."""
 
     label: str
     x: Floats
@@ -29,7 +29,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Bar:
-    """One value in percent with its interval; `muted` for a bound."""
+    """One value in percent with its interval. `muted`: grey, for a bound."""
 
     label: str
     value: float
@@ -50,7 +50,7 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def smooth(y: Floats, share: float = 0.03) -> Floats:
-    """Centred running mean over `share` of the points (at least three); at the ends over what is there."""
+    """Centred running mean over `share` of the points (at least three); the window is cut off at both ends."""
     half = max(1, round(len(y) * share / 2))
     sums = np.concatenate([[0.0], np.cumsum(y)])
     low = np.maximum(np.arange(len(y)) - half, 0)
@@ -60,7 +60,7 @@ def smooth(y: Floats, share: float = 0.03) -> Floats:
 
 
 def downsample(x: Floats, y: Floats, limit: int = 400) -> tuple[Floats, Floats]:
-    """At most `limit` points: means of consecutive ones."""
+    """At most `limit` points, each the mean of consecutive points."""
     if len(x) <= limit:
         return x, y
     cuts = np.linspace(0, len(x), limit + 1).astype(int)[:-1]
@@ -69,26 +69,26 @@ def downsample(x: Floats, y: Floats, limit: int = 400) -> tuple[Floats, Floats]:
 
 
 def curves(title: str, lines: Sequence[Curve], x_label: str, y_label: str) -> str:
-    """Lines over one pair of axes: the raw points pale, their running mean strong."""
+    """Lines on shared axes: pale raw points under their strong running mean."""
     height, left, right, top, bottom = 320, 58, 30, 14, 42
-    every = np.concatenate([line.y for line in lines])
-    # One wild first step must not flatten the rest: the axis ends at the 99.5th percentile of raw points.
-    low, high = float(np.min(every)), float(np.quantile(every, 0.995))
+    all_y = np.concatenate([line.y for line in lines])
+    # The axis ends at the 99.5th percentile of raw points, so that an outlier in the first steps does not flatten the rest.
+    low, high = float(np.min(all_y)), float(np.quantile(all_y, 0.995))
     y_ticks, x_ticks = nice_ticks(low, high), nice_ticks(0, max(float(line.x.max()) for line in lines))
 
-    def place_x(value: Floats | float) -> Floats | float:
+    def x_of(value: Floats | float) -> Floats | float:
         return left + (value - x_ticks[0]) / (x_ticks[-1] - x_ticks[0]) * (WIDTH - left - right)
 
-    def place_y(value: Floats | float) -> Floats | float:
+    def y_of(value: Floats | float) -> Floats | float:
         return height - bottom - (value - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]) * (height - top - bottom)
 
     parts = []
     for tick in y_ticks:
-        y = place_y(tick)
+        y = y_of(tick)
         parts.append(f'<line class="grid" x1="{left}" x2="{WIDTH - right}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(svg_text(left - 8, float(y) + 4, f"{tick:g}", "end"))
     for tick in x_ticks:
-        parts.append(svg_text(float(place_x(tick)), height - bottom + 18, f"{tick:,g}", "middle"))
+        parts.append(svg_text(float(x_of(tick)), height - bottom + 18, f"{tick:,g}", "middle"))
     parts.append(svg_text((left + WIDTH - right) / 2, height - 6, x_label, "middle", "axis"))
     parts.append(
         f'<text class="axis" text-anchor="middle" transform="translate(14 {(height - bottom + top) / 2}) rotate(-90)">'
@@ -97,72 +97,72 @@ def curves(title: str, lines: Sequence[Curve], x_label: str, y_label: str) -> st
     for index, line in enumerate(lines):
         for kind, values in (("raw", line.y), ("mean", smooth(line.y))):
             x, y = downsample(line.x, np.minimum(values, y_ticks[-1]))
-            points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(place_x(x), place_y(y), strict=True))  # type: ignore[arg-type]
+            points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x_of(x), y_of(y), strict=True))  # type: ignore[arg-type]
             parts.append(f'<polyline class="{kind} s{index % COLOURS}" points="{points}"/>')
     return svg_document(title, height, parts)
 
 
 def bars(title: str, items: Sequence[Bar], bounds: Sequence[tuple[str, float]]) -> str:
-    """Horizontal bars with whiskers, from 0 %; the bounds are dashed lines through all of them."""
+    """Horizontal bars with whiskers, from 0 %; the bounds are dashed lines across all bars."""
     left, right, top, row = 210, 92, 26, 36
     height = top + row * len(items) + 34
     values = [value for item in items for value in (item.value, item.high or 0)] + [value for _, value in bounds]
     ticks = nice_ticks(0, max(values))
 
-    def place(value: float) -> float:
+    def x_of(value: float) -> float:
         return left + (value - ticks[0]) / (ticks[-1] - ticks[0]) * (WIDTH - left - right)
 
-    parts = [f'<line class="grid" x1="{place(t):.1f}" x2="{place(t):.1f}" y1="{top}" y2="{height - 30}"/>' for t in ticks]
-    parts += [svg_text(place(tick), height - 14, f"{tick:g} %", "middle") for tick in ticks]
+    parts = [f'<line class="grid" x1="{x_of(t):.1f}" x2="{x_of(t):.1f}" y1="{top}" y2="{height - 30}"/>' for t in ticks]
+    parts += [svg_text(x_of(tick), height - 14, f"{tick:g} %", "middle") for tick in ticks]
     colour = 0
-    over = []  # drawn above the lines of the bounds
+    foreground = []  # drawn over the lines of the bounds
     for index, item in enumerate(items):
         y = top + row * index + 7
-        width = max(place(item.value) - place(0), 0)
+        width = max(x_of(item.value) - x_of(0), 0)
         kind = "muted" if item.muted else f"c{colour % COLOURS}"
         colour += not item.muted
         parts.append(svg_text(left - 10, y + 15, truncate(item.label, 30), "end", "name"))
-        parts.append(f'<rect class="bar {kind}" x="{place(0):.1f}" y="{y}" width="{width:.1f}" height="22" rx="2"/>')
+        parts.append(f'<rect class="bar {kind}" x="{x_of(0):.1f}" y="{y}" width="{width:.1f}" height="22" rx="2"/>')
         end = item.value
         if item.low is not None and item.high is not None:
-            over.append(whisker(place(item.low), place(item.high), y + 11))
+            foreground.append(whisker(x_of(item.low), x_of(item.high), y + 11))
             end = max(end, item.high)
-        over.append(svg_text(max(place(end), place(item.value)) + 8, y + 16, f"{item.value:.1f} %", "start", "value"))
+        foreground.append(svg_text(max(x_of(end), x_of(item.value)) + 8, y + 16, f"{item.value:.1f} %", "start", "value"))
     for name, value in bounds:
-        x = place(value)
+        x = x_of(value)
         parts.append(f'<line class="bound" x1="{x:.1f}" x2="{x:.1f}" y1="{top - 6}" y2="{height - 30}"/>')
         parts.append(svg_text(x, top - 11, name, "middle", "note"))
-    return svg_document(title, height, parts + over)
+    return svg_document(title, height, parts + foreground)
 
 
 def dots(title: str, groups: Sequence[tuple[str, Sequence[Bar], Sequence[tuple[str, float]]]]) -> str:
-    """One group of dots with whiskers for each category; the category's own bounds are ticks across the group."""
+    """A group of dots with whiskers per category; the category's own bounds are dashed lines across its group."""
     left, right, top, row, gap = 150, 60, 8, 15, 16
     heights = [row * len(items) + gap for _, items, _ in groups]
     height = top + sum(heights) + 30
     values = [v for _, items, bounds in groups for v in [*(item.high or item.value for item in items), *(b for _, b in bounds)]]
     ticks = nice_ticks(0, max(values))
 
-    def place(value: float) -> float:
+    def x_of(value: float) -> float:
         return left + (value - ticks[0]) / (ticks[-1] - ticks[0]) * (WIDTH - left - right)
 
-    parts = [f'<line class="grid" x1="{place(t):.1f}" x2="{place(t):.1f}" y1="{top}" y2="{height - 28}"/>' for t in ticks]
-    parts += [svg_text(place(tick), height - 12, f"{tick:g} %", "middle") for tick in ticks]
+    parts = [f'<line class="grid" x1="{x_of(t):.1f}" x2="{x_of(t):.1f}" y1="{top}" y2="{height - 28}"/>' for t in ticks]
+    parts += [svg_text(x_of(tick), height - 12, f"{tick:g} %", "middle") for tick in ticks]
     y = float(top)
-    for (name, items, bounds), tall in zip(groups, heights, strict=True):
-        middle = y + tall / 2
+    for (name, items, bounds), group_height in zip(groups, heights, strict=True):
+        middle = y + group_height / 2
         parts.append(svg_text(left - 12, middle + 4, truncate(name, 20), "end", "name"))
         for _, value in bounds:
-            x = place(value)
-            parts.append(f'<line class="bound" x1="{x:.1f}" x2="{x:.1f}" y1="{y + 4:.1f}" y2="{y + tall - 4:.1f}"/>')
+            x = x_of(value)
+            parts.append(f'<line class="bound" x1="{x:.1f}" x2="{x:.1f}" y1="{y + 4:.1f}" y2="{y + group_height - 4:.1f}"/>')
         for index, item in enumerate(items):
-            at = y + gap / 2 + row * (index + 0.5)
+            centre = y + gap / 2 + row * (index + 0.5)
             if item.low is not None and item.high is not None:
-                parts.append(whisker(place(item.low), place(item.high), at, 3))
-            parts.append(f'<circle class="c{index % COLOURS}" cx="{place(item.value):.1f}" cy="{at:.1f}" r="5"/>')
+                parts.append(whisker(x_of(item.low), x_of(item.high), centre, 3))
+            parts.append(f'<circle class="c{index % COLOURS}" cx="{x_of(item.value):.1f}" cy="{centre:.1f}" r="5"/>')
             end = item.value if item.high is None else max(item.high, item.value)
-            parts.append(svg_text(place(end) + 8, at + 4, f"{item.value:.1f}", "start", "small"))
-        y += tall
+            parts.append(svg_text(x_of(end) + 8, centre + 4, f"{item.value:.1f}", "start", "small"))
+        y += group_height
         parts.append(f'<line class="grid" x1="8" x2="{WIDTH - right}" y1="{y:.1f}" y2="{y:.1f}"/>')
     return svg_document(title, height, parts)
 
@@ -172,12 +172,12 @@ def whisker(low: float, high: float, y: float, cap: float = 5) -> str:
     return f'<path class="whisker" d="M{low:.1f} {y:.1f}H{high:.1f}{ends}"/>'
 
 
-def truncate(words: str, length: int) -> str:
-    return words if len(words) <= length else words[: length - 1] + "…"
+def truncate(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
 
 
-def svg_text(x: float, y: float, words: str, anchor: str, kind: str = "tick") -> str:
-    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'
+def svg_text(x: float, y: float, text: str, anchor: str, kind: str = "tick") -> str:
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
 def svg_document(title: str, height: float, parts: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""Numbers as a person reads them, and the comparison as a text table."""
+"""Numbers with units for people to read, and the comparison as text tables."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ def percent(value: float | None) -> str:
 
 
 def _figure(row: dict[str, Any], name: str) -> str:
-    """A bound has no retention of its own, and what was evaluated without bounds has none: that is not missing."""
-    unasked = name != "score" and (row.get("role") in ("upper", "lower") or row["upper_bound"] is None)
-    return "-" if row[name] is None and unasked else percent(row[name])
+    """In percent. A bound and a row evaluated without bounds have no retention: that is a dash, not missing."""
+    not_applicable = name != "score" and (row.get("role") in ("upper", "lower") or row["upper_bound"] is None)
+    return "-" if row[name] is None and not_applicable else percent(row[name])
 
 
 def interval_text(low: float | None, high: float | None) -> str:
@@ -23,7 +23,7 @@ def interval_text(low: float | None, high: float | None) -> str:
 
 
 def bytes_text(value: float | None) -> str:
-    """Bytes with a binary unit."""
+    """A number of bytes with a binary unit."""
     if value is None:
         return MISSING
     for unit in ("B", "KiB", "MiB", "GiB"):
@@ -34,7 +34,7 @@ def bytes_text(value: float | None) -> str:
 
 
 def seconds_text(value: float | None) -> str:
-    """A duration: microseconds to hours."""
+    """A duration, from microseconds to hours."""
     if value is None:
         return MISSING
     if value == 0:
@@ -59,14 +59,14 @@ def flops_text(value: float | None) -> str:
 
 
 def text_tables(rows: list[dict[str, Any]]) -> str:
-    """One table for each benchmark, in the order of the rows (`comparison.SUMMARY` columns), under a line that names it."""
+    """A heading and a table per benchmark, in the order of the rows (columns of `comparison.SUMMARY`)."""
     benchmarks = list(dict.fromkeys(row["benchmark"] for row in rows))
     parts = []
     for benchmark in benchmarks:
-        held = [row for row in rows if row["benchmark"] == benchmark]
-        first = held[0]
-        head = f"{benchmark}: {first['questions']:,} questions about {first['samples']:,} {MEDIA[shared_view(held)]}"
-        parts.append(f"{head}\n{text_table(held)}")
+        own_rows = [row for row in rows if row["benchmark"] == benchmark]
+        first = own_rows[0]
+        head = f"{benchmark}: {first['questions']:,} questions about {first['samples']:,} {MEDIA[shared_view(own_rows)]}"
+        parts.append(f"{head}\n{text_table(own_rows)}")
     return "\n\n".join(parts) or "no scores"
 
 
@@ -74,24 +74,24 @@ MEDIA = {"image": "images", "frame": "videos", "view": "samples"}
 
 
 def shared_view(rows: list[dict[str, Any]]) -> str:
-    """What the caches of these rows are of: image, frame, or view where that differs or is not known."""
+    """What one cache of these rows holds: an image, a frame, or a view when the rows differ or do not say."""
     views = {row.get("view", "view") for row in rows}
     return str(views.pop()) if len(views) == 1 else "view"
 
 
 def text_table(rows: list[dict[str, Any]]) -> str:
-    """The comparison rows (`comparison.SUMMARY` columns, or plain rows of scores) as lines of fixed width.
+    """Rows with the columns of `comparison.SUMMARY` or `schemas.SCORES` as lines of fixed width.
 
-    Scores, retention and share of the upper bound are in percent with their 95 % intervals; a figure that nobody
-    measured is written as missing. Without bounds there is no column of retention.
+    Score, retention and share of the upper bound are in percent with their 95 % intervals; a figure that was not measured
+    is shown as missing. Without bounds there is no column of retention.
     """
     if not rows:
         return "no scores"
-    wide = len({row["benchmark"] for row in rows}) > 1
-    by_category = {row["category"] for row in rows} != {"all"}
+    with_benchmark = len({row["benchmark"] for row in rows}) > 1
+    with_category = {row["category"] for row in rows} != {"all"}
     names = ["score", *(["retention", "share_of_upper"] if any(row["retention"] is not None for row in rows) else [])]
     titles = {"score": "score %", "retention": "retention %", "share_of_upper": "of upper %"}
-    head = ["benchmark"] * wide + ["category"] * by_category + ["method"]
+    head = ["benchmark"] * with_benchmark + ["category"] * with_category + ["method"]
     head += [title for name in names for title in (titles[name], "95 %")]
     lines = [[*head, f"cache/{shared_view(rows)}", "s/question"]]
     for row in rows:
@@ -100,13 +100,13 @@ def text_table(rows: list[dict[str, Any]]) -> str:
         ]
         name = row.get("label") or f"{row['method']} N={row['n']}"
         measures = [bytes_text(row["cache_bytes"]), seconds_text(row["latency_s"])]
-        lines.append([row["benchmark"]] * wide + [row["category"]] * by_category + [name, *figures, *measures])
+        lines.append([row["benchmark"]] * with_benchmark + [row["category"]] * with_category + [name, *figures, *measures])
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    words = wide + by_category + 1  # columns of words are left-aligned, figures right-aligned
+    text_columns = with_benchmark + with_category + 1  # left-aligned; numbers are right-aligned
     lines.insert(1, ["-" * width for width in widths])
     return "\n".join(
         "  ".join(
-            cell.ljust(width) if column < words else cell.rjust(width)
+            cell.ljust(width) if column < text_columns else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in lines

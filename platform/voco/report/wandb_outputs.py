@@ -1,4 +1,4 @@
-"""What a finished job leaves in W&B: its output as an artifact; of an evaluation also its scores and some answers with images."""
+"""What an evaluation and a sweep record in W&B beside their outputs: scores, and a few answers with images."""
 
 from __future__ import annotations
 
@@ -7,55 +7,49 @@ from typing import Any
 
 from voco.evaluate.scores import ALL
 from voco.job.spec import Job
-from voco.job.trials import sweep_trials
 from voco.report.pictures import picture
-from voco.run import manifest, units
-from voco.run.manifest import Manifest
+from voco.run import units
 from voco.run.wandb_tracking import TrackedRun
-from voco.store import parquet, storage
+from voco.store import parquet, samples
 
-PREDICTIONS = 24  # answers with their images, of one evaluation
-
-
-def record_output(run: TrackedRun, job: Job, done: Manifest) -> None:
-    """Hand a finished job to its W&B run. A flow's run also names the outputs of its stages, a sweep's those of its trials."""
-    inner = job.flow.stages if job.flow is not None else []
-    if job.sweep is not None:
-        inner = [one for trial in sweep_trials(job) for one in (trial.train, *trial.evaluations)]
-    for stage in inner:
-        output = storage.resolve(stage.output)
-        finished = manifest.read_manifest(output)
-        if finished is not None:
-            run.log_output(finished, output)
-    output = storage.resolve(job.output)
-    if job.kind == "evaluate":
-        run.log_predictions(prediction_rows(job))
-        run.log_summary(summary_scores(parquet.read_table(units.part_uri(output, "scores", 0)).to_pylist()))
-    if job.kind == "sweep":
-        table = parquet.read_table(units.part_uri(output, "trials", 0)).to_pylist()
-        names = dict.fromkeys(row["trial"] for row in table)
-        run.log_summary({name: summary_scores([row for row in table if row["trial"] == name]) for name in names})
-    run.log_output(done, output)
+ANSWERS_RECORDED = 24  # of an evaluation, with their images
 
 
-def summary_scores(table: list[dict[str, Any]]) -> dict[str, Any]:
-    """Score and retention by category; of a trial's two readings the first, its own. Several N are told apart: `n1`, `n2`."""
-    counts = list(dict.fromkeys(row["n"] for row in table if row["method"] == table[0]["method"]))
+def record_evaluation(run: TrackedRun, job: Job) -> None:
+    run.log_predictions(prediction_rows(job))
+    scores = parquet.read_table(units.part_uri(job.output_uri, "scores", 0))
+    run.log_summary(summary_scores(scores.to_pylist()))
+
+
+def record_sweep(run: TrackedRun, job: Job) -> None:
+    """The scores of every trial, by its name."""
+    rows = parquet.read_table(units.part_uri(job.output_uri, "trials", 0)).to_pylist()
+    names = dict.fromkeys(row["trial"] for row in rows)
+    run.log_summary({name: summary_scores([row for row in rows if row["trial"] == name]) for name in names})
+
+
+def summary_scores(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Score, retention and cache size, and the score by category; under `n1`, `n2`, ... when there are several N.
+
+    A trial that is a bound has two evaluations: the first, which is its own, counts.
+    """
+    counts = list(dict.fromkeys(row["n"] for row in rows if row["method"] == rows[0]["method"]))
     if len(counts) > 1:
-        return {f"n{n}": summary_scores([row for row in table if row["n"] == n]) for n in counts}
-    found: dict[str, Any] = {}
-    for row in table:
+        return {f"n{n}": summary_scores([row for row in rows if row["n"] == n]) for n in counts}
+    summary: dict[str, Any] = {}
+    for row in rows:
         if row["category"] == ALL:
-            found |= {key: row[key] for key in ("score", "retention", "cache_bytes") if row[key] is not None and key not in found}
+            figures = {key: row[key] for key in ("score", "retention", "cache_bytes") if row[key] is not None}
+            summary |= {key: figure for key, figure in figures.items() if key not in summary}
         else:
-            found.setdefault(f"score_{row['category']}", row["score"])
-    return found
+            summary.setdefault(f"score_{row['category']}", row["score"])
+    return summary
 
 
 def prediction_rows(job: Job) -> list[dict[str, Any]]:
-    """`PREDICTIONS` answers, evenly from the table's first part, with the image or frames that they are about."""
-    answers = parquet.read_table(units.part_uri(storage.resolve(job.output), "answers", 0)).to_pylist()
-    chosen = answers[:: max(1, len(answers) // PREDICTIONS)][:PREDICTIONS]
+    """`ANSWERS_RECORDED` answers, evenly spaced in the table's first part, with the image or frames of their questions."""
+    answers = parquet.read_table(units.part_uri(job.output_uri, "answers", 0)).to_pylist()
+    chosen = answers[:: max(1, len(answers) // ANSWERS_RECORDED)][:ANSWERS_RECORDED]
     media = sample_pictures(job, {row["sample_id"] for row in chosen})
     keys = ("references", "prediction", "correct", "category")
     return [
@@ -63,21 +57,9 @@ def prediction_rows(job: Job) -> list[dict[str, Any]]:
     ]
 
 
-def sample_pictures(job: Job, wanted: set[str]) -> dict[str, bytes]:
-    """Sample id to an encoded picture of its first medium, for the samples that have one."""
-    found: dict[str, bytes] = {}
-    for item in job.inputs.samples:
-        folder = storage.join(storage.resolve(item.uri), "samples")
-        for name in storage.list_names(folder):
-            with parquet.open_parquet(storage.join(folder, name)) as file:
-                for group in range(file.num_row_groups):
-                    ids = set(file.read_row_group(group, columns=["sample_id"])["sample_id"].to_pylist())
-                    if not ids & (wanted - found.keys()):
-                        continue
-                    for row in file.read_row_group(group, columns=["sample_id", "modality", "media"]).to_pylist():
-                        shown = picture(row) if row["sample_id"] in wanted else None
-                        if shown is not None and shown.uri:
-                            found[row["sample_id"]] = base64.b64decode(shown.uri.split(",", 1)[1])
-            if wanted <= found.keys():
-                return found
-    return found
+def sample_pictures(job: Job, sample_ids: set[str]) -> dict[str, bytes]:
+    """An encoded picture of the first medium by sample id; samples without a picture are left out."""
+    parts = samples.part_uris(job.resolved_inputs.sample_uris)
+    rows = samples.read_ids(parts, sample_ids, ["sample_id", "modality", "media"])
+    pictures = {row["sample_id"]: picture(row).uri for row in rows}
+    return {sample_id: base64.b64decode(uri.split(",", 1)[1]) for sample_id, uri in pictures.items() if uri}

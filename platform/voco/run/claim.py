@@ -1,8 +1,8 @@
-"""One run on a cluster at a time, and how it is asked to stop.
+"""One driver for each run on a cluster, and how it is asked to stop.
 
-A run that has begun holds a named Ray actor, `voco-run-<run id>`, which dies with its driver. The actor carries the
-stop flag: SIGTERM or SIGINT on the driver sets it, and training workers ask for it between steps. Ray is imported
-only where a run is claimed or asked for, so a driver without Ray pays nothing.
+A driver claims its run with a named Ray actor, `voco-run-<run id>`, which dies with the driver. The actor carries the stop
+flag: SIGTERM or SIGINT on the driver sets it, and training workers check it between steps. Ray is imported only where a run
+is claimed or checked, so a driver without Ray pays nothing.
 """
 
 from __future__ import annotations
@@ -14,29 +14,27 @@ import socket
 import threading
 import time
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from voco.errors import Refused
 
-if TYPE_CHECKING:
-    pass
-
 NAMESPACE = "voco"
+STOP_WAIT_S = 120  # that a stopped driver gets for its checkpoint before it is killed
 
 _stop = threading.Event()  # this driver was asked to stop
-_claimed: list[str] = []  # the run that this driver holds
-_handles: dict[str, Any] = {}  # run id -> actor handle, in whatever process asks
+_claimed: list[str] = []  # the run that this driver claimed
+_handles: dict[str, Any] = {}  # run id -> actor handle, in every process that checks
 
 
 class _Run:
-    """The actor: who holds the run, and whether it was asked to stop."""
+    """The actor: who claimed the run, and whether it was asked to stop."""
 
-    def __init__(self, holder: str) -> None:
-        self._holder = holder
+    def __init__(self, claimant: str) -> None:
+        self._claimant = claimant
         self._stop = False
 
-    def holder(self) -> str:
-        return self._holder
+    def claimant(self) -> str:
+        return self._claimant
 
     def stop(self) -> None:
         self._stop = True
@@ -46,10 +44,10 @@ class _Run:
 
 
 def claim_run(run_id: str, wait_s: float = 15.0) -> Any:
-    """Take the run for this driver and answer signals for it. Ray must be initialised. Returns the actor's handle.
+    """Claim the run for this driver and handle its signals. Ray must be initialised. Returns the actor's handle.
 
-    A driver that died a moment ago still has its actor for a second or two, so a taken name is asked for again for
-    `wait_s` seconds. Raises Refused when the run is really running.
+    The actor of a driver that died a moment ago lives on for a second or two, so a taken name is tried again for `wait_s`
+    seconds. Raises Refused when the run is really running.
     """
     import ray
 
@@ -59,13 +57,13 @@ def claim_run(run_id: str, wait_s: float = 15.0) -> Any:
             handle = (
                 ray.remote(_Run)
                 .options(name=f"voco-run-{run_id}", namespace=NAMESPACE, num_cpus=0, max_concurrency=4)
-                .remote(_holder())
+                .remote(_claimant())
             )
             ray.get(handle.stopping.remote())
             break
         except (ValueError, ray.exceptions.ActorDiedError) as error:
             if time.monotonic() > deadline:
-                raise Refused(f"{run_id} is running already, as {_other_holder(run_id)}") from error
+                raise Refused(f"{run_id} is running already, as {_other_claimant(run_id)}") from error
             time.sleep(0.5)
     _claimed[:] = [run_id]
     _handles[run_id] = handle
@@ -75,7 +73,7 @@ def claim_run(run_id: str, wait_s: float = 15.0) -> Any:
 
 
 def adopt_run(run_id: str | None) -> None:
-    """In another process that works for a driver (a Tune trial): the driver's run is this process's, and so is its stop flag."""
+    """In another process that works for a driver (a Tune trial): the driver's run and its stop flag are this process's too."""
     if run_id is None:
         return
     _claimed[:] = [run_id]
@@ -89,7 +87,7 @@ def adopt_run(run_id: str | None) -> None:
 
 
 def listen_for_stop() -> None:
-    """Make SIGTERM and SIGINT ask this driver to stop; a second one ends it at once. Call it in the main thread."""
+    """Let SIGTERM and SIGINT ask this driver to stop; a second signal ends it at once. Call it in the main thread."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _on_signal)
 
@@ -109,17 +107,17 @@ def _pass_on(handle: Any) -> None:
 
 
 def is_stopping() -> bool:
-    """True when this driver was asked to stop. No Ray needed; stages ask between units of work."""
+    """True when this driver was asked to stop. Needs no Ray; stages check it between units of work."""
     return _stop.is_set()
 
 
 def current_run() -> str | None:
-    """The run that this driver holds: what its training workers pass to `stop_requested`."""
+    """The run that this driver claimed, which its training workers pass to `stop_requested`."""
     return _claimed[0] if _claimed else None
 
 
 def stop_requested(run_id: str | None) -> bool:
-    """In any process of the cluster: was this run asked to stop? About a millisecond; False when nobody holds the run."""
+    """In any process of the cluster: was this run asked to stop? Takes about a millisecond; False for an unclaimed run."""
     if run_id is None:
         return False
     import ray
@@ -133,18 +131,18 @@ def stop_requested(run_id: str | None) -> bool:
         return False
 
 
-def _holder() -> str:
+def _claimant() -> str:
     """The job's submission id, else the process."""
     config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
     job = config.get("metadata", {}).get("job_submission_id")
     return f"job {job}" if job else f"process {os.getpid()} on {socket.gethostname()}"
 
 
-def _other_holder(run_id: str) -> str:
+def _other_claimant(run_id: str) -> str:
     import ray
 
     try:
         handle = ray.get_actor(f"voco-run-{run_id}", namespace=NAMESPACE)
-        return str(ray.get(handle.holder.remote(), timeout=5))
+        return str(ray.get(handle.claimant.remote(), timeout=5))
     except (ValueError, ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
         return "another job"

@@ -8,14 +8,15 @@ import secrets
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from voco.job.spec import Job
+from voco.run.logs import get_logger
+
+log = get_logger(__name__)
 
 
 def run_in_thread(call: Callable[[], Any]) -> Any:
-    """Call in a thread of its own. In the main thread Ray Train would take SIGINT for itself and end without a checkpoint."""
+    """Call in another thread. In the main thread Ray Train would handle SIGINT itself and end without a checkpoint."""
     outcome: dict[str, Any] = {}
 
     def work() -> None:
@@ -33,30 +34,24 @@ def run_in_thread(call: Callable[[], Any]) -> Any:
     return outcome["value"]
 
 
-def job_modules(job: Job) -> list[str]:
-    """What a job imports in any case; pyarrow imports pandas at its first array."""
-    tracked = job.tracking.wandb and os.environ.get("WANDB_MODE") != "disabled"
-    return [f"pipelines.{job.kind}", "voco.report.wandb_outputs", "pandas", *(["wandb"] if tracked else [])]
-
-
 def start_ray(cpus: float, modules: Sequence[str] = ()) -> None:
-    """Join the cluster of the environment, else start a local one for workers of so many CPUs, which ends with this process.
+    """Join the cluster of the environment, else start a local one with `cpus` for workers, which ends with this process.
 
-    Its processes are waited for; meanwhile `modules` are imported, which a small job would spend half of its time with.
+    While Ray's processes start, `modules` are imported: a small job would spend half of its time on that.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     inside = "RAY_ADDRESS" in os.environ
     if "RAY_AUTH_MODE" not in os.environ:
-        # Ray's own default depends on what ran on this machine before, so it is always said.
-        known = (
+        # Ray's own default depends on what ran on this machine before, so it is always set
+        has_token = (
             "RAY_AUTH_TOKEN" in os.environ
             or "RAY_AUTH_TOKEN_PATH" in os.environ
             or Path("~/.ray/auth_token").expanduser().exists()
         )
-        os.environ["RAY_AUTH_MODE"] = "token" if known or not inside else "disabled"
-        if not inside and not known:
+        os.environ["RAY_AUTH_MODE"] = "token" if has_token or not inside else "disabled"
+        if not inside and not has_token:
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    import ray  # noqa: F401 - before the thread: two threads must not import what ray imports
+    import ray  # noqa: F401 - before the thread: two threads must not import the same modules
 
     importing = threading.Thread(target=lambda: [importlib.import_module(name) for name in modules], daemon=True)
     importing.start()
@@ -70,6 +65,6 @@ def _init_ray(inside: bool, cpus: float) -> None:
     if inside:
         ray.init(address="auto", logging_level="WARNING")
         return
-    logical = max(os.cpu_count() or 1, int(cpus) + 2)  # more than workers need: a driver that waits must not hold one up
-    print(f"no RAY_ADDRESS: a local Ray with {logical} logical CPUs, for this run only", flush=True)
+    logical = max(os.cpu_count() or 1, int(cpus) + 2)  # more than workers need: a waiting driver must not block one
+    log.info("no RAY_ADDRESS: a local Ray with %d logical CPUs, for this run only", logical)
     ray.init(address="local", num_cpus=logical, include_dashboard=False, logging_level="WARNING")

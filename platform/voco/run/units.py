@@ -1,7 +1,7 @@
-"""Work in units: a list without bytes, cut into units, each written once (design section 4).
+"""Work in units: a work list without media bytes, cut into units, each written once (docs/data.md).
 
-`work/list.parquet` holds the list; its row group k is unit k. Unit k writes its parts and last `units/k.json`, so
-resuming means the units without that file, and the output is the same bytes after any kill.
+`work/list.parquet` is the list; its row group k is unit k. Unit k writes its parts and last `units/k.json`. Resuming does
+the units that lack this file, so the output has the same bytes after any kill.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import itertools
 import json
 import logging
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
@@ -19,14 +20,18 @@ import pyarrow as pa
 from voco.errors import Stopped
 from voco.job.config import Resources
 from voco.run import claim
+from voco.run.logs import Progress, get_logger
 from voco.store import parquet, storage
+
+log = get_logger(__name__)
 
 POOL = "voco-pool"  # label of every node of a cluster in `cluster/`: head, cpu or gpu
 CPU_WORK = {POOL: "!gpu"}  # label selector of work without a GPU; it also fits nodes that have no such label
+RESTARTS = 8  # of a worker process: a unit may kill its process, so not without end
 
 
 class UnitWorker(Protocol):
-    """What a unit is done by: built once in each process, called for each unit."""
+    """Does units: built once in each process, called for each unit."""
 
     def __call__(self, unit: int, work: pa.Table, /) -> dict[str, Any]:
         """Write the unit's files; return its record: {"tables": {name: [entries]}, "counts": {...}, ...}."""
@@ -37,19 +42,19 @@ def work_list_uri(output: str) -> str:
 
 
 def part_uri(output: str, table: str, unit: int, piece: int = 0) -> str:
-    """A unit's file of a table. A unit with much in it has further pieces, which stand behind the first one by name."""
+    """A unit's file of a table. A unit with much data has further pieces, which sort after the first by name."""
     return storage.join(output, table, f"part-{unit:05d}_{piece:03d}.parquet" if piece else f"part-{unit:05d}.parquet")
 
 
-def cut_units(listed: Iterable[dict[str, Any]], size: int, schema: pa.Schema) -> Iterator[pa.Table]:
+def cut_units(rows: Iterable[dict[str, Any]], size: int, schema: pa.Schema) -> Iterator[pa.Table]:
     """Rows of a list in units of `size`, one table each."""
-    rest = iter(listed)
-    while held := list(itertools.islice(rest, size)):
-        yield pa.Table.from_pylist(held, schema=schema)
+    remaining = iter(rows)
+    while unit_rows := list(itertools.islice(remaining, size)):
+        yield pa.Table.from_pylist(unit_rows, schema=schema)
 
 
 def write_work_list(output: str, units: Iterator[pa.Table], schema: pa.Schema) -> int:
-    """Write the work list, one table a unit, and return the number of units. A list that is there is kept."""
+    """Write the work list, one table a unit, and return the number of units. An existing list is kept."""
     if not storage.exists(work_list_uri(output)):
         parquet.write_table(work_list_uri(output), units, schema)
     with parquet.open_parquet(work_list_uri(output)) as file:
@@ -63,8 +68,8 @@ def unit_record_uri(output: str, unit: int) -> str:
 def unit_records(output: str) -> list[dict[str, Any]]:
     """The records of all finished units, in order."""
     folder = storage.join(output, "units")
-    whole = [name for name in storage.list_names(folder) if name.endswith(".json")]  # a kill may leave a partial file beside them
-    return [storage.read_json(storage.join(folder, name)) for name in whole]
+    names = [name for name in storage.list_names(folder) if name.endswith(".json")]  # a kill may leave a partial file
+    return [storage.read_json(storage.join(folder, name)) for name in names]
 
 
 def pending_units(output: str, total: int) -> list[int]:
@@ -73,7 +78,7 @@ def pending_units(output: str, total: int) -> list[int]:
 
 
 class _UnitCall:
-    """One unit in whatever process: read its slice of the list, work, then say that it is done."""
+    """One unit in whatever process: read its slice of the list, do the work, then record that it is done."""
 
     def __init__(self, output: str, worker: type[UnitWorker], arguments: dict[str, Any]) -> None:
         self.output = output
@@ -102,57 +107,71 @@ def run_units(
 
     `worker(**arguments)` is built once a process: here when `in_process`, else in an actor pool of Ray Data.
     """
-    todo = pending_units(output, total)
-    if len(todo) < total:
-        print(f"{label}: {total - len(todo)} of {total} units are done already", flush=True)
+    pending = pending_units(output, total)
+    finished = total - len(pending)
+    if finished:
+        log.info("%s: %d of %d units are done already", label, finished, total)
     started = time.monotonic()
-    read = size = 0
+    rows = size = 0
     rejected: Counter[str] = Counter()
-    for done, call in enumerate(_calls(output, todo, worker, arguments, resources, in_process), start=1):
-        read += int(call["rows"][0])
-        size += int(call["bytes"][0])
-        rejected.update(json.loads(call["rejected"][0]))
-        spent = time.monotonic() - started
-        left = spent / done * (len(todo) - done)
-        rate = f"{read:,} rows, {read / spent:,.0f} rows/s, {size / 1e6:,.1f} MB, {size / spent / 1e6:,.1f} MB/s"
-        lost = "".join(f", {reason} {count:,}" for reason, count in sorted(rejected.items()))
-        print(f"{label}: unit {total - len(todo) + done}/{total}, {rate}{lost}, {spent:.0f} s, {left:.0f} s left", flush=True)
-        if claim.is_stopping() and done < len(todo):
-            raise Stopped(f"{label}: stopped after unit {total - len(todo) + done} of {total}; sent again, it continues there")
+    progress = Progress(label, total, finished)
+    try:
+        for done, result in enumerate(_results(output, pending, worker, arguments, resources, in_process), start=1):
+            rows += int(result["rows"][0])
+            size += int(result["bytes"][0])
+            rejected.update(json.loads(result["rejected"][0]))
+            seconds = time.monotonic() - started
+            rate = f"{rows:,} rows, {rows / seconds:,.0f} rows/s, {size / 1e6:,.1f} MB, {size / seconds / 1e6:,.1f} MB/s"
+            reasons = "".join(f", {reason} {count:,}" for reason, count in sorted(rejected.items()))
+            left = seconds / done * (len(pending) - done)
+            text = f"unit {finished + done}/{total}, {rate}{reasons}, {seconds:.0f} s, {left:.0f} s left"
+            progress.update(finished + done, text)
+            if claim.is_stopping() and done < len(pending):
+                stop = f"{label}: stopped after unit {finished + done} of {total}"
+                raise Stopped(f"{stop}; submitted again, it continues there")
+    finally:
+        progress.close()
     return unit_records(output)
 
 
-def _calls(
-    output: str, todo: list[int], worker: type[UnitWorker], arguments: dict[str, Any], resources: Resources, in_process: bool
+def _results(
+    output: str,
+    pending: list[int],
+    worker: type[UnitWorker],
+    arguments: dict[str, Any],
+    resources: Resources,
+    in_process: bool,
 ) -> Iterator[dict[str, Any]]:
     """What `_UnitCall` returned for each unit, as units end."""
-    if not todo:
+    if not pending:
         return
     if in_process:
         call = _UnitCall(output, worker, arguments)
-        for unit in todo:
+        for unit in pending:
             yield call({"unit": [unit]})
         return
     import ray.data
 
-    logging.getLogger("ray.data").setLevel(logging.WARNING)  # progress is told above, in units
+    logging.getLogger("ray.data").setLevel(logging.WARNING)  # progress is reported above, in units
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.verbose_progress = False
     context.execution_no_progress_timeout_s = -1  # a unit may take longer than Ray's half hour
     context.max_consecutive_actor_init_deaths = 3
-    pool = min(resources.workers, len(todo))
-    dataset = ray.data.from_items([{"unit": unit} for unit in todo], override_num_blocks=len(todo)).map_batches(
-        _UnitCall,
-        fn_constructor_args=(output, worker, arguments),
-        batch_size=1,
-        batch_format="numpy",
-        compute=ray.data.ActorPoolStrategy(size=pool),
-        num_cpus=resources.cpus_per_worker,
-        num_gpus=resources.gpus_per_worker,
-        accelerator_type=resources.accelerator,
-        # CPU work fills CPU nodes and waits; without the selector it would make the autoscaler start GPU nodes
-        label_selector=None if resources.gpus_per_worker else CPU_WORK,
-        max_restarts=8,  # not without end: a unit may kill its process. Retries have none: many fail before a node is known dead
-    )
+    with warnings.catch_warnings():
+        # `max_restarts` has no named parameter in Ray 2.60, and passing it another way is deprecated
+        warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+        dataset = ray.data.from_items([{"unit": unit} for unit in pending], override_num_blocks=len(pending)).map_batches(
+            _UnitCall,
+            fn_constructor_args=(output, worker, arguments),
+            batch_size=1,
+            batch_format="numpy",
+            compute=ray.data.ActorPoolStrategy(size=min(resources.workers, len(pending))),
+            num_cpus=resources.cpus_per_worker,
+            num_gpus=resources.gpus_per_worker,
+            accelerator_type=resources.accelerator,
+            # CPU work fills CPU nodes and waits; without the selector it would make the autoscaler start GPU nodes
+            label_selector=None if resources.gpus_per_worker else CPU_WORK,
+            max_restarts=RESTARTS,  # retries of a unit have no limit: many fail before a node is known to be dead
+        )
     yield from dataset.iter_batches(batch_size=1, prefetch_batches=0)

@@ -18,10 +18,10 @@ def recorded_steps(output: str, run_id: str) -> set[int]:
     A killed attempt's local file is cut after its last whole record and put in a new file of the same name: if its
     wandb-core still lives for a moment, it writes on into a file that no one reads.
     """
-    place = storage.join(output, "wandb")
+    folder = storage.join(output, "wandb")
     steps: set[int] = set()
-    for attempt in storage.list_names(place):
-        uri = storage.join(place, attempt, f"run-{run_id}.wandb")
+    for attempt in storage.list_names(folder):
+        uri = storage.join(folder, attempt, f"run-{run_id}.wandb")
         if attempt == "latest-run" or not storage.exists(uri):
             continue
         data = storage.read_bytes(uri)

@@ -1,8 +1,8 @@
 """Weights & Biases: one run id per job, offline unless WANDB_MODE says otherwise, and no training step logged twice.
 
-W&B's files lie under `<output>/wandb/`, one directory per attempt. wandb cannot resume a run offline, so a new attempt reads
-back what the earlier ones recorded and logs only what is missing. Reading their own files is the one account that holds
-after SIGKILL: wandb-core writes them in a process of its own, and dies with the worker, with whatever it had not written.
+W&B's files are under `<output>/wandb/`, one directory per attempt. wandb cannot resume a run offline, so a new attempt reads
+back what the earlier attempts recorded and logs only what is missing. Only these files are right after SIGKILL: wandb-core
+writes them in another process, which dies with the worker and loses whatever it had not written.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import io
 import itertools
 import os
 import shutil
-import sys
 import tempfile
 import threading
 import time
@@ -29,6 +28,7 @@ from PIL import Image
 from voco.errors import Stopped
 from voco.job.spec import Job
 from voco.run import manifest
+from voco.run.logs import get_logger
 from voco.run.manifest import Manifest
 from voco.run.wandb_records import is_finished, recorded_steps
 from voco.store import storage
@@ -36,7 +36,18 @@ from voco.store import storage
 if TYPE_CHECKING:  # half a second to import; a job without tracking never does
     import wandb
 
-CURVES = ("step", "epoch", "loss", "kl", "lr", "grad_norm", "tokens", "seconds")  # of rows.METRICS; `step` marks a training step
+log = get_logger(__name__)
+
+CURVES = (
+    "step",
+    "epoch",
+    "loss",
+    "kl",
+    "lr",
+    "grad_norm",
+    "tokens",
+    "seconds",
+)  # of schemas.METRICS
 PREDICTIONS = ("image", "question", "references", "prediction", "correct", "category")
 IMAGE_EDGE = 256  # pixels; pictures in a table are for looking at
 GROUP = "WANDB_RUN_GROUP"
@@ -46,7 +57,7 @@ CALL_S = 60.0  # after it wandb-core counts as hung
 
 @dataclass(frozen=True)
 class TrackedJob:
-    """What W&B is told of a job. Made in the driver, which has the user's environment; picklable, for workers."""
+    """What W&B records of a job. Built in the driver, which has the user's environment; picklable, for workers."""
 
     run_id: str
     group: str | None  # run id of the flow or sweep that the job is part of
@@ -60,7 +71,7 @@ class TrackedJob:
 
 @contextmanager
 def wandb_group(run_id: str | None) -> Iterator[None]:
-    """What is tracked in here belongs to this flow or sweep, told in W&B's own variable. None changes nothing."""
+    """Runs that are tracked in this block belong to this flow or sweep, by W&B's own variable. None changes nothing."""
     before = os.environ.get(GROUP)
     if run_id is not None:
         os.environ[GROUP] = run_id
@@ -82,29 +93,28 @@ def tracked_job(job: Job, run_id: str) -> TrackedJob | None:
     mode = os.environ.get("WANDB_MODE", "offline")
     if not job.tracking.wandb or mode == "disabled":
         return None
-    stages = job.flow.stages if job.flow is not None else [job]
     parents = []
-    for uri in dict.fromkeys(uri for stage in stages for uri in stage.uris().values() if not uri.startswith("@")):
-        place = storage.resolve(uri)
-        state = manifest.manifest_sha256(place)
+    for uri in dict.fromkeys(uri for stage in job.stages for uri in stage.uris().values() if not uri.startswith("@")):
+        resolved = storage.resolve(uri)
+        state = manifest.manifest_sha256(resolved)
         if state is not None:  # source files have none
-            parents.append({"uri": place, "manifest_sha256": state})
+            parents.append({"uri": resolved, "manifest_sha256": state})
     config = {**job.model_dump(mode="json", exclude_none=True, exclude={"tracking"}), "parents": parents}
     mode = "online" if mode in ("online", "run") else "offline"
-    place = storage.resolve(job.output)
-    return TrackedJob(run_id, os.environ.get(GROUP), job.kind, job.name, job.tracking.project, place, mode, config)
+    output = job.output_uri
+    return TrackedJob(run_id, os.environ.get(GROUP), job.kind, job.name, job.tracking.project, output, mode, config)
 
 
 def start_tracking(job: TrackedJob | None) -> TrackedRun:
     """One attempt of a run: call it on rank 0 only, after the output is claimed. None gives a run that records nothing.
 
-    Nothing here ends a job: what fails in W&B is said once on stderr, and the job goes on unrecorded.
+    Nothing here ends a job: a failure in W&B is reported once on stderr, and the job continues unrecorded.
     """
     return TrackedRun(job)
 
 
 class TrackedRun:
-    """One attempt of one job. As a context manager it finishes with the exit code that the block's end stands for."""
+    """One attempt of a job. As a context manager it finishes with the exit code of the block's end."""
 
     def __init__(self, job: TrackedJob | None) -> None:
         self.recorded: set[int] = set()  # training steps that this attempt and earlier ones recorded
@@ -127,9 +137,9 @@ class TrackedRun:
         self.finish(130 if stopped else int(error is not None))
 
     def log_steps(self, rows: list[dict[str, Any]]) -> None:
-        """Training curves: `CURVES` of rows of `rows.METRICS`, in order. A step that any attempt recorded is passed over.
+        """Training curves: `CURVES` of rows of `schemas.METRICS`, in order. A step that any attempt recorded is skipped.
 
-        After a resume, hand over the checkpoint's whole history first: what a kill took from the record is logged from it.
+        After a resume, pass the checkpoint's entire history first: what a kill took from the record is logged from it.
         Raises ValueError for a new step below one that this attempt has logged: wandb would drop it.
         """
         if self._run is None:
@@ -147,7 +157,7 @@ class TrackedRun:
 
     def log_predictions(self, rows: list[dict[str, Any]]) -> None:
         """A table `predictions`, one row each: image (encoded bytes or None), question, references (list of str), prediction,
-        correct (float or None), category. A video comes as one picture, made by the caller."""
+        correct (float or None), category. The caller makes one picture of a video."""
         if self._run is None:
             return
         import wandb
@@ -233,14 +243,14 @@ class TrackedRun:
 
     @contextmanager
     def guard(self, seconds: float | None = None) -> Iterator[Any]:
-        """What fails in here ends the tracking, not the job. A wandb-core that hangs is killed, so that the call returns."""
+        """A failure in this block ends the tracking, not the job. A wandb-core that hangs is killed, so that the call returns."""
         watch = threading.Timer(seconds or CALL_S, _kill_core)
         watch.daemon = True
         watch.start()
         try:
             yield self._run
         except Exception as error:  # noqa: BLE001 - wandb's own, its service's, the storage's: none is worth a training run
-            print(f"tracking: W&B is off from here on: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            log.warning("tracking: W&B is off from here on: %s: %s", type(error).__name__, error)
             self._run = None
         finally:
             watch.cancel()
@@ -291,7 +301,7 @@ def _init(job: TrackedJob, root: Path) -> wandb.Run:
             reason = "there is no API key here"
         except (wandb.Error, TimeoutError) as error:
             reason = str(error).splitlines()[0]
-        print(f"tracking: WANDB_MODE is online, but {reason}: recording offline", file=sys.stderr, flush=True)
+        log.warning("tracking: WANDB_MODE is online, but %s: recording offline", reason)
     return _begin(job, root, "offline")
 
 
@@ -335,7 +345,7 @@ def _kill_core() -> None:
     """End this process's own wandb-core; calls that wait for it then fail."""
     for child in psutil.Process().children():
         if child.name() == "wandb-core":
-            print("tracking: wandb-core does not answer: killed", file=sys.stderr, flush=True)
+            log.warning("tracking: wandb-core does not answer: killed")
             child.kill()
 
 

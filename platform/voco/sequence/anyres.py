@@ -1,7 +1,7 @@
-"""LLaVA-1.6's tiles ("anyres"): an image is seen whole and cut into a grid of squares, chosen by its size. Numpy only.
+"""LLaVA-1.6's tiles ("anyres"): the complete image, and a grid of squares that its size chooses. Numpy only.
 
-The rules are those of transformers' LlavaNext, to which tests hold them. Legend: T tiles of an image, the whole image first
-and then the grid in raster order; V vision slots of a tile; K slots of an image under LLaVA's own packing.
+The rules are those of transformers' LlavaNext; tests check them against it. Legend: T tiles of an image, the complete image
+first and then the grid in raster order; V vision slots of a tile; K slots of an image under LLaVA's own packing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ NEWLINE = -1  # in a packing: the learned vector that ends a row of the grid
 
 
 class Anyres(BaseModel):
-    """What decides an image's tiles; part of a checkpoint's layout."""
+    """The rule that cuts an image into tiles; part of a checkpoint's layout."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -28,7 +28,7 @@ class Anyres(BaseModel):
     tile: int  # side of a tile in pixels: what the tower sees
 
     def resolution(self, size: Size) -> Size:
-        """The one that keeps most of the image's pixels, and of those the smallest."""
+        """The resolution that keeps most of the image's pixels; of several, the smallest."""
         return best_resolution(size, self.grid_pinpoints)
 
     def tiles(self, size: Size) -> int:
@@ -37,15 +37,16 @@ class Anyres(BaseModel):
         return 1 + (height // self.tile) * (width // self.tile)
 
     def packing(self, size: Size, slots: int) -> Ints:
-        """(K,) int64: which of the image's T * V rows of features stands in each slot, or NEWLINE.
+        """(K,) int64: for each slot its row among the image's T * V rows of features, or NEWLINE.
 
-        The whole image's V, then the grid's rows as one picture, without those that padding alone covers, a newline behind each.
+        First the V rows of the complete image; then the grid's rows as one picture, without rows and columns of padding, each
+        row followed by a newline.
         """
         return _packing(self, size, slots)
 
 
 def join_packings(anyres: Anyres | None, sizes: Sequence[Size | None], slots: int) -> Ints | None:
-    """The packings of all images, numbered through; an image without a size is one view. None where there is nothing to pack."""
+    """The packings of all images, over the rows of all their features; an image without a size is one view. None: no anyres."""
     if anyres is None or not sizes:
         return None
     parts, start = [], 0
@@ -58,28 +59,29 @@ def join_packings(anyres: Anyres | None, sizes: Sequence[Size | None], slots: in
 
 def best_resolution(size: Size, choices: tuple[Size, ...]) -> Size:
     """transformers' `select_best_resolution`."""
-    best, most, least = choices[0], 0, math.inf
+    best, best_effective, least_wasted = choices[0], 0, math.inf
     for height, width in choices:
         scale = min(width / size[1], height / size[0])
-        kept = min(int(size[1] * scale) * int(size[0] * scale), size[0] * size[1])
-        if kept > most or (kept == most and width * height - kept < least):
-            best, most, least = (height, width), kept, width * height - kept
+        effective = min(int(size[1] * scale) * int(size[0] * scale), size[0] * size[1])
+        wasted = width * height - effective
+        if effective > best_effective or (effective == best_effective and wasted < least_wasted):
+            best, best_effective, least_wasted = (height, width), effective, wasted
     return best
 
 
 def fit_inside(size: Size, target: Size) -> Size:
-    """Height and width of an image that was resized to fit into `target`, its sides in proportion."""
+    """Height and width of an image that is resized to fit into `target` and keeps its proportions."""
     tall, wide = target[0] / size[0], target[1] / size[1]
     if wide < tall:
         return min(math.ceil(size[0] * wide), target[0]), target[1]
     return target[0], min(math.ceil(size[1] * tall), target[1])
 
 
-@lru_cache(maxsize=1 << 10)  # sizes repeat; whoever gets the array must not write to it
+@lru_cache(maxsize=1 << 10)  # sizes repeat; callers must not write to the array
 def _packing(anyres: Anyres, size: Size, slots: int) -> Ints:
     side = math.isqrt(slots)
     if side * side != slots:
-        raise ValueError(f"anyres: {slots} positions of a tile are no square")
+        raise ValueError(f"anyres: the {slots} positions of a tile do not form a square")
     rows, columns = (pixels // anyres.tile for pixels in anyres.resolution(size))
     grid = slots + np.arange(rows * columns * slots).reshape(rows, columns, side, side)
     picture = grid.transpose(0, 2, 1, 3).reshape(rows * side, columns * side)

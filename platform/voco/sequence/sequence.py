@@ -1,6 +1,6 @@
-"""A sample as token ids at its final length: kinds, views, conversations, positions and what is trained (design section 3).
+"""A sample as token ids at its final length: kinds, views, conversations, positions and what is trained (docs/method.md).
 
-Image slots are expanded here, so everything that masks and the model need is known before the model runs. Numpy only.
+Image slots are expanded here, so all that masks and the model need is final before the model runs. Numpy only.
 
 Shapes: L tokens of a sample, V vision slots of a view, N <voco> of a view, S supervised predictions.
 """
@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
+from voco.job.chat_templates import CHAT_TEMPLATES
+from voco.job.config import TrainedMethod
+from voco.job.tables import METHODS, MethodRow
 from voco.sequence.anyres import Anyres, Size, join_packings
 from voco.sequence.chat_template import Turn, encode_parts, render_prompt
 
@@ -29,13 +32,13 @@ class Layout(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    method: Literal["voco", "none", "avg_pool", "q_former"]
-    tokens: int  # N, what a view gets unless it is told otherwise
-    vision_slots: int  # V as the tower gives them
+    method: TrainedMethod
+    tokens: int  # N of a view by default
+    vision_slots: int  # V of the tower
     bos_id: int | None
-    eos_id: int  # ends an answer: the tokenizer's own, or what the template ends one with
+    eos_id: int  # ends an answer: the tokenizer's own, or the template's
     pad_id: int
-    image_id: int  # fills vision slots, whose embedding is replaced
+    image_id: int  # fills vision slots; the model replaces its embeddings
     voco_id: int
     separator_ids: tuple[int, ...]
     template: str
@@ -44,19 +47,29 @@ class Layout(BaseModel):
     q_former_layers: int = 0  # of method q_former
 
     @property
-    def pooled(self) -> bool:
-        """N vectors stand in a view's slots instead of V, and no <voco> behind them."""
-        return self.method in ("avg_pool", "q_former")
+    def rule(self) -> MethodRow:
+        """What the table says about the method."""
+        return METHODS[self.method]
+
+    @property
+    def drops_questions(self) -> bool:
+        """Trained on captions: the model cannot answer a question."""
+        return CHAT_TEMPLATES[self.template].drops_questions
 
     @property
     def slots(self) -> int:
-        """Vision slots of a view in the sequence: V, or N pooled ones. An image of several tiles has its own (`views`)."""
-        return self.tokens if self.pooled else self.vision_slots
+        """Vision slots of a view in the sequence: V, or N pooled ones. An image of several tiles may have more (`views`)."""
+        return self.tokens if self.rule.pooled else self.vision_slots
+
+    @property
+    def prefix_ids(self) -> tuple[int, ...]:
+        """BOS and the separators of a view, in order."""
+        return (() if self.bos_id is None else (self.bos_id,)) + self.separator_ids
 
     @property
     def prefix_length(self) -> int:
         """C: a view's prefix without its <voco> tokens."""
-        return (self.bos_id is not None) + self.slots + len(self.separator_ids)
+        return self.slots + len(self.prefix_ids)
 
     @property
     def view_length(self) -> int:
@@ -65,32 +78,32 @@ class Layout(BaseModel):
 
     @property
     def cached_from(self) -> int:
-        """Position of the first row of a view that text reads: VoCo keeps its own rows, the others the whole prefix."""
-        return self.prefix_length if self.method == "voco" else 0
+        """Position of the first row of a view that text reads: a <voco> where views are apart, else the start of the prefix."""
+        return self.prefix_length if self.rule.views_apart else 0
 
     def voco_tokens(self, n: int | None = None) -> int:
-        """<voco> tokens of a view: none where it is pooled."""
-        return 0 if self.pooled else self.tokens if n is None else n
+        """<voco> tokens of a view; a pooled view has none."""
+        return 0 if self.rule.pooled else self.tokens if n is None else n
 
     def views(self, sizes: Sequence[Size | None]) -> list[int]:
-        """Vision slots of every view of the images: without anyres, or of a frame (size None), one view each.
+        """Vision slots of every view of the images. Without anyres an image is one view, and so is a frame (size None).
 
-        Cut into tiles, each tile is a view (compressed alone); under `none` the image is one, packed as LLaVA-1.6 does.
+        An image that is cut into tiles is one view for each tile; under `none` it is one view, packed as LLaVA-1.6 does.
         """
         if self.anyres is None:
             return [self.slots] * len(sizes)
-        if self.method == "none":
+        if self.rule.uncompressed:
             return [self.slots if size is None else len(self.anyres.packing(size, self.slots)) for size in sizes]
         return [self.slots] * self.tiles(sizes)
 
     def tiles(self, sizes: Sequence[Size | None]) -> int:
-        """(V, C) features that the images have in all: one each, or their tiles."""
+        """Number of (V, C) features of the images in all: one each, or one for each tile."""
         return sum(1 if size is None or self.anyres is None else self.anyres.tiles(size) for size in sizes)
 
     def prefix_tokens(self, sizes: Sequence[Size | None]) -> int:
         """Length of all views' prefixes."""
         slots = self.views(sizes)
-        return sum(slots) + len(slots) * (self.prefix_length - self.slots + self.voco_tokens())
+        return sum(slots) + len(slots) * (len(self.prefix_ids) + self.voco_tokens())
 
 
 @dataclass(frozen=True)
@@ -106,18 +119,18 @@ class TokenSample:
     predict_at: Ints  # token whose output predicts ...
     predict_id: Ints  # ... this id
     media: tuple[str, ...]  # sha256 of each image, or the view's name, in order
-    cut: int  # text tokens that were left out
-    tiles: int | None = None  # (V, C) features that the media have in all; None: one each
-    packing: Ints | None = None  # row of its features that each vision slot takes, or NEWLINE; None: all, in order
+    cut: int  # text tokens that did not fit
+    tiles: int | None = None  # (V, C) features of all media; None: one each
+    packing: Ints | None = None  # for each vision slot the row of its features, or NEWLINE; None: all rows, in order
 
     def __len__(self) -> int:
         return len(self.ids)
 
 
 def filler_sample(layout: Layout) -> TokenSample:
-    """One token that predicts nothing: stands where an epoch's last step has no sample for a rank."""
-    one = {"ids": layout.eos_id, "kinds": TEXT, "view": NONE, "conversation": 0, "position": 0}
-    arrays: dict[str, Any] = {key: np.full(1, value, dtype=np.int64) for key, value in one.items()}
+    """One token that predicts nothing, for a rank that has no sample in an epoch's last step."""
+    token = {"ids": layout.eos_id, "kinds": TEXT, "view": NONE, "conversation": 0, "position": 0}
+    arrays: dict[str, Any] = {key: np.full(1, value, dtype=np.int64) for key, value in token.items()}
     none = np.zeros(0, dtype=np.int64)
     return TokenSample(sample_id="", predict_at=none, predict_id=none, media=(), cut=0, **arrays)
 
@@ -129,24 +142,27 @@ def prefix_columns(layout: Layout, voco_tokens: Sequence[int], slots: Sequence[i
     view: list[int] = []
     position: list[int] = []
     bos = [] if layout.bos_id is None else [layout.bos_id]
+    separators = list(layout.separator_ids)
     offset = 0
-    for index, (count, seen) in enumerate(zip(voco_tokens, slots or [layout.slots] * len(voco_tokens), strict=True)):
-        ids += bos + [layout.image_id] * seen + list(layout.separator_ids) + [layout.voco_id] * count
-        kinds += [PREFIX] * len(bos) + [VISION] * seen + [PREFIX] * len(layout.separator_ids) + [VOCO] * count
-        length = layout.prefix_length - layout.slots + seen + count
+    for index, (n, vision) in enumerate(zip(voco_tokens, slots or [layout.slots] * len(voco_tokens), strict=True)):
+        ids += bos + [layout.image_id] * vision + separators + [layout.voco_id] * n
+        kinds += [PREFIX] * len(bos) + [VISION] * vision + [PREFIX] * len(separators) + [VOCO] * n
+        length = len(layout.prefix_ids) + vision + n
         view += [index] * length
         position += range(offset, offset + length)
-        # under voco the next view is shifted by this one's N only, so a view compressed alone fits any slot
-        offset += count if layout.method == "voco" else length
+        # apart, a view moves the next one by its N only, so a view that was compressed alone fits any slot
+        offset += n if layout.rule.views_apart else length
     return {"ids": ids, "kinds": kinds, "view": view, "position": position}
 
 
 def text_start(layout: Layout, voco_tokens: Sequence[int], slots: Sequence[int] | None = None) -> int:
-    """Position of the first text token: C + sum of N under voco, the prefix's length otherwise, 0 without views."""
-    if not voco_tokens or layout.method == "voco":
-        return layout.prefix_length + sum(voco_tokens) if voco_tokens else 0
-    seen = sum(slots or [layout.slots] * len(voco_tokens))
-    return seen + len(voco_tokens) * (layout.prefix_length - layout.slots) + sum(voco_tokens)
+    """Position of the first text token: C + sum of N where views are apart, else the prefixes' length; 0 without views."""
+    if not voco_tokens:
+        return 0
+    if layout.rule.views_apart:
+        return layout.prefix_length + sum(voco_tokens)
+    vision = sum(slots or [layout.slots] * len(voco_tokens))
+    return vision + len(voco_tokens) * len(layout.prefix_ids) + sum(voco_tokens)
 
 
 def build_sample(
@@ -160,53 +176,54 @@ def build_sample(
     cached: bool = False,
     sizes: Sequence[Size | None] | None = None,
 ) -> TokenSample:
-    """One sample: its views' prefixes, then each conversation as a text segment of its own.
+    """One sample: its views' prefixes, then each conversation as a separate text segment.
 
-    `media` holds one content hash an image, `sizes` its height and width: with anyres it is then cut into tiles, and without
-    a size it is one view. `voco_tokens` is N of each view (default: the layout's). A conversation that
-    would pass `max_tokens` together with the prefix is cut at its end; the prefix never is. With `cached` the views are
-    read from a cache: only their text is in the sample, at the positions that it has behind them, and they count N each.
-    Raises ValueError when the prefix alone passes `max_tokens`.
+    `media` holds a content hash for each image, `sizes` its height and width: with anyres an image of known size is cut into
+    tiles, any other is one view. `voco_tokens` is N of each view (default: the layout's). A conversation that does not fit
+    into `max_tokens` together with the prefix is cut at its end; the prefix never is. With `cached` the views are read from a
+    cache: the sample holds the text alone, at its positions after the views, and each view counts as N tokens.
+    Raises ValueError when the prefix alone fills `max_tokens`.
     """
-    known: Sequence[Size | None] = [None] * len(media) if sizes is None else sizes
-    slots = layout.views(known)
+    image_sizes: Sequence[Size | None] = [None] * len(media) if sizes is None else sizes
+    slots = layout.views(image_sizes)
     counts = [layout.voco_tokens() for _ in slots] if voco_tokens is None else list(voco_tokens)
-    if len(counts) != len(slots) or len(known) != len(media):
+    if len(counts) != len(slots) or len(image_sizes) != len(media):
         raise ValueError(f"expected N for each of {len(slots)} views of {len(media)} media, got {len(counts)}")
     columns = prefix_columns(layout, () if cached else counts, () if cached else slots)
     columns["conversation"] = [NONE] * len(columns["ids"])
     predict_at: list[int] = []
     predict_id: list[int] = []
-    size, start, cut = len(columns["ids"]), text_start(layout, counts, slots), 0
-    taken = sum(counts) if cached else size
-    if max_tokens is not None and taken >= max_tokens:
-        raise ValueError(f"a prefix of {taken} tokens leaves no room for text in max_tokens {max_tokens}")
-    for index, turns in enumerate(conversations):
+    prefix, start, cut = len(columns["ids"]), text_start(layout, counts, slots), 0
+    view_tokens = sum(counts) if cached else prefix
+    if max_tokens is not None and view_tokens >= max_tokens:
+        raise ValueError(f"a prefix of {view_tokens} tokens leaves no room for text in max_tokens {max_tokens}")
+    for number, turns in enumerate(conversations):
         ids, trained = encode_parts(render_prompt(turns, layout.template, layout.newlines, bool(media)), tokenizer, layout.eos_id)
         if not media and layout.bos_id is not None:
             ids, trained = [layout.bos_id, *ids], [False, *trained]
-        room = len(ids) if max_tokens is None else max_tokens - taken
+        room = len(ids) if max_tokens is None else max_tokens - view_tokens
         cut += max(0, len(ids) - room)
         ids, trained = ids[:room], trained[:room]
         first = len(columns["ids"])
-        for at, (token, is_trained) in enumerate(zip(ids, trained, strict=True)):
-            # the first text token is predicted by the last prefix token, whichever conversation it starts
-            if is_trained and (at or size):
-                predict_at.append(first + at - 1 if at else size - 1)
+        for index, (token, is_trained) in enumerate(zip(ids, trained, strict=True)):
+            # the last prefix token predicts the first text token of every conversation
+            if is_trained and (index or prefix):
+                predict_at.append(first + index - 1 if index else prefix - 1)
                 predict_id.append(token)
         columns["ids"] += ids
         columns["kinds"] += [TEXT] * len(ids)
         columns["view"] += [NONE] * len(ids)
-        columns["conversation"] += [index] * len(ids)
+        columns["conversation"] += [number] * len(ids)
         columns["position"] += range(start, start + len(ids))
     arrays = {key: np.asarray(column, dtype=np.int64) for key, column in columns.items()}
+    packed = layout.rule.uncompressed and not cached
     return TokenSample(
         sample_id=sample_id,
         predict_at=np.asarray(predict_at, dtype=np.int64),
         predict_id=np.asarray(predict_id, dtype=np.int64),
         media=tuple(media),
         cut=cut,
-        tiles=None if cached or layout.anyres is None else layout.tiles(known),
-        packing=None if cached or layout.method != "none" else join_packings(layout.anyres, known, layout.slots),
+        tiles=None if cached or layout.anyres is None else layout.tiles(image_sizes),
+        packing=join_packings(layout.anyres, image_sizes, layout.slots) if packed else None,
         **arrays,
     )

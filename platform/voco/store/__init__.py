@@ -1,1 +1,1 @@
-"""Where bytes lie: local paths and S3, the schema of every table, and the one reader of `samples/`."""
+"""Storage: local paths and S3, the schema of every table, and the one reader of `samples/`."""

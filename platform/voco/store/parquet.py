@@ -1,4 +1,4 @@
-"""The one way in which a Parquet file is written and opened."""
+"""How every Parquet file is written and opened."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from voco.store.schemas import ROW_GROUP_BYTES, SCHEMA_VERSION, UNCOMPRESSED
 
 
 def leaf_columns(schema: pa.Schema) -> list[tuple[str, str]]:
-    """Parquet column paths of a schema, each with the name of its innermost field."""
+    """The Parquet column paths of a schema, each with the name of its innermost field."""
 
     def walk(prefix: str, name: str, kind: pa.DataType) -> list[tuple[str, str]]:
         if pa.types.is_struct(kind):
@@ -27,45 +27,45 @@ def leaf_columns(schema: pa.Schema) -> list[tuple[str, str]]:
 
 
 def to_array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
-    """The values as an array, level by level: several times as fast as pyarrow's own way from nested dicts.
+    """The values as an array, level by level: several times as fast as pyarrow's own conversion of nested dicts.
 
     No struct or list may be null.
     """
     if pa.types.is_struct(kind):
         return pa.StructArray.from_arrays(
-            [to_array([one[field.name] for one in values], field.type) for field in kind], fields=kind
+            [to_array([value[field.name] for value in values], field.type) for field in kind], fields=kind
         )
     if pa.types.is_list(kind):
         offsets = pa.array(list(accumulate(map(len, values), initial=0)), pa.int32())
         return pa.ListArray.from_arrays(offsets, to_array(list(chain.from_iterable(values)), kind.value_type), type=kind)
     if pa.types.is_large_binary(kind) and None not in values:
-        places = pa.array(list(accumulate(map(len, values), initial=0)), pa.int64())
-        return pa.LargeBinaryArray.from_buffers(kind, len(values), [None, places.buffers()[1], pa.py_buffer(b"".join(values))])
+        offsets = pa.array(list(accumulate(map(len, values), initial=0)), pa.int64())
+        return pa.LargeBinaryArray.from_buffers(kind, len(values), [None, offsets.buffers()[1], pa.py_buffer(b"".join(values))])
     return pa.array(values, kind)
 
 
-def to_table(listed: Sequence[dict[str, Any]], schema: pa.Schema) -> pa.Table:
-    """Rows given as dicts that have every key of the schema."""
-    columns = [to_array([one[field.name] for one in listed], field.type) for field in schema]
+def to_table(rows: Sequence[dict[str, Any]], schema: pa.Schema) -> pa.Table:
+    """Rows as a table. Each has every key of the schema."""
+    columns = [to_array([row[field.name] for row in rows], field.type) for field in schema]
     return pa.Table.from_arrays(columns, schema=schema)
 
 
 def write_table(
     uri: str, groups: Iterable[pa.Table], schema: pa.Schema, metadata: dict[str, str] | None = None
 ) -> dict[str, Any]:
-    """Write one Parquet file whose row groups are `groups`, whole or not at all.
+    """Write one Parquet file whose row groups are `groups`; a failure leaves no file.
 
-    Returns the file's entry of a manifest: path (its name), rows, bytes, sha256. The same rows give the same bytes.
+    Returns the file's manifest entry: path (its name), rows, bytes, sha256. The same rows give the same bytes.
     """
     schema = schema.with_metadata({"voco.schema_version": SCHEMA_VERSION, **(metadata or {})})
-    plain = {path for path, name in leaf_columns(schema) if name in UNCOMPRESSED}
-    compression = {path: "none" if path in plain else "zstd" for path, _ in leaf_columns(schema)}
-    coded = [path for path, _ in leaf_columns(schema) if path not in plain]
+    uncompressed = {path for path, name in leaf_columns(schema) if name in UNCOMPRESSED}
+    compression = {path: "none" if path in uncompressed else "zstd" for path, _ in leaf_columns(schema)}
+    encoded = [path for path, _ in leaf_columns(schema) if path not in uncompressed]
     rows = 0
     with (
         storage.open_write(uri) as handle,
         pq.ParquetWriter(
-            handle, schema, compression=compression, use_dictionary=coded, write_statistics=coded, store_schema=True
+            handle, schema, compression=compression, use_dictionary=encoded, write_statistics=encoded, store_schema=True
         ) as writer,
     ):
         for group in groups:
@@ -75,29 +75,17 @@ def write_table(
 
 
 def slices_by_bytes(sizes: list[int], limit: int = ROW_GROUP_BYTES) -> list[tuple[int, int]]:
-    """Cut consecutive rows into [start, stop) groups of at most `limit` bytes; a larger row is a group of its own."""
+    """Cut consecutive rows into [start, stop) groups of at most `limit` bytes; a larger row is a group alone."""
     cuts: list[tuple[int, int]] = []
-    start, held = 0, 0
+    start, total = 0, 0
     for index, size in enumerate(sizes):
-        if index > start and held + size > limit:
+        if index > start and total + size > limit:
             cuts.append((start, index))
-            start, held = index, 0
-        held += size
+            start, total = index, 0
+        total += size
     if start < len(sizes):
         cuts.append((start, len(sizes)))
     return cuts
-
-
-def blob_uri(output: str, sha256: str) -> str:
-    """Where a medium lies that is too large for its table."""
-    return storage.join(output, "blobs", sha256)
-
-
-def medium_bytes(medium: dict[str, Any], table_uri: str) -> bytes:
-    """The encoded bytes of a medium of a row in the `samples/` part at `table_uri`, from the row or from `blobs/`."""
-    if medium["bytes"] is not None:
-        return bytes(medium["bytes"])
-    return storage.read_bytes(blob_uri(table_uri.rsplit("/", 2)[0], medium["sha256"]))
 
 
 def open_parquet(uri: str) -> pq.ParquetFile:

@@ -7,7 +7,7 @@ import pyarrow as pa
 SCHEMA_VERSION = "1"
 
 
-ROW_GROUP_BYTES = 8 << 20  # of media or tensors in one row group; a larger row is a group of its own
+ROW_GROUP_BYTES = 8 << 20  # of media or tensors in one row group; a larger row is a row group alone
 
 
 TURN = pa.struct([("role", pa.string()), ("text", pa.string())])
@@ -15,9 +15,9 @@ TURN = pa.struct([("role", pa.string()), ("text", pa.string())])
 
 CONVERSATION = pa.struct(
     [
-        ("source_id", pa.string()),  # the row's id in its own file
+        ("source_id", pa.string()),  # the row's id in the source file
         ("turns", pa.list_(TURN)),  # roles user and assistant, alternating
-        ("placeholder", pa.string()),  # where the media placeholder stood: before, after or none
+        ("placeholder", pa.string()),  # where the text had the media placeholder: before, after or none
         ("answers", pa.list_(pa.string())),  # evaluation rows: the references; their last turn is the user's
         ("choices", pa.list_(pa.string())),
         ("category", pa.string()),
@@ -30,7 +30,7 @@ MEDIUM = pa.struct(
     [
         ("bytes", pa.large_binary()),  # as encoded at the source, never decoded pixels
         ("path", pa.string()),
-        ("format", pa.string()),  # by content, not by name: jpeg, png, ...
+        ("format", pa.string()),  # by content, not by file name: jpeg, png, ...
         ("sha256", pa.string()),
         ("width", pa.int32()),  # EXIF orientation ignored, as LLaVA does
         ("height", pa.int32()),
@@ -81,7 +81,7 @@ ANSWERS = pa.schema(
         ("references", pa.list_(pa.string())),
         ("correct", pa.float64()),
         ("new_tokens", pa.int32()),
-        ("cache_hit", pa.bool_()),  # the image's cache was made for an earlier question
+        ("cache_hit", pa.bool_()),  # an earlier question had made the cache
     ]
 )
 
@@ -107,17 +107,17 @@ SCORES = pa.schema(
         ("share_of_upper_high", pa.float64()),
         ("questions", pa.int64()),
         ("samples", pa.int64()),
-        ("cache_bytes", pa.int64()),  # kept per image
-        ("full_cache_bytes", pa.int64()),  # keys and values of the whole prefix
-        ("prefill_flops", pa.float64()),  # the language model's, of one question on a ready cache; FastV has none
-        ("uncached_flops", pa.float64()),  # the same where its views have no cache yet
+        ("cache_bytes", pa.int64()),  # per image
+        ("full_cache_bytes", pa.int64()),  # keys and values of the complete, uncompressed prefix
+        ("prefill_flops", pa.float64()),  # the language model's, of one question with a cache; FastV has no cache
+        ("uncached_flops", pa.float64()),  # the same without a cache
         ("latency_s", pa.float64()),  # answering, seconds per question
         ("seconds", pa.float64()),
     ]
 )
 
 
-# Which row groups of which file of a frame cache are whose; a row group is never of two videos.
+# The row groups of each medium in a frame cache; a row group is never of two media.
 FRAME_INDEX = pa.schema(
     [
         ("sample_id", pa.string()),
@@ -129,7 +129,7 @@ FRAME_INDEX = pa.schema(
 )
 
 
-# A sweep's result: a row of scores and the trial that it is of.
+# A sweep's result: a row of scores and its trial.
 TRIALS = pa.schema(
     [
         ("trial", pa.string()),
@@ -145,10 +145,10 @@ METRICS = pa.schema(
     [
         ("step", pa.int64()),
         ("epoch", pa.int64()),
-        ("loss", pa.float64()),  # what is minimised
-        ("kl", pa.float64()),  # of it under distillation: KL(teacher || student) of a supervised token, without weight and T^2
+        ("loss", pa.float64()),  # the value that is minimised
+        ("kl", pa.float64()),  # its part under distillation: KL(teacher || student) per supervised token, without weight and T^2
         ("tokens", pa.int64()),  # supervised
-        ("cut", pa.int64()),  # tokens of text for which max_tokens left no room
+        ("cut", pa.int64()),  # text tokens beyond max_tokens
         ("sample_ids_sha256", pa.string()),  # of the ids of this step, in order
         ("lr", pa.float64()),
         ("grad_norm", pa.float64()),
@@ -160,10 +160,10 @@ METRICS = pa.schema(
 FRAME_GROUP_BYTES = 16 << 20  # of keys and values in one row group of a frame cache
 
 
-def frame_cache_schema(bytes_each: int) -> pa.Schema:
-    """Schema of `frame_cache/`, one row a frame: keys and values of `bytes_each` bytes, row-major (layer, kv_head, token, dim).
+def frame_cache_schema(tensor_bytes: int) -> pa.Schema:
+    """Schema of `frame_cache/`, one row a frame: keys and values of `tensor_bytes` bytes, row-major (layer, kv_head, token, dim).
 
-    File metadata `voco.frame_cache` holds dtype, shape, compressor, N, prefix ids, preprocessing and rope parameters.
+    File metadata `voco.frame_cache` has dtype, shape, compressor, N, prefix ids, preprocessing and rope parameters.
     """
     return pa.schema(
         [
@@ -171,10 +171,10 @@ def frame_cache_schema(bytes_each: int) -> pa.Schema:
             ("media_index", pa.int32()),
             ("frame_index", pa.int64()),
             ("timestamp_s", pa.float64()),
-            ("keys", pa.binary(bytes_each)),
-            ("values", pa.binary(bytes_each)),
+            ("keys", pa.binary(tensor_bytes)),
+            ("values", pa.binary(tensor_bytes)),
         ]
     )
 
 
-UNCOMPRESSED = {"bytes", "features", "keys", "values"}  # leaf columns that hold media or tensors
+UNCOMPRESSED = {"bytes", "features", "keys", "values"}  # leaf columns of media or tensors

@@ -1,7 +1,7 @@
 """Every byte that outlives a process goes through here: local paths and `s3://`, by fsspec and s3fs.
 
 s3fs reads credentials and `AWS_ENDPOINT_URL` from the environment; nothing here takes a secret as an argument.
-An S3 server that does not answer is waited for, in every call, `PATIENCE_S` seconds.
+Every call waits up to `PATIENCE_S` seconds for an S3 server that does not answer.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from voco.errors import Refused
 
 PATIENCE_S = 180.0  # longer than a restart of a server, shorter than a night
 SHARD = ".tar"
-PLACEHOLDER = "YOUR-"  # s3://YOUR-BUCKET/...: a job file that is to be filled in
+PLACEHOLDER = "YOUR-"  # s3://YOUR-BUCKET/...: to be filled in by the user
 
 _patience_s = [PATIENCE_S]
 
 
 def is_placeholder(uri: str) -> bool:
-    """True for a URI that still has to be filled in; `plan` passes over it, `run` and `submit` refuse it."""
+    """True for a URI that the user must fill in; `plan` skips it, `run` and `submit` refuse it."""
     return PLACEHOLDER in uri
 
 
 def resolve(uri: str, root: str | None = None) -> str:
-    """Make a local path absolute against `root` (default: the working directory); leave `s3://` as it is.
+    """Make a local path absolute against `root` (default: the working directory); leave `s3://` unchanged.
 
     Ray Train workers change directory, so every path is resolved once, in the driver.
     """
@@ -52,7 +52,7 @@ def resolve(uri: str, root: str | None = None) -> str:
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The fsspec file system of a resolved URI and the path inside it."""
     if uri.startswith("s3://"):
-        from voco.store.s3 import PatientS3  # half a second, which local files need not pay
+        from voco.store.s3 import PatientS3  # an import of half a second, which local files do not need
 
         return PatientS3(_patience_s[0]), uri.removeprefix("s3://")
     return LocalFileSystem(), uri
@@ -60,7 +60,7 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 @contextmanager
 def s3_patience(seconds: float) -> Iterator[None]:
-    """Inside it, S3 that does not answer is waited for so long; 0 fails at once, for a look that changes nothing."""
+    """Change how long calls inside it wait for an S3 server that does not answer; 0 fails at once, for read-only checks."""
     before, _patience_s[0] = _patience_s[0], seconds
     try:
         yield
@@ -69,7 +69,7 @@ def s3_patience(seconds: float) -> Iterator[None]:
 
 
 def arrow_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
-    """The same for pyarrow and Ray Train. S3 goes through s3fs: pyarrow's own client fails on some servers."""
+    """The same for pyarrow and Ray Train. S3 goes through s3fs: pyarrow's own client fails with some servers."""
     fs, path = filesystem(uri)
     if isinstance(fs, LocalFileSystem):
         return pafs.LocalFileSystem(), path
@@ -77,7 +77,7 @@ def arrow_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
 
 
 class _S3Files(pafs.FSSpecHandler):  # type: ignore[misc]
-    """pyarrow's own asks first whether there is such a file, and takes any error for a no."""
+    """Opens at once: pyarrow's own handler first checks that the file exists, and takes any error for a no."""
 
     def open_input_file(self, path: str) -> pa.NativeFile:
         return pa.PythonFile(self.fs.open(path, mode="rb"), mode="r")
@@ -92,20 +92,20 @@ def exists(uri: str) -> bool:
     if isinstance(fs, LocalFileSystem):
         return bool(fs.exists(path))
     try:
-        fs.info(path)  # s3fs's own `exists` says False of a bucket that it could not ask for
+        fs.info(path)  # s3fs's own `exists` is False for a bucket that did not answer
     except FileNotFoundError:
         return False
     return True
 
 
 def list_names(uri: str) -> list[str]:
-    """Names directly under a directory, sorted; empty when there is none. Hidden ones, such as a killed write's, are left out."""
+    """Names directly under a directory, sorted; none if it does not exist. Hidden files, left by killed writes, are skipped."""
     fs, path = filesystem(uri)
     if not fs.isdir(path):
         return []
     entries = (entry.rstrip("/") for entry in fs.ls(path, detail=False))
-    found = (entry.rsplit("/", 1)[-1] for entry in entries if entry != path)  # S3 consoles make an object for the folder itself
-    return sorted(name for name in found if not name.startswith("."))
+    names = (entry.rsplit("/", 1)[-1] for entry in entries if entry != path)  # S3 consoles make an object for the folder itself
+    return sorted(name for name in names if not name.startswith("."))
 
 
 def read_bytes(uri: str) -> bytes:
@@ -120,7 +120,7 @@ def open_read(uri: str) -> IO[bytes]:
 
 
 def write_bytes(uri: str, data: bytes) -> None:
-    """Write whole or not at all: a temporary name and a rename on disk, a single put on S3."""
+    """Write atomically: a temporary name and a rename on disk, a single put on S3."""
     fs, path = filesystem(uri)
     if isinstance(fs, LocalFileSystem):
         target = Path(path)
@@ -133,7 +133,7 @@ def write_bytes(uri: str, data: bytes) -> None:
 
 
 class Hashing(io.RawIOBase):
-    """A file that is written from start to end, and knows its size in bytes and its sha256 when it is."""
+    """A file that is written from start to end, and then knows its size in bytes and its sha256."""
 
     def __init__(self, raw: IO[bytes]) -> None:
         self.raw = raw
@@ -161,10 +161,10 @@ class Hashing(io.RawIOBase):
 
 @contextmanager
 def open_write(uri: str) -> Iterator[Hashing]:
-    """A file that lies at `uri` when the block ends, whole; when it ends by an exception, nothing does."""
+    """A file that is at `uri`, complete, when the block ends; after an exception there is none."""
     fs, path = filesystem(uri)
     if not isinstance(fs, LocalFileSystem):
-        with tempfile.TemporaryFile(buffering=0) as raw:  # it has no name: a kill leaves nothing of it
+        with tempfile.TemporaryFile(buffering=0) as raw:  # it has no name, so a kill leaves nothing
             yield Hashing(raw)
             raw.seek(0)
             fs.put_file(f"/dev/fd/{raw.fileno()}", path)
@@ -181,7 +181,7 @@ def open_write(uri: str) -> Iterator[Hashing]:
 
 
 def put_directory(local: Path, uri: str) -> None:
-    """Copy every file under `local` to `uri`, `config.json` last: where it stands, the directory is whole."""
+    """Copy every file under `local` to `uri`, `config.json` last: a directory that has it is complete."""
     for file in sorted(
         (path for path in local.rglob("*") if path.is_file()), key=lambda path: (path.name == "config.json", path)
     ):
@@ -189,7 +189,7 @@ def put_directory(local: Path, uri: str) -> None:
 
 
 def _copy_file(local: Path, uri: str) -> None:
-    """Whole or not at all. Nothing is read whole: a model may be larger than memory."""
+    """Copy atomically, in pieces: a model may be larger than memory."""
     fs, path = filesystem(uri)
     if not isinstance(fs, LocalFileSystem):
         fs.put_file(str(local), path)
@@ -223,14 +223,14 @@ def write_json(uri: str, value: Any) -> None:
 
 
 def delete(uri: str) -> None:
-    """Remove a file or a whole directory; nothing happens when it is not there."""
+    """Remove a file or a directory with its content; nothing happens when there is none."""
     fs, path = filesystem(uri)
     if fs.exists(path):
         fs.rm(path, recursive=True)
 
 
 def delete_partials(uri: str) -> None:
-    """Remove what killed writes left hidden under a directory on disk; for when nothing writes there any more."""
+    """Remove the hidden files that killed writes left under a directory on disk. Call it when nothing writes there any more."""
     fs, path = filesystem(uri)
     if isinstance(fs, LocalFileSystem):
         for partial in Path(path).rglob(".*.partial"):
@@ -248,13 +248,13 @@ def file_sha256(uri: str) -> str:
 def fingerprint(uri: str) -> dict[str, Any]:
     """What identifies a source file: uri, size in bytes, and the content's sha256 (local) or the ETag (S3).
 
-    A folder of shards is known by its listing: its `etag` is a hash over `shards`.
+    A folder of shards is identified by its listing: its `etag` is a hash over `shards`.
     """
     fs, path = filesystem(uri)
     if fs.isdir(path):
-        listed = list_shards(uri)
-        digest = hashlib.sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest()
-        return {"uri": uri, "size": sum(shard["size"] for shard in listed), "shards": len(listed), "etag": digest}
+        shards = list_shards(uri)
+        digest = hashlib.sha256(json.dumps(shards, sort_keys=True).encode()).hexdigest()
+        return {"uri": uri, "size": sum(shard["size"] for shard in shards), "shards": len(shards), "etag": digest}
     info = fs.info(path)
     if isinstance(fs, LocalFileSystem):
         return {"uri": uri, "size": int(info["size"]), "sha256": file_sha256(uri)}
@@ -264,17 +264,17 @@ def fingerprint(uri: str) -> dict[str, Any]:
 def list_shards(uri: str) -> list[dict[str, Any]]:
     """The .tar files directly in a folder, by name: name, size in bytes, and mtime in ns (local) or ETag (S3).
 
-    Terabytes are not hashed to know them again, so a local shard that is copied or touched counts as changed.
+    Terabytes are not hashed, so a local shard that is copied or touched counts as changed.
     """
     fs, path = filesystem(uri)
-    found = []
+    shards = []
     for entry in sorted(fs.ls(path, detail=True), key=lambda entry: str(entry["name"])):
         name = str(entry["name"]).rsplit("/", 1)[-1]
         if entry["type"] == "directory" or not name.endswith(SHARD) or name.startswith("."):
             continue
         mark = os.stat(entry["name"]).st_mtime_ns if isinstance(fs, LocalFileSystem) else str(entry.get("ETag", "")).strip('"')
-        found.append({"name": name, "size": int(entry["size"]), "mark": mark})
-    return found
+        shards.append({"name": name, "size": int(entry["size"]), "mark": mark})
+    return shards
 
 
 def free_bytes(uri: str) -> int | None:
@@ -282,10 +282,10 @@ def free_bytes(uri: str) -> int | None:
     fs, path = filesystem(uri)
     if not isinstance(fs, LocalFileSystem):
         return None
-    place = Path(path)
-    while not place.exists():
-        place = place.parent
-    return shutil.disk_usage(place).free
+    directory = Path(path)
+    while not directory.exists():
+        directory = directory.parent
+    return shutil.disk_usage(directory).free
 
 
 def check_writable(uri: str) -> None:

@@ -17,9 +17,9 @@ from voco.train.sampler import WINDOW, Rows
 
 
 class TrainingSamples:
-    """Token samples by (row group, place in it), with the last window of row groups kept.
+    """Token samples by (row group, row in it); the last window of row groups is kept.
 
-    `views` names the views of a row: images by their hash, or under `cached` the places of its frames; None for a row whose
+    `views` names the views of a row: images by their hash, or under `cached` the indices of its frames; None for a row whose
     frames could not be decoded.
     """
 
@@ -31,37 +31,38 @@ class TrainingSamples:
         block: Training,
         views: Callable[[dict[str, Any]], list[str] | None],
         cached: bool = False,
-        more: int = 0,  # tokens that a view may take beyond the block's max_tokens: text is cut as for the student
+        extra_tokens: int = 0,  # a view's tokens beyond the block's max_tokens: a teacher's text is cut as the student's
     ) -> None:
-        self.tables, self.tokenizer, self.layout, self.block, self.more = tables, tokenizer, layout, block, more
-        self.views, self.cached = views, cached
-        self.held: OrderedDict[int, list[TokenSample]] = OrderedDict()
+        self.tables, self.tokenizer, self.layout, self.block = tables, tokenizer, layout, block
+        self.views, self.cached, self.extra_tokens = views, cached, extra_tokens
+        self._groups: OrderedDict[int, list[TokenSample]] = OrderedDict()
         self.cut = 0  # text tokens left out of the samples that were taken
 
-    def take(self, wanted: Rows) -> list[TokenSample]:
-        """The samples of (n, 2) places; places of the epoch's tail are left out."""
-        taken = [self._group(group)[place] for group, place in wanted.tolist() if group >= 0]
-        self.cut += sum(sample.cut for sample in taken)
-        return taken
+    def take(self, rows: Rows) -> list[TokenSample]:
+        """The samples at (n, 2) rows; the fill of an epoch's tail is left out."""
+        samples = [self._group(group)[row] for group, row in rows.tolist() if group >= 0]
+        self.cut += sum(sample.cut for sample in samples)
+        return samples
 
     def _group(self, group: int) -> list[TokenSample]:
-        if group not in self.held:
-            self.held[group] = [sample for row in self.tables.read(group) for sample in self._build(row)]
-            if len(self.held) > 2 * WINDOW:
-                self.held.popitem(last=False)
-        self.held.move_to_end(group)
-        return self.held[group]
+        if group not in self._groups:
+            self._groups[group] = [sample for row in self.tables.read(group) for sample in self._build(row)]
+            if len(self._groups) > 2 * WINDOW:
+                self._groups.popitem(last=False)
+        self._groups.move_to_end(group)
+        return self._groups[group]
 
     def _build(self, row: dict[str, Any]) -> Iterator[TokenSample]:
-        views, limit = self.views(row), self.block.max_tokens
-        if views is None:  # its place in the order stays, and nothing is learned there
+        views = self.views(row)
+        if views is None:  # it keeps its position in the order, and nothing is learned there
             yield from [filler_sample(self.layout)] * (1 if self.block.share_vision else len(row["conversations"]))
             return
-        conversations = [one["turns"] for one in row["conversations"]]
-        for part in [conversations] if self.block.share_vision else [[one] for one in conversations]:
-            made = (row["sample_id"], part, views, self.tokenizer, self.layout)
-            most = limit + self.more * len(views)
-            yield build_sample(*made, max_tokens=most, cached=self.cached, sizes=None if self.cached else sizes_of(row))
+        conversations = [conversation["turns"] for conversation in row["conversations"]]
+        max_tokens = self.block.max_tokens + self.extra_tokens * len(views)
+        sizes = None if self.cached else sizes_of(row)
+        for part in [conversations] if self.block.share_vision else [[turns] for turns in conversations]:
+            identity = (row["sample_id"], part, views, self.tokenizer, self.layout)
+            yield build_sample(*identity, max_tokens=max_tokens, cached=self.cached, sizes=sizes)
 
 
 class ImageBatches:
@@ -71,22 +72,23 @@ class ImageBatches:
         self, tables: SampleTables, features: FeatureStore, model: VocoLlama, block: Training, teacher: Layout | None = None
     ) -> None:
         self.samples = TrainingSamples(tables, model.tokenizer, model.layout, block, images_of)
-        self.taught: TrainingSamples | None = None
+        self.teacher_samples: TrainingSamples | None = None
         if teacher is not None:
-            more = teacher.view_length - model.layout.view_length
-            self.taught = TrainingSamples(tables, model.tokenizer, teacher, block, images_of, more=more)
+            extra = teacher.view_length - model.layout.view_length
+            self.teacher_samples = TrainingSamples(tables, model.tokenizer, teacher, block, images_of, extra_tokens=extra)
         self.features, self.layout, self.width = features, model.layout, model.feature_width
 
-    def passes(self, wanted: Rows, count: int) -> list[Batch]:
-        """The samples of (n, 2) places as `count` batches of nearly equal length."""
-        samples = self.samples.take(wanted)
-        dealt = split_evenly([len(sample) for sample in samples], count)
-        batches = [self.collate([samples[index] for index in row] or [filler_sample(self.layout)]) for row in dealt]
-        if self.taught is None:
+    def micro_batches(self, rows: Rows, count: int) -> list[Batch]:
+        """The samples at (n, 2) rows as `count` batches of nearly equal length."""
+        samples = self.samples.take(rows)
+        split = split_evenly([len(sample) for sample in samples], count)
+        batches = [self._collate(samples, indices) for indices in split]
+        if self.teacher_samples is None:
             return batches
-        theirs = self.taught.take(wanted)
-        read = [self.collate([theirs[index] for index in row] or [filler_sample(self.layout)]) for row in dealt]
-        return [with_teacher(batch, teacher) for batch, teacher in zip(batches, read, strict=True)]
+        teacher_samples = self.teacher_samples.take(rows)
+        teachers = [self._collate(teacher_samples, indices) for indices in split]
+        return [with_teacher(batch, teacher) for batch, teacher in zip(batches, teachers, strict=True)]
 
-    def collate(self, samples: list[TokenSample]) -> Batch:
-        return collate(samples, self.features, (self.layout.vision_slots, self.width))
+    def _collate(self, samples: list[TokenSample], indices: list[int]) -> Batch:
+        chosen = [samples[index] for index in indices] or [filler_sample(self.layout)]
+        return collate(chosen, self.features, (self.layout.vision_slots, self.width))

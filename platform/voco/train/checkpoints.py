@@ -1,4 +1,4 @@
-"""What a run leaves to go on from, and what it leaves in the end: DeepSpeed's shards with the progress, then whole weights."""
+"""What a run saves to resume from, and what it writes in the end: DeepSpeed's shards with the progress, then complete weights."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from voco.model.voco_llama import VocoLlama
 from voco.store import parquet, schemas, storage
 from voco.train.zero import gather_parameter
 
-TAG = "state"
+TAG = "state"  # DeepSpeed's name of the checkpoint inside its directory
 
 
 class WorkerCountChanged(Exception):
-    """The checkpoint holds the shards of another number of workers."""
+    """The checkpoint has the shards of another number of workers."""
 
 
 def save_training_state(engine: Any, metrics: list[dict[str, Any]], step: int, rank: int, world: int) -> None:
@@ -40,7 +40,7 @@ def save_training_state(engine: Any, metrics: list[dict[str, Any]], step: int, r
 def load_training_state(engine: Any, world: int) -> tuple[int, list[dict[str, Any]]] | None:
     """Load the last checkpoint into the engine: the next step and the metrics so far; None when there is none.
 
-    Raises OtherWorkers when it is of another number of workers.
+    Raises WorkerCountChanged when it is of another number of workers.
     """
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
@@ -52,28 +52,28 @@ def load_training_state(engine: Any, world: int) -> tuple[int, list[dict[str, An
                 f"its checkpoint holds the shards of {progress['workers']} workers, the job now has {world}; "
                 f"set resources.workers back to {progress['workers']}"
             )
-        found, _ = engine.load_checkpoint(folder, tag=TAG)
-        if found is None:
+        path, _ = engine.load_checkpoint(folder, tag=TAG)
+        if path is None:
             raise RuntimeError(f"DeepSpeed could not load the checkpoint of step {progress['step']}")
         return int(progress["step"]), parquet.read_table(str(Path(folder) / "metrics.parquet")).to_pylist()
 
 
 def export_weights(config: dict[str, Any], model: VocoLlama, zero_stage: int, metrics: list[dict[str, Any]], rank: int) -> None:
-    """Whole weights to `<output>/model`, the metrics beside it; rank 0 writes, every rank gathers what was trained.
+    """Complete weights to `<output>/model` and the metrics beside them. Rank 0 writes; every rank gathers what was trained.
 
-    The rest is as the model to start from holds it: training may have rounded it to its own number type.
+    Frozen weights are taken from the starting model: training may have rounded them to its own number type.
     """
     named = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-    state: dict[str, Any] = {}
+    trained: dict[str, Any] = {}
     for name in (name for name in weights.own_state(model) if name in named):
         with gather_parameter(named[name], zero_stage):
             if rank == 0:
-                state[name] = named[name].detach().cpu().clone()
+                trained[name] = named[name].detach().cpu().clone()
     if rank == 0:
         with tempfile.TemporaryDirectory() as folder:
-            whole = weights.load_checkpoint(config["model"], model.layout, new_q_former=config["seed"])
-            state = {**weights.own_state(whole), **state}
-            weights.save_checkpoint(whole, state, Path(folder) / "model", keep_compressor=config["kind"] == "video_sft")
+            start = weights.load_checkpoint(config["model"], model.layout, method_seed=config["seed"])
+            state = {**weights.own_state(start), **trained}
+            weights.save_checkpoint(start, state, Path(folder) / "model", keep_compressor=config["kind"] == "video_sft")
             storage.put_directory(Path(folder) / "model", storage.join(config["output"], "model"))
         _write_metrics(storage.join(config["output"], "metrics.parquet"), metrics)
     dist.barrier()

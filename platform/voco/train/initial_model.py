@@ -1,4 +1,4 @@
-"""The model that a training job starts from: its checkpoint, or a new one, under the layout that it is trained in."""
+"""The model that a training job starts from: its checkpoint or a new model, and the layout that it is trained under."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from voco.errors import Refused
-from voco.job.config import Compression, Method, Text
+from voco.job.chat_templates import CHAT_TEMPLATES
+from voco.job.config import Compression, Text
 from voco.job.spec import Job
+from voco.model.checkpoint_layout import has_model
 from voco.sequence.chat_template import end_of_answer_id
 from voco.sequence.sequence import Layout
 from voco.store import storage
@@ -21,30 +23,21 @@ TOKENIZER_ROWS = 200_000  # rows whose text a new tokenizer is trained on, at mo
 
 
 def initial_model(job: Job, output: str) -> tuple[str, Layout]:
-    """The directory that holds the model to start from, and the layout that this job trains it under.
+    """The directory of the model to start from, and the layout that this job trains it under.
 
-    A new model is written to `<output>/initial` once; a function of the job's seed and samples.
+    A new model is written to `<output>/initial` once; it is a function of the job's seed and samples.
     """
-    from voco.model import build, weights
-
-    block, compression = job.block, job.compression
-    method: Method = "none" if compression is None else compression.method
+    compression = job.compression
+    method = "none" if compression is None else compression.method
     tokens = 0 if compression is None else compression.tokens  # align has no <voco>
     if job.inputs.checkpoint is not None:
-        config = weights.read_config(job.inputs.checkpoint)
-        layout = Layout(**config["layout"])
-        told = layout.template != "plain" or job.kind == "align"  # plain is of captions: it drops every question
-        inherited = Text(template=layout.template, newlines=layout.newlines) if told else Text()  # type: ignore[arg-type]
-        text = block.text or inherited
-        changes: dict[str, Any] = {"method": method, "tokens": tokens, "template": text.template, "newlines": text.newlines}
-        changes["q_former_layers"] = _q_former_layers(compression, layout)
-        if text.template != layout.template:
-            changes["eos_id"] = end_of_answer_id(text.template, weights.read_tokenizer(job.inputs.checkpoint))
-        return storage.resolve(job.inputs.checkpoint), layout.model_copy(update=changes)
+        return job.resolved_inputs.checkpoint or "", _continued_layout(job, job.inputs.checkpoint, method, tokens)
+    from voco.model import build, weights
+
     assert job.model is not None
     initial = storage.join(output, "initial")
-    if not storage.exists(storage.join(initial, "model", "config.json")):
-        text = block.text or (Text(template="plain") if job.kind == "align" else Text())
+    if not has_model(initial):
+        text = job.block.text or (Text(template="plain") if job.kind == "align" else Text())
         model = build.create_model(job.model, method, tokens, text, _texts(job), job.seed, _q_former_layers(compression))
         with tempfile.TemporaryDirectory() as folder:
             weights.save_checkpoint(model, weights.own_state(model), Path(folder) / "model")
@@ -52,16 +45,30 @@ def initial_model(job: Job, output: str) -> tuple[str, Layout]:
     return initial, Layout(**weights.read_config(initial)["layout"])
 
 
-def _q_former_layers(compression: Compression | None, held: Layout | None = None) -> int:
-    """Layers of the job's Q-Former: 0 for other methods, those of the checkpoint's layout `held` if it has one."""
+def _continued_layout(job: Job, checkpoint: str, method: str, tokens: int) -> Layout:
+    """A checkpoint's layout with the job's method, N and chat template; a template of captions is not inherited."""
+    from voco.model import weights
+
+    layout = Layout(**weights.read_config(checkpoint)["layout"])
+    inherits = job.kind == "align" or not CHAT_TEMPLATES[layout.template].drops_questions
+    text = job.block.text or (Text(template=layout.template, newlines=layout.newlines) if inherits else Text())  # type: ignore[arg-type]
+    changes: dict[str, Any] = {"method": method, "tokens": tokens, "template": text.template, "newlines": text.newlines}
+    changes["q_former_layers"] = _q_former_layers(job.compression, layout)
+    if text.template != layout.template:
+        changes["eos_id"] = end_of_answer_id(text.template, weights.read_tokenizer(checkpoint))
+    return layout.model_copy(update=changes)
+
+
+def _q_former_layers(compression: Compression | None, layout: Layout | None = None) -> int:
+    """Layers of the job's Q-Former: 0 for other methods, those of the checkpoint's `layout` if it has one."""
     if compression is None or compression.method != "q_former":
         return 0
-    if held is None or held.method != "q_former":
+    if layout is None or layout.method != "q_former":
         return compression.q_former_layers or Q_FORMER_LAYERS
-    layers = compression.q_former_layers or held.q_former_layers
-    if (compression.tokens, layers) != (held.tokens, held.q_former_layers):
+    layers = compression.q_former_layers or layout.q_former_layers
+    if (compression.tokens, layers) != (layout.tokens, layout.q_former_layers):
         raise Refused(
-            f"compression: the checkpoint's Q-Former has {held.tokens} queries and {held.q_former_layers} layers, got "
+            f"compression: the checkpoint's Q-Former has {layout.tokens} queries and {layout.q_former_layers} layers, got "
             f"{compression.tokens} and {layers}; start from a checkpoint of another method for a new one"
         )
     return layers
@@ -69,7 +76,7 @@ def _q_former_layers(compression: Compression | None, held: Layout | None = None
 
 def _texts(job: Job) -> Iterator[str]:
     uris = job.inputs.vocabulary or [item.uri for item in job.inputs.samples]
-    tables = SampleTables([storage.resolve(uri) for uri in uris], [1.0] * len(uris))
+    tables = SampleTables([storage.resolve(uri) for uri in uris])
     for row in itertools.islice(tables.rows(["conversations"]), TOKENIZER_ROWS):
         for conversation in row["conversations"]:
             yield from (turn["text"] for turn in conversation["turns"])

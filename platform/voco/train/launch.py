@@ -3,29 +3,49 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import Any
 
 import pyarrow.compute as pc
 
 from voco.errors import JobFailed, Stopped
-from voco.job.config import Training
+from voco.job.config import Training, VideoSft
 from voco.job.spec import Job
-from voco.run import claim, manifest, ray_init, wandb_tracking
+from voco.run import claim, manifest, wandb_tracking
+from voco.run.logs import get_logger
 from voco.run.manifest import Manifest
+from voco.run.ray_init import run_in_thread
 from voco.store import parquet, storage
 from voco.train.initial_model import initial_model
-from voco.train.preflight import check_teacher, check_training
+from voco.train.preflight import run_preflight
+
+log = get_logger(__name__)
 
 STARTS = 3  # of the worker group, when a worker dies before training begins
+FAILURES = 3  # of workers that Ray Train restarts
 
 
-def fit(job: Job, run_id: str, output: str) -> dict[str, Any]:
-    """Train on Ray Train workers and return what rank 0 returned. Continues from the last checkpoint under `output`.
+def run_training(job: Job, run_id: str) -> Manifest:
+    """Train the job's model and write its checkpoint directory; every kind of training job.
 
     Raises Stopped after a clean stop, JobFailed when a worker failed.
     """
+    started = time.time()
+    output = job.output_uri
+    returned = fit(job, run_id, output)
+    if isinstance(job.block, VideoSft):  # the model that made the caches goes along
+        from voco.model import weights
+
+        weights.keep_compressor(job.resolved_inputs.checkpoint or "", output)
+    return finish_training(job, run_id, started, returned)
+
+
+def fit(job: Job, run_id: str, output: str) -> dict[str, Any]:
+    """Train on Ray Train workers and return what rank 0 returned. Continues from the last checkpoint under `output`."""
     block: Training = job.block
     model, layout = initial_model(job, output)
+    inputs = job.resolved_inputs
+    teacher = run_preflight(job, layout, model)
     config = {
         "name": job.name,
         "kind": job.kind,
@@ -33,29 +53,26 @@ def fit(job: Job, run_id: str, output: str) -> dict[str, Any]:
         "tracked": wandb_tracking.tracked_job(job, run_id),
         "seed": job.seed,
         "block": block.model_dump(),
-        "samples": [{"uri": storage.resolve(item.uri), "weight": item.weight} for item in job.inputs.samples],
-        "features": storage.resolve(job.inputs.features or ""),
-        "frame_cache": storage.resolve(job.inputs.frame_cache or ""),
+        "samples": [item.model_dump() for item in inputs.samples],
+        "features": inputs.features or "",
+        "frame_cache": inputs.frame_cache or "",
         "model": model,
         "layout": layout.model_dump(),
         "output": output,
+        "teacher": None if teacher is None else {"uri": inputs.teacher, "layout": teacher.model_dump()},
     }
-    check_training(job, layout, model)
-    teacher = check_teacher(job, layout, model)
-    told = None if job.inputs.teacher is None else storage.resolve(job.inputs.teacher)
-    config["teacher"] = None if teacher is None else {"uri": told, "layout": teacher.model_dump()}
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "900")  # nodes may have to boot first
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # it prints every line of a worker twice
-    returned = _run(job, run_id, output, config)
+    returned = _fit(job, run_id, output, config)
     if "failed" in returned:
         raise JobFailed(f"{job.name}: {returned['failed']}")
     if returned["stopped"]:
-        raise Stopped(f"{job.name}: stopped at step {returned['steps']}; sent again, it continues there")
+        raise Stopped(f"{job.name}: stopped at step {returned['steps']}; submitted again, it continues there")
     return returned
 
 
-def _run(job: Job, run_id: str, output: str, config: dict[str, Any]) -> dict[str, Any]:
-    """What rank 0 returned. Ray starts failed workers again, but not when one dies while the group is starting: we do."""
+def _fit(job: Job, run_id: str, output: str, config: dict[str, Any]) -> dict[str, Any]:
+    """What rank 0 returned. Ray restarts failed workers, but not when one dies while the group is starting: we do."""
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -79,36 +96,34 @@ def _run(job: Job, run_id: str, output: str, config: dict[str, Any]) -> dict[str
                 name=run_id,
                 storage_path=path,
                 storage_filesystem=filesystem,
-                failure_config=ray.train.FailureConfig(max_failures=3),
+                failure_config=ray.train.FailureConfig(max_failures=FAILURES),
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
             ),
         )
         try:
-            returned: dict[str, Any] = ray_init.run_in_thread(trainer.fit).return_value
+            returned: dict[str, Any] = run_in_thread(trainer.fit).return_value
             return returned
         except ray.train.TrainingFailedError as error:
             if not isinstance(error, ray.train.ControllerError) or start == STARTS - 1:
                 raise JobFailed(f"{job.name}: training failed: {_last_line(error)}") from error
-            print(f"{job.name}: the workers did not start ({_last_line(error)[:120]}); again", flush=True)
+            log.warning("%s: the workers did not start (%s); starting them again", job.name, _last_line(error)[:120])
     raise AssertionError("unreachable")
 
 
 def finish_training(job: Job, run_id: str, started: float, returned: dict[str, Any]) -> Manifest:
     """The manifest of a checkpoint directory whose training ended."""
-    output = storage.resolve(job.output)
+    output = job.output_uri
     metrics = parquet.read_table(storage.join(output, "metrics.parquet"))
-    files = [storage.join("model", name) for name in storage.list_names(storage.join(output, "model"))]
-    entries = [
-        {"path": name, "bytes": storage.file_size(place), "sha256": storage.file_sha256(place)}
-        for name in files
-        for place in [storage.join(output, name)]
-    ]
+    files = []
+    for name in storage.list_names(storage.join(output, "model")):
+        uri = storage.join(output, "model", name)
+        files.append({"path": f"model/{name}", "bytes": storage.file_size(uri), "sha256": storage.file_sha256(uri)})
     return manifest.write_manifest(
         job,
         run_id,
         started,
         counts={"steps": returned["steps"], "text_tokens_cut": sum(metrics["cut"].to_pylist())},
-        tables={"model": entries},
+        tables={"model": files},
         statistics={
             "final_loss": metrics.filter(pc.greater(metrics["tokens"], 0))["loss"][-1].as_py(),
             "supervised_tokens": sum(metrics["tokens"].to_pylist()),

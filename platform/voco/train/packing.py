@@ -7,30 +7,30 @@ from collections.abc import Sequence
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Rows of sample indices of at most `capacity` tokens each; a longer sample is a row of its own.
+    """Rows of sample indices of at most `capacity` tokens each; a longer sample gets a row alone.
 
-    Best fit, longest first: a sample goes where it leaves the least room. At most 11/9 of the fewest rows possible, and one
-    (Johnson, 1973).
+    Best fit, longest first: a sample goes where it leaves the least free space. At most 11/9 of the fewest rows possible,
+    plus one (Johnson, 1973).
     """
     rows: list[list[int]] = []
-    room: list[tuple[int, int]] = []  # free tokens and row, ascending
-    for index in sorted(range(len(lengths)), key=lambda one: (-lengths[one], one)):
-        at = bisect_left(room, (lengths[index], 0))
-        if at < len(room):
-            free, row = room.pop(at)
+    free: list[tuple[int, int]] = []  # free tokens and row, ascending
+    for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
+        at = bisect_left(free, (lengths[index], 0))
+        if at < len(free):
+            space, row = free.pop(at)
         else:
-            free, row = capacity, len(rows)
+            space, row = capacity, len(rows)
             rows.append([])
         rows[row].append(index)
-        insort(room, (free - lengths[index], row))
+        insort(free, (space - lengths[index], row))
     return rows
 
 
 def split_evenly(lengths: Sequence[int], count: int) -> list[list[int]]:
-    """All samples in `count` rows of nearly equal length, some empty when there are fewer samples.
+    """All samples in `count` rows of nearly equal length; some are empty when there are fewer samples.
 
-    The least capacity at which `pack` needs no more rows, found by halving (MULTIFIT; Coffman, Garey and Johnson, 1978). A
-    row is as long as its samples: unlike a fixed capacity, the last one leaves nothing unused.
+    Finds the least capacity at which `pack` needs no more rows, by bisection (MULTIFIT; Coffman, Garey and Johnson, 1978).
+    A row is only as long as its samples, so unlike a fixed capacity the last row wastes nothing.
     """
     low, high = max([-(-sum(lengths) // count), *lengths]), max(1, sum(lengths))
     while low < high:

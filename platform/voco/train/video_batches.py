@@ -20,23 +20,23 @@ class VideoBatches:
     """Batches of samples whose frames are read as caches."""
 
     def __init__(self, tables: SampleTables, frames: FrameStore, model: VocoLlama, block: VideoSft) -> None:
-        def places(row: dict[str, Any]) -> list[str] | None:
+        def views(row: dict[str, Any]) -> list[str] | None:
             if row["sample_id"] in frames.rejected:
                 return None
-            return [str(place) for place in frames.taken(row["sample_id"], block.max_frames)] if row["media"] else []
+            return [str(index) for index in frames.select_frames(row["sample_id"], block.max_frames)] if row["media"] else []
 
-        self.samples = TrainingSamples(tables, model.tokenizer, model.layout, block, places, cached=True)
+        self.samples = TrainingSamples(tables, model.tokenizer, model.layout, block, views, cached=True)
         self.frames, self.layout = frames, model.layout
 
-    def passes(self, wanted: Rows, count: int) -> list[CachedBatch]:
-        """The samples of (n, 2) places as `count` batches of nearly equal length, cached tokens counted."""
-        samples = self.samples.take(wanted)
-        dealt = split_evenly([len(sample) + len(sample.media) * self.layout.tokens for sample in samples], count)
-        return [self.collate([samples[index] for index in row] or [filler_sample(self.layout)]) for row in dealt]
+    def micro_batches(self, rows: Rows, count: int) -> list[CachedBatch]:
+        """The samples at (n, 2) rows as `count` batches of nearly equal length, cached tokens counted."""
+        samples = self.samples.take(rows)
+        lengths = [len(sample) + len(sample.media) * self.layout.tokens for sample in samples]
+        return [self._collate(samples, indices) for indices in split_evenly(lengths, count)]
 
-    def collate(self, samples: list[TokenSample]) -> CachedBatch:
-        caches = [self._cache(sample) if sample.media else None for sample in samples]
-        return collate_cached(samples, caches)
+    def _collate(self, samples: list[TokenSample], indices: list[int]) -> CachedBatch:
+        chosen = [samples[index] for index in indices] or [filler_sample(self.layout)]
+        return collate_cached(chosen, [self._cache(sample) if sample.media else None for sample in chosen])
 
     def _cache(self, sample: TokenSample) -> VocoCache:
-        return self.frames.read(sample.sample_id, [int(place) for place in sample.media], self.layout.tokens)
+        return self.frames.read(sample.sample_id, [int(index) for index in sample.media], self.layout.tokens)

@@ -10,71 +10,50 @@ import ray.train
 import torch
 
 from voco.job.config import ImageSft, Training, VideoSft
+from voco.job.spec import STAGES
 from voco.model import weights
 from voco.model.voco_llama import Distillation, VocoLlama
 from voco.precompute.feature_store import FeatureStore
 from voco.precompute.frame_store import FrameStore
 from voco.run import claim, wandb_tracking
+from voco.run.logs import get_logger
 from voco.run.wandb_tracking import TrackedRun
 from voco.sequence.sequence import Layout
 from voco.store.samples import SampleTables
 from voco.train import checkpoints
 from voco.train.batches import ImageBatches
-from voco.train.sampler import Rows, epoch_order
+from voco.train.sampler import Rows, TableMix, epoch_order
 from voco.train.step import NonFinite, NothingLearned, StepResult, learning_rate, train_step
 from voco.train.video_batches import VideoBatches
 from voco.train.zero import deepspeed_config
 
-MOST_WITHOUT = 20  # steps without a supervised token, at the start of a run, before it is ended
+log = get_logger(__name__)
+
+STEPS_WITHOUT_TOKENS = 20  # steps without a supervised token, at the start of a run, before it is ended
 SECONDS_BETWEEN_LINES = 5.0
-BLOCKS = {"align": Training, "image_sft": ImageSft, "video_sft": VideoSft}
-# What each kind trains. A video model's caches come from its frozen compressor, and nothing of it passes the projector.
-TRAINED = {
-    "align": ("projector.",),
-    "image_sft": ("projector.", "q_former.", "language_model."),
-    "video_sft": ("language_model.",),
-}
 
 
 def train(config: dict[str, Any]) -> dict[str, Any]:
-    """Entry of a worker. `config` is what `launch.fit` made: job block, URIs, layout, run id.
+    """Entry of a worker. `config` comes from `launch.fit`: job block, URIs, layout, run id.
 
-    Returns {"stopped": bool, "steps": int, "cut": text tokens left out by this rank}, or {"failed": why} for what no new
-    start of the workers would mend.
+    Returns {"stopped": bool, "steps": int}, or {"failed": message} for what restarting the workers would not cure.
     """
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     import deepspeed
 
-    # its shared-memory all-reduce is compiled at first use, for half a minute, and a kill meanwhile leaves a lock behind
+    # its shared-memory all-reduce is compiled at first use, for half a minute, and a kill meanwhile leaves a lock
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    block: Training = BLOCKS[config["kind"]].model_validate(config["block"])
+    block: Training = STAGES[config["kind"]].block.model_validate(config["block"])  # type: ignore[assignment]
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     torch.manual_seed(config["seed"])
-    layout = Layout(**config["layout"])
-    model = weights.load_checkpoint(config["model"], layout, torch.float32, block.attention, new_q_former=config["seed"])
-    model.tower = None  # its features, or the frames' caches, are there already
-    newline = ("image_newline",) if model.layout.method == "none" and config["kind"] != "video_sft" else ()
-    for name, weight in model.named_parameters():
-        weight.requires_grad_(name.startswith(TRAINED[config["kind"]] + newline))
-    if block.checkpoint_activations:
-        model.language_model.train()  # transformers recomputes in training mode only; there is no dropout to switch on
-        model.language_model.activation_checkpointing_enable({"use_reentrant": False})
+    model = load_model(config, block)
     deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     engine, _, _, _ = deepspeed.initialize(model=model, model_parameters=trained, config=deepspeed_config(block, world))
-    uris, shares = [item["uri"] for item in config["samples"]], [item["weight"] for item in config["samples"]]
-    tables = SampleTables(uris, shares, block.share_vision)
-    data: ImageBatches | VideoBatches
-    if isinstance(block, VideoSft):
-        data = VideoBatches(tables, FrameStore(config["frame_cache"]), model, block)
-    else:
-        reads = Layout(**config["teacher"]["layout"]) if config["teacher"] is not None else None
-        data = ImageBatches(tables, FeatureStore(config["features"]), model, block, reads)
-        if isinstance(block, ImageSft) and block.distill is not None:
-            model.distillation = Distillation(block.distill.weight, block.distill.temperature, _teacher(config, block, engine))
+    data = open_data(config, block, model, engine)
     with wandb_tracking.start_tracking(config["tracked"] if rank == 0 else None) as record:
-        loop = TrainLoop(config, block, engine, model, data, record, rank, world)
+        loop = TrainLoop(config, block, engine, data, record, rank, world)
         try:
             loop.resume()
             stopped = loop.run()
@@ -87,8 +66,37 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
     return {"stopped": stopped, "steps": loop.step}
 
 
-def _teacher(config: dict[str, Any], block: Training, engine: Any) -> VocoLlama | None:
-    """The frozen teacher, whole on every rank and in the number type of training; None: the trained network itself."""
+def load_model(config: dict[str, Any], block: Training) -> VocoLlama:
+    """The model to start from, without its tower, and with gradients for the weights that this kind of job trains."""
+    layout = Layout(**config["layout"])
+    model = weights.load_checkpoint(config["model"], layout, torch.float32, block.attention, method_seed=config["seed"])
+    model.tower = None  # its features, or the frames' caches, are precomputed
+    prefixes = tuple(f"{layout.method}." if prefix == "method." else prefix for prefix in STAGES[config["kind"]].trains)
+    if "projector." in prefixes and layout.rule.uncompressed:
+        prefixes += ("image_newline",)  # LLaVA-1.6's, which only an uncompressed image has
+    for name, weight in model.named_parameters():
+        weight.requires_grad_(name.startswith(prefixes))
+    if block.checkpoint_activations:
+        model.language_model.train()  # transformers recomputes in training mode only; there is no dropout to switch on
+        model.language_model.activation_checkpointing_enable({"use_reentrant": False})
+    return model
+
+
+def open_data(config: dict[str, Any], block: Training, model: VocoLlama, engine: Any) -> ImageBatches | VideoBatches:
+    """The job's samples as batches; with distillation the model also gets its teacher."""
+    tables = SampleTables([item["uri"] for item in config["samples"]], block.share_vision)
+    if isinstance(block, VideoSft):
+        return VideoBatches(tables, FrameStore(config["frame_cache"]), model, block)
+    teacher = Layout(**config["teacher"]["layout"]) if config["teacher"] is not None else None
+    data = ImageBatches(tables, FeatureStore(config["features"]), model, block, teacher)
+    if isinstance(block, ImageSft) and block.distill is not None:
+        distill = block.distill
+        model.distillation = Distillation(distill.weight, distill.temperature, _load_teacher(config, block, engine))
+    return data
+
+
+def _load_teacher(config: dict[str, Any], block: Training, engine: Any) -> VocoLlama | None:
+    """The frozen teacher, unsharded on every rank and in training's number type; None: the trained network itself."""
     if not config["teacher"]["uri"]:
         return None
     dtype = torch.bfloat16 if block.precision == "bf16" else torch.float32
@@ -98,60 +106,62 @@ def _teacher(config: dict[str, Any], block: Training, engine: Any) -> VocoLlama 
 
 
 class TrainLoop:
-    """The state of one run on one rank: how many steps are done, and what they measured."""
+    """The state of one run on one rank: how many steps are done, and their metrics."""
 
     def __init__(
         self,
         config: dict[str, Any],
         block: Training,
         engine: Any,
-        model: VocoLlama,
         data: ImageBatches | VideoBatches,
         record: TrackedRun,
         rank: int,
         world: int,
     ) -> None:
-        self.config, self.block, self.engine, self.model = config, block, engine, model
-        self.data, self.record, self.rank, self.world = data, record, rank, world
-        self.mix = data.samples.tables.mix
+        self.config, self.block, self.engine, self.data = config, block, engine, data
+        self.record, self.rank, self.world = record, rank, world
+        tables = data.samples.tables
+        self.mix = TableMix(tables.sizes, tables.owners, tuple(item["weight"] for item in config["samples"]))
         self.steps_per_epoch = self.mix.steps(block.global_batch)
         self.total = block.epochs * self.steps_per_epoch
         self.step = 0
         self.metrics: list[dict[str, Any]] = []
 
     def run(self) -> bool:
-        """Train to the end. Returns True when the run was asked to stop, after a checkpoint."""
+        """Train to the end. Returns True when the run was asked to stop, after saving a checkpoint."""
         last_line = 0.0
         while self.step < self.total:
-            epoch, at = divmod(self.step, self.steps_per_epoch)
+            epoch, first = divmod(self.step, self.steps_per_epoch)
             order = epoch_order(self.mix, self.config["seed"], epoch, self.block.global_batch)
-            for index in range(at, self.steps_per_epoch):
-                result = self._one(epoch, order.of_rank(index, self.rank, self.world))
+            for index in range(first, self.steps_per_epoch):
+                result = self._step(epoch, order.rank_rows(index, self.rank, self.world))
                 if time.monotonic() - last_line > SECONDS_BETWEEN_LINES or self.step == self.total:
                     last_line = time.monotonic()
-                    self._say(result)
-                if self.step in (MOST_WITHOUT, self.total) and not any(row["tokens"] for row in self.metrics):
-                    raise NothingLearned(
-                        f"{self.step} steps and no token to learn from: answers are cut (max_tokens {self.block.max_tokens} "
-                        "leaves no room behind the views), or turns end with a question, as evaluation rows do"
-                    )
+                    self._log(result)
+                self._check_supervised()
+                if result.stop or self.step % self.block.save_every == 0 or self.step == self.total:
+                    self.save()
                 if result.stop:
-                    self.save()
                     return True
-                if self.step % self.block.save_every == 0 or self.step == self.total:
-                    self.save()
         return False
 
-    def _one(self, epoch: int, mine: Rows) -> StepResult:
+    def _check_supervised(self) -> None:
+        if self.step in (STEPS_WITHOUT_TOKENS, self.total) and not any(row["tokens"] for row in self.metrics):
+            raise NothingLearned(
+                f"{self.step} steps and no token to learn from: answers are cut (max_tokens {self.block.max_tokens} "
+                "leaves no room after the views), or turns end with a question, as evaluation rows do"
+            )
+
+    def _step(self, epoch: int, rows: Rows) -> StepResult:
         started = time.monotonic()
         block = self.block
         rate = learning_rate(self.step, self.total, block.learning_rate, block.warmup_share, block.final_lr_share)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
-        before = self.data.samples.cut
-        micro = self.data.passes(mine, len(mine) // block.micro_batch)
-        asked = self.rank == 0 and self.config["run"] is not None and claim.stop_requested(self.config["run"])
-        result = train_step(self.engine, micro, self.step, asked, self.data.samples.cut - before)
+        cut_before = self.data.samples.cut
+        batches = self.data.micro_batches(rows, len(rows) // block.micro_batch)
+        stop = self.rank == 0 and claim.stop_requested(self.config["run"])
+        result = train_step(self.engine, batches, self.step, stop, self.data.samples.cut - cut_before)
         self.metrics.append(
             {
                 "step": self.step,
@@ -170,16 +180,14 @@ class TrainLoop:
         self.record.log_steps(self.metrics[-1:])
         return result
 
-    def _say(self, result: StepResult) -> None:
+    def _log(self, result: StepResult) -> None:
         if self.rank:
             return
         recent = [row["seconds"] for row in self.metrics[-20:]]
-        each = sum(recent) / len(recent)
-        print(
-            f"{self.config['name']}: step {self.step}/{self.total}, loss {result.loss:.4f}, "
-            f"{self.block.global_batch / each:.0f} samples/s, {each * (self.total - self.step):.0f} s left",
-            flush=True,
-        )
+        seconds = sum(recent) / len(recent)
+        rate, left = self.block.global_batch / seconds, seconds * (self.total - self.step)
+        name, step = self.config["name"], f"step {self.step}/{self.total}"
+        log.info("%s: %s, loss %.4f, %.0f samples/s, %.0f s left", name, step, result.loss, rate, left)
 
     def save(self) -> None:
         """A checkpoint, and what W&B has recorded up to it."""
@@ -187,11 +195,11 @@ class TrainLoop:
         self.record.flush()
 
     def resume(self) -> None:
-        """Continue after the last checkpoint, if there is one. Raises OtherWorkers when it is of another number of them."""
-        found = checkpoints.load_training_state(self.engine, self.world)
-        if found is None:
+        """Continue after the last checkpoint, if there is one. Raises WorkerCountChanged for another number of workers."""
+        state = checkpoints.load_training_state(self.engine, self.world)
+        if state is None:
             return
-        self.step, self.metrics = found
+        self.step, self.metrics = state
         self.record.log_steps(self.metrics)  # what a kill took from the record
         if self.rank == 0:
-            print(f"{self.config['name']}: continues at step {self.step}/{self.total}", flush=True)
+            log.info("%s: continues at step %d/%d", self.config["name"], self.step, self.total)

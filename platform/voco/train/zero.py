@@ -1,4 +1,4 @@
-"""What is DeepSpeed's own: its keys, and its sharded parameters."""
+"""What is specific to DeepSpeed: its configuration keys, and its sharded parameters."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from voco.job.config import Training
 
 def deepspeed_config(block: Training, workers: int) -> dict[str, Any]:
     """DeepSpeed's configuration for a training block on `workers` ranks."""
-    accumulation = block.global_batch // (workers * block.micro_batch)
     return {
         "train_batch_size": block.global_batch,
         "train_micro_batch_size_per_gpu": block.micro_batch,
-        "gradient_accumulation_steps": accumulation,
+        "gradient_accumulation_steps": block.global_batch // (workers * block.micro_batch),
         "gradient_clipping": block.clip_grad_norm,
         "bf16": {"enabled": block.precision == "bf16"},
         "zero_optimization": {
@@ -31,7 +30,7 @@ def deepspeed_config(block: Training, workers: int) -> dict[str, Any]:
         },
         "optimizer": {
             "type": "AdamW",
-            # torch's own AdamW: DeepSpeed's CPU one is a C++ extension that has to be built first
+            # torch's own AdamW: DeepSpeed's CPU version is a C++ extension that has to be compiled first
             "params": {"lr": block.learning_rate, "betas": [0.9, 0.999], "weight_decay": block.weight_decay, "torch_adam": True},
         },
         "zero_force_ds_cpu_optimizer": False,
@@ -43,7 +42,7 @@ def deepspeed_config(block: Training, workers: int) -> dict[str, Any]:
 
 @contextmanager
 def gather_parameter(parameter: torch.nn.Parameter, zero_stage: int) -> Iterator[None]:
-    """Under ZeRO-3 a parameter is whole only in here."""
+    """Under ZeRO-3 a parameter is complete only in this block."""
     if zero_stage < 3:
         yield
         return

@@ -1,1 +1,1 @@
-"""Videos: which frames, their pixels, and the cache of every frame."""
+"""Videos: which frames are used, and their pixels."""

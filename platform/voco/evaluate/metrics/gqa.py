@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from voco.evaluate.metrics import Metric
+
 
 def exact_match(prediction: str, references: Sequence[str]) -> float:
     """1.0 when the prediction equals one of the references, else 0.0.
 
-    The rule of LLaVA's GQA converter (scripts/convert_gqa_for_eval.py): lower case, trailing full stops off, and
-    blanks around it; no articles, synonyms or number words are forgiven.
+    The rule of LLaVA's GQA converter (scripts/convert_gqa_for_eval.py): lower case, without trailing full stops and the blanks
+    around it. Articles, synonyms and number words are not forgiven.
     """
-    return float(_plain(prediction) in {_plain(reference) for reference in references})
+    return float(_normalise(prediction) in {_normalise(reference) for reference in references})
 
 
-def _plain(text: str) -> str:
+def _normalise(text: str) -> str:
     return text.strip().rstrip(".").strip().lower()
+
+
+METRIC = Metric(name="gqa", mark=exact_match)

@@ -1,13 +1,14 @@
-"""LLaVA's JSON list: one row is one conversation about at most one image or one video.
+"""LLaVA's JSON list: a row is a conversation about one image, one video or text only.
 
     {"id": "000000123456", "image": "coco/train2017/000000123456.jpg",
      "conversations": [{"from": "human", "value": "<image>\\nWhat is on the shelf?"}, {"from": "gpt", "value": "A teapot"}]}
     {"id": 1012345678, "video": "012301_012350/1012345678.mp4", "conversations": [...]}
 
-`id` is a string or an integer, may be absent and may repeat. Without `image` and `video` the row is text only. A video's
-placeholder is `<image>`, as LLaMA-VID has it, or `<video>`, as Video-ChatGPT does; its `.pkl`, features of a video, stands for
-the video, whose extension is then found, and its stray marker goes from the answers. Further keys go to `extra`, `category` to
-its column. LLaVA's 665k mix, CC3M's `chat.json` and LLaMA-VID's mixes with WebVid and Video-ChatGPT are such files.
+`id` is a string or an integer; it may be absent and may repeat. A row without `image` and `video` is text only. A video's
+placeholder is `<image>`, as in LLaMA-VID, or `<video>`, as in Video-ChatGPT. Video-ChatGPT's `.pkl` (features of a video) means
+the video itself, looked up with every video extension, and its stray marker is removed from the answers. `category` goes to its
+column, further keys to `extra`. LLaVA's 665k mix, CC3M's `chat.json` and LLaMA-VID's mixes with WebVid and Video-ChatGPT are
+such files.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from voco.ingest.formats import Format
 from voco.ingest.formats.video_chatgpt import clean_answer
 from voco.ingest.parsing import json_list
 from voco.ingest.source_row import BadRow, Reject, SourceRow, make_source_row, parse_rows
@@ -26,13 +28,13 @@ ROLES = {"human": "user", "gpt": "assistant"}
 OWN_KEYS = {"id", "image", "video", "conversations"}
 
 
-def read(uri: str, block: Ingest) -> Iterator[SourceRow | Reject]:
+def read(uri: str, block: Ingest, answers: str | None) -> Iterator[SourceRow | Reject]:
     """Every row of the file, in order. Raises Refused when the file is not one JSON list."""
     return parse_rows(uri, json_list.iterate_list(uri), lambda raw, _, source: parse(raw, source, block))
 
 
 def parse(raw: Any, source: str, block: Ingest) -> SourceRow:
-    """One row as an item. Raises BadRow with the first thing that is wrong with it."""
+    """One row as a SourceRow. Raises BadRow for its first fault."""
     if not isinstance(raw, dict):
         raise BadRow("bad_record", f"expected an object, got {type(raw).__name__}")
     modality, path = _medium(raw)
@@ -63,19 +65,19 @@ def _identity(raw: dict[str, Any]) -> str:
 
 def _medium(raw: dict[str, Any]) -> tuple[str, str | None]:
     """The row's modality and the path of its medium."""
-    found = [(key, raw[key]) for key in ("image", "video") if raw.get(key) is not None]
-    if not found:
+    media = [(key, raw[key]) for key in ("image", "video") if raw.get(key) is not None]
+    if not media:
         return "text", None
-    if len(found) > 1:
+    if len(media) > 1:
         raise BadRow("unsupported_format", "an image and a video in one row")
-    ((modality, path),) = found
+    ((modality, path),) = media
     if not isinstance(path, str):
         raise BadRow("bad_record", f"{modality}: expected one path, got {type(path).__name__}")
     return modality, path.removesuffix(FEATURES) if modality == "video" else path
 
 
 def _turns(raw: dict[str, Any]) -> list[tuple[str, str]]:
-    """(role, text) of every turn; a leading turn that is not the human's is dropped, as LLaVA does."""
+    """(role, text) of every turn. A leading turn of another speaker than the human is dropped, as in LLaVA."""
     listed = raw.get("conversations")
     if not isinstance(listed, list):
         raise BadRow("bad_record", f"conversations: expected a list, got {type(listed).__name__}")
@@ -95,10 +97,10 @@ def _turns(raw: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def take_placeholder(text: str, mark: str) -> tuple[str, str]:
-    """The first turn without its placeholder, `mark`, and the one newline that joins it, and where it stood.
+    """The first turn without its placeholder `mark` and the newline next to it, and the placeholder's position.
 
-    LLaVA moves a placeholder inside a sentence to the front, so that one counts as `before`. Only one is taken: whatever
-    else spells the mark is the user's own text.
+    LLaVA moves a placeholder from inside a sentence to the front, so its position is `before`. Only one placeholder is removed:
+    any other occurrence of `mark` is the user's own text.
     """
     if text.lstrip().startswith(mark):
         head, tail = text.split(mark, 1)
@@ -109,3 +111,6 @@ def take_placeholder(text: str, mark: str) -> tuple[str, str]:
     if mark in text:
         return text.replace(mark, "", 1), "before"
     return text, "none"
+
+
+FORMAT = Format(read)

@@ -1,11 +1,11 @@
-"""MMBench's TSV: one row is one multiple choice question, and its image is in the row, in base64.
+"""MMBench's TSV: a row is a multiple choice question and its image in base64.
 
     index  question  hint  A  B  C  D  answer  category  image  source  l2-category  comment  split
 
-As LLaVA asks it: the hint, the question, the options up to the first empty one, the instruction. `nan` and `none` are empty.
-The answer is the option's letter. Equal images, and rows whose image is another row's index, are one sample under the index of
-the first: CircularEval's turned questions share it. Columns of any other name go to `extra`. Images are not kept while the
-rows are listed; a worker reads them from the file by the place of their row.
+The prompt is LLaVA's: the hint, the question, the options up to the first empty one, the instruction. `nan` and `none` are
+empty. The answer is the option's letter. Rows with equal images, and rows whose image is another row's index, are one sample
+under the index of the first row: CircularEval's rotated questions share it. Columns of any other name go to `extra`. The
+listing keeps no images; a worker reads each one from the file by the offset of its row.
 """
 
 from __future__ import annotations
@@ -21,36 +21,37 @@ from typing import IO
 
 from fsspec.implementations.local import LocalFileSystem
 
-from voco.errors import Refused
+from voco.errors import Refused, message_line
 from voco.ingest.answer_keys import LETTERS, EvaluationQuestion, make_evaluation_row, with_options
+from voco.ingest.formats import Format
 from voco.ingest.media.image import MediaSource, check_size
 from voco.ingest.source_row import BadRow, Reject, SourceRow, parse_rows
 from voco.job.config import Ingest
 from voco.store import storage
 
 NEEDED = ("index", "question", "A", "image")
-FIELD = 64 << 20  # characters of one field: csv's own limit is less than an image
-INDEX = 64  # an image field that is shorter is the index of the row that has the image
-SPOKEN = {"index", "question", "hint", "answer", "category", "image", *LETTERS}
+FIELD = 64 << 20  # most characters of one field: csv's default limit is smaller than an image
+INDEX = 64  # characters; a shorter image field is the index of the row that has the image
+OWN_COLUMNS = {"index", "question", "hint", "answer", "category", "image", *LETTERS}
 
 Fields = list[str] | csv.Error
 
 
 @dataclass(frozen=True)
 class TsvRow:
-    """One row's fields and where its bytes lie in the file."""
+    """One row's fields, and the first byte and size of the row in the file."""
 
     fields: Fields
     start: int
     size: int
 
 
-def read(uri: str, block: Ingest) -> Iterator[SourceRow | Reject]:
-    """Every row below the header, in order. Raises Refused when there is no header with the columns that are needed."""
+def read(uri: str, block: Ingest, answers: str | None) -> Iterator[SourceRow | Reject]:
+    """Every row below the header, in order. Raises Refused for a file without a header that has the NEEDED columns."""
     with storage.open_read(uri) as handle:
         rows = _rows(handle)
-        first = next(rows, TsvRow([], 0, 0))
-        header = [] if isinstance(first.fields, csv.Error) else [name.strip() for name in first.fields]
+        top = next(rows, TsvRow([], 0, 0))
+        header = [] if isinstance(top.fields, csv.Error) else [name.strip() for name in top.fields]
         if not set(NEEDED) <= set(header) or len(set(header)) < len(header):
             shown = ",".join(header).encode("utf-8", "replace")[:80]
             needed = ", ".join(NEEDED)
@@ -60,7 +61,7 @@ def read(uri: str, block: Ingest) -> Iterator[SourceRow | Reject]:
 
 
 def parse(row: TsvRow, header: list[str], images: _Images, source: str, block: Ingest) -> SourceRow:
-    """One row as an item. Raises BadRow with the first thing that is wrong with it."""
+    """One row as a SourceRow. Raises BadRow for its first fault."""
     if isinstance(row.fields, csv.Error):
         raise BadRow("bad_record", str(row.fields))
     if len(row.fields) != len(header):
@@ -69,24 +70,24 @@ def parse(row: TsvRow, header: list[str], images: _Images, source: str, block: I
     index = values["index"]
     if not index:
         raise BadRow("bad_record", "index: expected a value, got nothing")
-    path, place = images.of(index, values["image"], row)  # before anything else: others may refer to it
+    path, location = images.locate(index, values["image"], row)  # even if this row is rejected: others may refer to its image
     for name, value in values.items():
         if "\0" in value:
-            raise BadRow("bad_record", f"{name!r}: holds a NUL")
+            raise BadRow("bad_record", f"{name!r}: has a NUL character")
     if not values["question"]:
         raise BadRow("empty_text", "the question has no text")
     choices = _choices(values)
     answer = values.get("answer", "").upper()
     if answer and answer not in tuple(LETTERS[: len(choices)]):
         raise BadRow("bad_record", f"answer: expected the letter of one of {len(choices)} options, got {answer[:40]!r}")
-    asked = "\n".join(part for part in (values.get("hint", ""), values["question"]) if part)
-    extra = {name: value for name, value in values.items() if name not in SPOKEN and value}
-    question = EvaluationQuestion(with_options(asked, choices), [answer], index, values.get("category", ""), choices, extra)
-    return make_evaluation_row(source, block, question, "image", path, place)
+    text = "\n".join(part for part in (values.get("hint", ""), values["question"]) if part)
+    extra = {name: value for name, value in values.items() if name not in OWN_COLUMNS and value}
+    question = EvaluationQuestion(with_options(text, choices), [answer], index, values.get("category", ""), choices, extra)
+    return make_evaluation_row(source, block, question, "image", path, location)
 
 
 def field_text(value: str) -> str:
-    """A field without white space around it; "" for what spreadsheets write into an empty one."""
+    """A field without surrounding white space; "" for what spreadsheets write into an empty one."""
     value = value.strip()
     return "" if len(value) <= len("none") and value.lower() in ("nan", "none") else value
 
@@ -103,32 +104,32 @@ def _choices(values: dict[str, str]) -> list[str]:
 
 
 class _Images:
-    """Which row has the image of which: the paths and places of those seen so far."""
+    """Path and location of every image in the rows so far, by the rows' indexes and by content."""
 
     def __init__(self, column: int) -> None:
         self.column = column
         self.by_index: dict[str, tuple[str, str]] = {}
         self.by_content: dict[bytes, tuple[str, str]] = {}
 
-    def of(self, index: str, image: str, row: TsvRow) -> tuple[str, str]:
-        """Path and place of a row's image. Raises BadRow when it has none."""
+    def locate(self, index: str, image: str, row: TsvRow) -> tuple[str, str]:
+        """Path and location of a row's image. Raises BadRow when it has none."""
         if not image:
             raise BadRow("missing_media", "image: the field is empty")
         if len(image) < INDEX:
             if image not in self.by_index:
                 raise BadRow("missing_media", f"image: no row above has index {image!r}")
-            found = self.by_index[image]
+            located = self.by_index[image]
         else:
             digest = hashlib.sha256(image.encode("utf-8", "surrogateescape")).digest()
-            found = self.by_content.setdefault(digest, (index, f"{row.start}:{row.size}:{self.column}"))
-        self.by_index.setdefault(index, found)
-        return found
+            located = self.by_content.setdefault(digest, (index, f"{row.start}:{row.size}:{self.column}"))
+        self.by_index.setdefault(index, located)
+        return located
 
 
 def _rows(handle: IO[bytes]) -> Iterator[TsvRow]:
-    """The rows of the file with their places; a row that csv cannot read is its error."""
+    """The rows of the file with their offsets. The fields of a row that csv cannot read are its error."""
     at = 0
-    stream = io.BufferedReader(handle)  # type: ignore[type-var]  # a file in S3 has no limit on a line
+    stream = io.BufferedReader(handle)  # type: ignore[type-var]  # a file in S3 has no readline with a limit
 
     def lines() -> Iterator[str]:
         nonlocal at
@@ -151,7 +152,7 @@ def _rows(handle: IO[bytes]) -> Iterator[TsvRow]:
 
 
 def _with_long_fields(call: Callable[[], list[str]]) -> list[str]:
-    before = csv.field_size_limit(FIELD)  # one limit for the whole process
+    before = csv.field_size_limit(FIELD)  # the limit is global to the process
     try:
         return call()
     finally:
@@ -159,16 +160,16 @@ def _with_long_fields(call: Callable[[], list[str]]) -> list[str]:
 
 
 class TsvImages:
-    """The images of a TSV, each by the place of its row: first byte, size, column."""
+    """The images of a TSV, each by its location: first byte and size of the row, and the image's column."""
 
     def __init__(self, uri: str) -> None:
         self.fs, self.path = storage.filesystem(uri)
 
-    def sources(self, places: list[str]) -> Iterator[MediaSource]:
-        """A source for each sample, in order."""
-        for place in places:
-            start, size, column = map(int, place.split(":"))
-            yield _OneImage(self, start, size, column)
+    def sources(self, locations: list[str]) -> Iterator[MediaSource]:
+        """The source of each location, in order."""
+        for location in locations:
+            start, size, column = map(int, location.split(":"))
+            yield _TsvImage(self, start, size, column)
 
     def read(self, start: int, size: int) -> bytes:
         if not isinstance(self.fs, LocalFileSystem):
@@ -179,20 +180,23 @@ class TsvImages:
 
 
 @dataclass(frozen=True)
-class _OneImage:
+class _TsvImage:
     file: TsvImages
     start: int
     size: int
     column: int
 
     def read(self, path: str, limit: int) -> bytes:
-        """The decoded image. Raises BadRow: media_too_large, corrupt_media (no base64, or the file has changed)."""
+        """The decoded base64. Raises BadRow: media_too_large, corrupt_media (no base64, or the file has changed)."""
         text = self.file.read(self.start, self.size).decode("utf-8-sig", "surrogateescape")
         try:
             fields = _with_long_fields(lambda: next(csv.reader(io.StringIO(text, newline=""), delimiter="\t")))
             image = fields[self.column].strip()
             data = base64.b64decode(image, validate=True)
         except (csv.Error, StopIteration, IndexError, binascii.Error, ValueError) as error:
-            raise BadRow("corrupt_media", f"{path}: not base64: {' '.join(str(error).split())[:120]}") from error
+            raise BadRow("corrupt_media", f"{path}: not base64: {message_line(error, 120)}") from error
         check_size(path, len(data), limit)
         return data
+
+
+FORMAT = Format(read, open_media=lambda block, annotations: TsvImages(annotations))

@@ -1,11 +1,11 @@
-"""LLaVA's evaluation layout: one question a line about one image; the answers lie in a second file, `inputs.answers`.
+"""LLaVA's evaluation layout: a line is a question about an image; the answers are in a second file, `inputs.answers`.
 
     {"question_id": 17, "image": "COCO_val2014_000000111111.jpg", "text": "Is there a dog in the image?\\nAnswer the
      question using a single word or phrase.", "category": "popular"}
 
-GQA, VQAv2, TextVQA, POPE and MME come so; `references` says how each is joined. POPE's own files need no second one: they
-have the `label` in the row, and the category in their name. Further keys go to `extra`, with what the answers' file adds.
-VQAv2's and GQA's own files, known by their content, are read as LLaVA's (`own_questions`).
+GQA, VQAv2, TextVQA, POPE and MME have this layout; `answer_keys.py` joins each with its answers. POPE's own files need no
+second one: they have the `label` in the row, and the category in their name. Further keys go to `extra`, with the notes of the
+answers' file. VQAv2's and GQA's own files, recognised by their content, are read too (`parsing/own_questions.py`).
 """
 
 from __future__ import annotations
@@ -14,42 +14,44 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from voco.errors import message_line
 from voco.ingest.answer_keys import AnswerKey, AnswerKeys, EvaluationQuestion, make_evaluation_row, record_answers, record_id
+from voco.ingest.formats import Format
 from voco.ingest.parsing import json_list, json_records, own_questions
 from voco.ingest.source_row import BadRow, Reject, SourceRow, parse_rows
 from voco.job.config import Ingest
 
 OWN_KEYS = {"question_id", "image", "text", "answer", "answers", "label"}
-POPE = "coco_pope_"  # coco_pope_adversarial.json
+POPE = "coco_pope_"  # its files: coco_pope_adversarial.json
 
 
 def read(uri: str, block: Ingest, answers: str | None) -> Iterator[SourceRow | Reject]:
-    """Every question, in order. Raises Refused when the answers' file cannot be used, or a set's own one is not whole."""
+    """Every question, in order. Raises Refused when the answers' file cannot be used, or a set's own file is incomplete."""
     references = AnswerKeys(answers) if answers is not None else None
     name = uri.rsplit("/", 1)[-1]
-    named = name.removeprefix(POPE).split(".")[0] if name.startswith(POPE) else ""
+    category = name.removeprefix(POPE).split(".")[0] if name.startswith(POPE) else ""
     raws, row_of = own_questions.find_own_questions(uri) or (json_records.iterate_lines(uri), line_row)
-    return parse_rows(uri, raws, lambda raw, _, source: parse(raw, row_of, source, block, references, named))
+    return parse_rows(uri, raws, lambda raw, _, source: parse(raw, row_of, source, block, references, category))
 
 
 def parse(
-    raw: Any, row_of: Callable[[Any], dict[str, Any]], source: str, block: Ingest, references: AnswerKeys | None, named: str
+    raw: Any, row_of: Callable[[Any], dict[str, Any]], source: str, block: Ingest, references: AnswerKeys | None, category: str
 ) -> SourceRow:
-    """One question as an item; `named` is the category of a row that says none. Raises BadRow with the first thing wrong."""
+    """One question as a SourceRow; `category` is for rows without one. Raises BadRow for its first fault."""
     row = row_of(raw)
     for key in ("image", "text"):
         if not isinstance(row.get(key), str):
             raise BadRow("bad_record", f"{key}: expected a string, got {type(row.get(key)).__name__}")
     source_id = record_id(row, "question_id")
     reference = references.of(row) if references is not None else AnswerKey(record_answers(row))
-    category, extra = json_list.category_and_extra(row, OWN_KEYS)
+    row_category, extra = json_list.category_and_extra(row, OWN_KEYS)
     extra |= json.loads(reference.notes)
-    question = EvaluationQuestion(row["text"], reference.answers, source_id, category or named, extra=extra)
+    question = EvaluationQuestion(row["text"], reference.answers, source_id, row_category or category, extra=extra)
     return make_evaluation_row(source, block, question, "image", row["image"])
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is a number of Python's, not of JSON")
+    raise ValueError(f"{constant} is a number in Python, not in JSON")
 
 
 def line_row(raw: bytes) -> dict[str, Any]:
@@ -57,7 +59,10 @@ def line_row(raw: bytes) -> dict[str, Any]:
     try:
         row = json.loads(raw, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
-        raise BadRow("bad_record", f"not JSON: {' '.join(str(error).split())[:120]}") from error
+        raise BadRow("bad_record", f"not JSON: {message_line(error, 120)}") from error
     if not isinstance(row, dict):
         raise BadRow("bad_record", f"expected an object, got {type(row).__name__}")
     return row
+
+
+FORMAT = Format(read, takes_answers=True)

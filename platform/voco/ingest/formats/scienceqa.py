@@ -1,11 +1,11 @@
-"""ScienceQA as LLaVA packs it: the questions as conversations, and the problems they are of, joined by id.
+"""ScienceQA as LLaVA packs it: questions as conversations, joined by id with the problems that have their answers.
 
     [{"id": "4", "image": "4/image.png", "conversations": [{"from": "human", "value": "<image>\\nWhich is ...\\nOptions: (A) ...
       (B) ..."}, {"from": "gpt", "value": "The answer is A."}]}, ...]                        llava_test_CQM-A.json
     {"4": {"choices": ["...", "..."], "answer": 0, "subject": "natural science", ...}, ...}    problems.json, `inputs.answers`
 
-The answer is the letter of the problem's choice, the category its subject; rows without an image are text only. The published
-figure counts those with an image alone. What the gpt turn says is not read.
+The answer is the letter of the problem's choice, the category its subject. Rows without an image are text only; the published
+figure counts rows with an image only. The gpt turn is not read.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from typing import Any
 
 from voco.errors import Refused
 from voco.ingest.answer_keys import KEY, LETTER, LETTERS, EvaluationQuestion, make_evaluation_row
-from voco.ingest.formats import llava_json
+from voco.ingest.formats import Format, llava_json
 from voco.ingest.parsing import json_list, json_records
 from voco.ingest.source_row import BadRow, Reject, SourceRow, parse_rows
 from voco.job.config import Ingest
 
-NOTES = ("topic", "category", "skill", "grade", "task", "split")  # of the problem, kept in `extra`
+NOTES = ("topic", "category", "skill", "grade", "task", "split")  # keys of the problem that go to `extra`
 
 Problem = dict[str, Any]
 
 
 def read(uri: str, block: Ingest, answers: str | None) -> Iterator[SourceRow | Reject]:
-    """Every row of the file, in order. Raises Refused when it is not one JSON list, or without problems to join it with."""
+    """Every row of the file, in order. Raises Refused when it is not one JSON list, or without a file of problems."""
     if answers is None:
         raise Refused(f"{KEY}: expected ScienceQA's problems.json, got nothing")
     problems = _problems(answers)
@@ -34,7 +34,7 @@ def read(uri: str, block: Ingest, answers: str | None) -> Iterator[SourceRow | R
 
 
 def parse(raw: Any, source: str, block: Ingest, problems: dict[str, Problem]) -> SourceRow:
-    """One row as an item. Raises BadRow with the first thing that is wrong with it."""
+    """One row as a SourceRow. Raises BadRow for its first fault."""
     row = llava_json.parse(raw, source, block)
     identity = row.conversation["source_id"]
     problem = problems.get(identity)
@@ -59,13 +59,16 @@ def parse(raw: Any, source: str, block: Ingest, problems: dict[str, Problem]) ->
 
 
 def _problems(uri: str) -> dict[str, Problem]:
-    """What is used of every problem, by its id."""
+    """The keys that are read of every problem, by its id."""
     if json_records.detect_layout(uri, KEY) != json_records.BY_ID:
         raise Refused(f"{KEY}: {uri}: expected an object of problems by their id, each with `answer`")
-    wanted = {"choices", "answer", "subject", *NOTES}
+    keys = {"choices", "answer", "subject", *NOTES}
     records = json_records.iterate_records(uri, KEY, json_records.BY_ID)
     return {
-        identity: {name: value for name, value in record.items() if name in wanted}
+        identity: {name: value for name, value in record.items() if name in keys}
         for identity, record in records
         if isinstance(record, dict)
     }
+
+
+FORMAT = Format(read, takes_answers=True)

@@ -4,9 +4,9 @@
      "questions": [{"question_id": "101669", "question": "...", "choice_a": "...", ..., "choice_d": "...", "answer": "A",
                     "data_type": "image", "data_id": "1454426_2591111986", "question_type_id": 1}, ...]}
 
-Media lie as LLaVA has them: `SEED-Bench-image/<data_id>`, and a video's middle frame, extracted before, at
-`SEED-Bench-video-image/<question_type_id>_<question_id>.png`. Whoever has no such frames gets missing_media for each question
-about a video, a quarter of the set, and allows it with `max_missing_share`. The type's name is the category.
+Media have LLaVA's paths: `SEED-Bench-image/<data_id>` for an image, and for a video its middle frame, extracted beforehand, at
+`SEED-Bench-video-image/<question_type_id>_<question_id>.png`. Without these frames, the questions about videos, a quarter of the
+set, are rejected as missing_media; `max_missing_share` allows it. The type's name is the category.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from typing import Any
 
 import ijson
 
-from voco.errors import Refused
+from voco.errors import Refused, message_line
 from voco.ingest.answer_keys import LETTERS, EvaluationQuestion, make_evaluation_row, record_id, with_options
+from voco.ingest.formats import Format
 from voco.ingest.parsing import json_records
 from voco.ingest.source_row import BadRow, Reject, SourceRow, parse_rows
 from voco.job.config import Ingest
@@ -25,11 +26,11 @@ from voco.store import storage
 
 KEY = "inputs.annotations"
 QUESTIONS = "questions"
-NOTES = ("data_type", "data_id", "question_type_id", "segment")  # kept in `extra`
+NOTES = ("data_type", "data_id", "question_type_id", "segment")  # go to `extra`
 
 
-def read(uri: str, block: Ingest) -> Iterator[SourceRow | Reject]:
-    """Every question, in order. Raises Refused when the file is not one whole JSON object with `questions`."""
+def read(uri: str, block: Ingest, answers: str | None) -> Iterator[SourceRow | Reject]:
+    """Every question, in order. Raises Refused when the file is not one complete JSON object with `questions`."""
     if json_records.detect_layout(uri, KEY) != QUESTIONS:
         raise Refused(f"{KEY}: {uri}: expected an object with a list of `questions`")
     types = _types(uri)
@@ -38,13 +39,13 @@ def read(uri: str, block: Ingest) -> Iterator[SourceRow | Reject]:
 
 
 def parse(raw: Any, source: str, block: Ingest, types: dict[str, str]) -> SourceRow:
-    """One question as an item; `types` names its type. Raises BadRow with the first thing that is wrong with it."""
+    """One question as a SourceRow; `types` names its type. Raises BadRow for its first fault."""
     if not isinstance(raw, dict):
         raise BadRow("bad_record", f"expected an object, got {type(raw).__name__}")
     source_id, media, kind = record_id(raw, "question_id"), record_id(raw, "data_id"), record_id(raw, "question_type_id")
-    given = [raw.get(f"choice_{letter.lower()}") for letter in LETTERS[:4]]
-    choices = [choice for choice in given if isinstance(choice, str)]
-    if not isinstance(raw.get("question"), str) or len(choices) < len(given):
+    options = [raw.get(f"choice_{letter.lower()}") for letter in LETTERS[:4]]
+    choices = [choice for choice in options if isinstance(choice, str)]
+    if not isinstance(raw.get("question"), str) or len(choices) < len(options):
         raise BadRow("bad_record", "question, choice_a, choice_b, choice_c, choice_d: expected strings")
     if not raw["question"].strip():
         raise BadRow("empty_text", "the question has no text")
@@ -61,9 +62,12 @@ def parse(raw: Any, source: str, block: Ingest, types: dict[str, str]) -> Source
 
 
 def _types(uri: str) -> dict[str, str]:
-    """The name of each type by its number, as text."""
+    """The name of each type by its number as a string."""
     with storage.open_read(uri) as handle:
         try:
             return {str(number): name for name, number in ijson.kvitems(handle, "question_type")}
         except (ijson.JSONError, UnicodeDecodeError) as error:
-            raise Refused(f"{KEY}: {uri}: not whole JSON: {' '.join(str(error).split())[:200]}") from error
+            raise Refused(f"{KEY}: {uri}: expected complete JSON: {message_line(error)}") from error
+
+
+FORMAT = Format(read)

@@ -4,8 +4,8 @@
     [{"question_id": "AbCdEfGhIjK_4", "video_name": "AbCdEfGhIjK", "question": "is it outdoors"}, ...]     test_q.json
     [{"question_id": "AbCdEfGhIjK_4", "answer": "yes", "type": 3}, ...]                    test_a.json, `inputs.answers`
 
-The video's file is its id, with or without `v_` before it, and one of several extensions. ActivityNet's `type` becomes the
-category by its name. Further keys go to `extra`.
+The video's file is the id, or `v_` and the id, with one of the video extensions. The name of ActivityNet's `type` becomes the
+category. Further keys go to `extra`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from voco.ingest.answer_keys import AnswerKey, AnswerKeys, EvaluationQuestion, make_evaluation_row, record_answers, record_id
+from voco.ingest.formats import Format
 from voco.ingest.formats.video_chatgpt import video_stem
 from voco.ingest.parsing import json_list
 from voco.ingest.source_row import BadRow, Reject, SourceRow, parse_rows
@@ -22,20 +23,20 @@ from voco.job.config import Ingest
 
 OWN_KEYS = {"id", "question_id", "question", "answer", "video_id", "video_name"}
 
-# ActivityNet-QA's numbers, as its authors list them.
+# Names of ActivityNet-QA's types, from its authors' list
 TYPES = {
     0: "motion", 1: "spatial", 2: "temporal", 3: "yes/no", 4: "color", 5: "object", 6: "location", 7: "number", 8: "other",
 }  # fmt: skip
 
 
 def read(uri: str, block: Ingest, answers: str | None) -> Iterator[SourceRow | Reject]:
-    """Every row of the file, in order. Raises Refused when it is not one JSON list, or when the answers' cannot be used."""
+    """Every row of the file, in order. Raises Refused when it is not one JSON list, or the answers' file cannot be used."""
     references = AnswerKeys(answers) if answers is not None else None
     return parse_rows(uri, json_list.iterate_list(uri), lambda raw, _, source: parse(raw, source, block, references))
 
 
 def parse(raw: Any, source: str, block: Ingest, references: AnswerKeys | None) -> SourceRow:
-    """One row as an item. Raises BadRow with the first thing that is wrong with it."""
+    """One row as a SourceRow. Raises BadRow for its first fault."""
     if not isinstance(raw, dict):
         raise BadRow("bad_record", f"expected an object, got {type(raw).__name__}")
     if not isinstance(raw.get("question"), str):
@@ -50,3 +51,6 @@ def parse(raw: Any, source: str, block: Ingest, references: AnswerKeys | None) -
         category = TYPES.get(number, str(number)) if isinstance(number, int) else str(number)
     question = EvaluationQuestion(raw["question"], reference.answers, source_id, category, extra=extra)
     return make_evaluation_row(source, block, question, "video", video)
+
+
+FORMAT = Format(read, takes_answers=True, missing_share=1.0)

@@ -1,11 +1,11 @@
-"""WebDataset's tar shards, as img2dataset and video2dataset write them: members of one key in a row are one sample.
+"""WebDataset's tar shards, as img2dataset and video2dataset write them: consecutive members of one key are a sample.
 
     000120034.jpg   000120034.json   000120034.txt     (or .mp4, .png, .webp, ...)
 
-The caption is the .txt, else the `caption` of the .json, whose other keys go to `extra`; it becomes an answer to a short
-request to describe the medium. The media stay where they are: the list holds shard, first byte and size. What was not
-downloaded is mostly a gap in the keys, which is no row; a key with a .json and no medium is one, `download_failed`.
-A shard that is cut or damaged ends with a reject that says where: how many samples were behind it nobody knows.
+The caption is the .txt, or else the `caption` of the .json, whose other keys go to `extra`. It becomes the answer to a short
+request to describe the medium. The work list has shard, first byte and size of each medium; a worker reads it there. A failed
+download is mostly a gap in the keys, which is no row; a key with a .json and no medium is a row, `download_failed`. A shard that
+is truncated or damaged ends with a reject that says where; the number of samples after that point is unknown.
 """
 
 from __future__ import annotations
@@ -16,21 +16,24 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import IO, Any
 
-from voco.ingest.formats import captions, webvid_csv
-from voco.ingest.media.tar import Member, iterate_members, member_location, open_shard, shard_uris
+from voco.errors import message_line
+from voco.ingest.captions import image_request, video_request
+from voco.ingest.formats import Format
+from voco.ingest.media.tar import Member, TarShards, iterate_members, member_location, open_shard, shard_uris
 from voco.ingest.source_row import BadRow, DamagedArchive, Reject, SourceRow, make_source_row, normal_path, parse_rows
 from voco.job.config import Ingest
+from voco.video.extensions import VIDEO_EXTENSIONS
 
 MODALITIES = {
     **dict.fromkeys(("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"), "image"),
-    **dict.fromkeys(("mp4", "mkv", "webm", "mov", "avi"), "video"),
+    **dict.fromkeys((extension.removeprefix(".") for extension in VIDEO_EXTENSIONS), "video"),
 }
 TEXTS = ("txt", "json")
 
 
 @dataclass
 class TarSample:
-    """The members of one key: media by extension, texts by extension, and the first thing that is wrong with them."""
+    """The members of one key: media and texts by extension, and their first fault."""
 
     key: str
     media: dict[str, Member] = field(default_factory=dict)
@@ -38,7 +41,7 @@ class TarSample:
     fault: BadRow | None = None
 
 
-def read(uri: str, block: Ingest) -> Iterator[SourceRow | Reject]:
+def read(uri: str, block: Ingest, answers: str | None) -> Iterator[SourceRow | Reject]:
     """Every sample of every shard, in order. Raises Refused when there is no shard."""
     for shard in shard_uris(uri):
         yield from parse_rows(shard, _samples(shard, block), partial(_parse, shard, block))
@@ -49,42 +52,42 @@ def _parse(shard: str, block: Ingest, raw: TarSample, _: int, source: str) -> So
 
 
 def _samples(shard: str, block: Ingest) -> Iterator[TarSample]:
-    held: TarSample | None = None
+    sample: TarSample | None = None
     with open_shard(shard) as handle:
         try:
             for member in iterate_members(handle):
                 key, extension = split_key(member.name)
-                if held is None or held.key != key:
-                    if held is not None:
-                        yield held
-                    held = TarSample(key)
-                _add(held, extension, member, handle, block.max_text_bytes)
+                if sample is None or sample.key != key:
+                    if sample is not None:
+                        yield sample
+                    sample = TarSample(key)
+                _add(sample, extension, member, handle, block.max_text_bytes)
         except DamagedArchive as error:
-            if held is not None:
-                yield held
-            held = TarSample("", fault=BadRow("bad_record", f"{error}; what may lie behind it is lost"))
-    if held is not None:
-        yield held
+            if sample is not None:
+                yield sample
+            sample = TarSample("", fault=BadRow("bad_record", f"{error}; any samples after that are lost"))
+    if sample is not None:
+        yield sample
 
 
 def split_key(name: str) -> tuple[str, str]:
-    """Key and extension as WebDataset has them: at the first dot of the last part. Extensions in lower case."""
+    """Key and extension as in WebDataset: split at the first dot of the file name. The extension is in lower case."""
     folder, slash, last = name.rpartition("/")
     stem, _, extension = last.partition(".")
     return f"{folder}{slash}{stem}", extension.lower()
 
 
 def _add(sample: TarSample, extension: str, member: Member, handle: IO[bytes], limit: int) -> None:
-    """Take one more member; the sample's first fault stays."""
+    """Add a member. The sample keeps its first fault."""
     if extension not in MODALITIES and extension not in TEXTS and not member.cut:
         return
     fault = None
     if member.cut:
-        fault = BadRow("corrupt_media", f"{member.name[:200]!r}: cut short: the shard ends before its {member.size} bytes do")
+        fault = BadRow("corrupt_media", f"{member.name[:200]!r}: truncated: the shard ends before its {member.size} bytes do")
     elif not member.regular:
         fault = BadRow("unsafe_path", f"{member.name[:200]!r}: a link or a device in the shard")
     elif extension in sample.media or extension in sample.texts:
-        fault = BadRow("bad_record", f"{member.name[:200]!r} is twice in a row in the shard")
+        fault = BadRow("bad_record", f"{member.name[:200]!r}: its extension is twice among the members of its key")
     elif extension in MODALITIES:
         sample.media[extension] = member
     elif member.size > limit:
@@ -96,7 +99,7 @@ def _add(sample: TarSample, extension: str, member: Member, handle: IO[bytes], l
 
 
 def parse(raw: TarSample, shard: str, source: str, block: Ingest) -> SourceRow:
-    """One key's members as an item. Raises BadRow with the first thing that is wrong with them."""
+    """One key's members as a SourceRow. Raises BadRow for their first fault."""
     if raw.fault is not None:
         raise BadRow(raw.fault.reason, raw.fault.detail.encode("utf-8", "backslashreplace").decode())
     notes = _notes(raw)
@@ -111,15 +114,15 @@ def parse(raw: TarSample, shard: str, source: str, block: Ingest) -> SourceRow:
     path = f"{raw.key}.{extension}"
     identity = normal_path(path).removesuffix(f".{extension}")
     caption = raw.texts.get("txt", b"").decode("utf-8", "surrogateescape").strip()
-    spoken = notes.pop("caption", None)
-    if not caption and isinstance(spoken, str):
-        caption = spoken.strip()
+    json_caption = notes.pop("caption", None)
+    if not caption and isinstance(json_caption, str):
+        caption = json_caption.strip()
     modality = MODALITIES[extension]
-    request, where = captions.image_request(identity) if modality == "image" else (webvid_csv.caption_request(identity), "after")
+    request, placeholder = image_request(identity) if modality == "image" else (video_request(identity), "after")
     notes.pop("key", None)
     return make_source_row(
-        source, block, modality=modality, path=path, turns=[("user", request), ("assistant", caption)], placeholder=where,
-        source_id=identity, extra=notes, place=member_location(shard, member),
+        source, block, modality=modality, path=path, turns=[("user", request), ("assistant", caption)], placeholder=placeholder,
+        source_id=identity, extra=notes, location=member_location(shard, member),
     )  # fmt: skip
 
 
@@ -129,7 +132,10 @@ def _notes(raw: TarSample) -> dict[str, Any]:
     try:
         notes = json.loads(raw.texts["json"])
     except (ValueError, RecursionError) as error:
-        raise BadRow("bad_record", f"{raw.key[:200]!r}: json: {' '.join(str(error).split())[:200]}") from error
+        raise BadRow("bad_record", f"{raw.key[:200]!r}: json: {message_line(error)}") from error
     if not isinstance(notes, dict):
         raise BadRow("bad_record", f"{raw.key[:200]!r}: json: expected an object, got {type(notes).__name__}")
     return notes
+
+
+FORMAT = Format(read, missing_share=1.0, open_media=lambda block, annotations: TarShards(annotations))

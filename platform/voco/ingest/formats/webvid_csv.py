@@ -1,46 +1,36 @@
-"""WebVid's CSV: one row is one caption of one video, which lies at `<page_dir>/<videoid>.mp4`.
+"""WebVid's CSV: a row is a caption of the video at `<page_dir>/<videoid>.mp4`.
 
     videoid,name,page_idx,page_dir,duration,contentUrl
     1012345678,"Boat leaving a small harbour, dawn",12345,012301_012350,PT00H00M14S,https://host/1012345678/x.mp4
 
-`name` is the caption. As LLaMA-VID does, it becomes an answer to a short request to describe the video, with the
-placeholder after the request. `duration`, `contentUrl` and columns of any other name go to `extra`. Quotes are read as
-Python's csv module does: a quoted caption may hold commas, doubled quotes and line breaks.
+`name` is the caption. As in LLaMA-VID, it becomes the answer to a short request to describe the video, and the placeholder
+follows the request. `duration`, `contentUrl` and columns of any other name go to `extra`. Quoting is that of Python's csv
+module: a quoted caption may contain commas, doubled quotes and line breaks.
 """
 
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 from voco.errors import Refused
+from voco.ingest.captions import video_request
+from voco.ingest.formats import Format
 from voco.ingest.source_row import BadRow, Reject, SourceRow, make_source_row, parse_rows
 from voco.job.config import Ingest
 from voco.store import storage
 
 NEEDED = ("videoid", "name", "page_dir")
-OWN_COLUMNS = {*NEEDED, "page_idx"}  # page_idx is said by page_dir
-LINE = 1 << 20  # characters read at once: a file without line ends must not fill the memory
-
-REQUESTS = (
-    "Describe this video briefly.",
-    "What happens in this video, in one sentence?",
-    "Give a short caption for the video.",
-    "Sum up the clip in a few words.",
-    "Say shortly what the video shows.",
-    "Write one line about this clip.",
-    "What can be seen in this video? Keep it short.",
-    "Provide a concise description of the clip.",
-)
+OWN_COLUMNS = {*NEEDED, "page_idx"}  # page_dir contains page_idx
+LINE = 1 << 20  # characters read at a time: a file without line ends must not fill the memory
 
 
-def read(uri: str, block: Ingest) -> Iterator[SourceRow | Reject]:
-    """Every row below the header, in order. Raises Refused when there is no header with the columns that are needed."""
-    # Bytes that are not UTF-8 become lone surrogates, which `make_item` rejects: the one row is lost, not the file.
+def read(uri: str, block: Ingest, answers: str | None) -> Iterator[SourceRow | Reject]:
+    """Every row below the header, in order. Raises Refused for a file without a header that has the NEEDED columns."""
+    # Bytes that are not UTF-8 become lone surrogates, which `make_source_row` rejects: this costs the row, not the file
     decoding: dict[str, Any] = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": ""}
     with storage.open_read(uri) as handle, io.TextIOWrapper(handle, **decoding) as text:
         rows = csv.reader(iter(partial(text.readline, LINE), ""))
@@ -65,7 +55,7 @@ def _fields(rows: Iterator[list[str]]) -> Iterator[list[str] | csv.Error]:
             fields = next(rows)
         except StopIteration:
             return
-        except csv.Error as error:  # a field that does not end; the reader goes on with the next line
+        except csv.Error as error:  # an endless field; the reader continues with the next line
             yield error
             continue
         if fields:  # an empty line is no row
@@ -73,7 +63,7 @@ def _fields(rows: Iterator[list[str]]) -> Iterator[list[str] | csv.Error]:
 
 
 def parse(raw: list[str] | csv.Error, header: list[str], source: str, block: Ingest) -> SourceRow:
-    """One row's fields as an item. Raises BadRow with the first thing that is wrong with it."""
+    """One row's fields as a SourceRow. Raises BadRow for its first fault."""
     if isinstance(raw, csv.Error):
         raise BadRow("bad_record", str(raw))
     if len(raw) != len(header):
@@ -81,11 +71,11 @@ def parse(raw: list[str] | csv.Error, header: list[str], source: str, block: Ing
     row: dict[str, Any] = dict(zip(header, raw, strict=True))
     for name, value in row.items():
         if "\0" in value:
-            raise BadRow("bad_record", f"{name}: holds a NUL")
+            raise BadRow("bad_record", f"{name}: has a NUL character")
     identity, folder = row["videoid"].strip(), row["page_dir"].strip()
     if not identity or not folder:
         raise BadRow("bad_record", f"{'page_dir' if identity else 'videoid'}: expected a value, got nothing")
-    turns = [("user", caption_request(identity)), ("assistant", row["name"].strip())]
+    turns = [("user", video_request(identity)), ("assistant", row["name"].strip())]
     extra = {name: value for name, value in row.items() if name not in OWN_COLUMNS}
     return make_source_row(
         source, block, modality="video", path=f"{folder}/{identity}.mp4", turns=turns, placeholder="after",
@@ -93,7 +83,4 @@ def parse(raw: list[str] | csv.Error, header: list[str], source: str, block: Ing
     )  # fmt: skip
 
 
-def caption_request(identity: str) -> str:
-    """The request that a video's caption answers: always the same one for the same video."""
-    spread = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).digest()
-    return REQUESTS[int.from_bytes(spread[:8], "big") % len(REQUESTS)]
+FORMAT = Format(read, missing_share=1.0)

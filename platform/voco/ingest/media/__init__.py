@@ -1,1 +1,1 @@
-"""Image and video files: where they are read from, and the checks that they pass."""
+"""Image and video files: reading them, from files, archives, shards and the web, and checking them."""

@@ -1,6 +1,6 @@
-"""Media in zip archives, read in place: where the members are once, then each by its name. Local or S3.
+"""Media in zip archives, local or in S3, read without unpacking: the index once, then each member by its name.
 
-The job's media are one archive, or a folder in which archives may lie beside files, or instead of them.
+The job's media are one archive, or a folder that has files, archives or both.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from voco.ingest.media.zip_index import ZipIndex
 from voco.ingest.source_row import BadRow, DamagedArchive
 from voco.store import storage
 
-IMAGES = (".jpg", ".png", ".gif", ".jpeg")  # tried in this order for an image that is not there under its own name
-STORED, DEFLATED = 0, 8  # the methods whose decompression zlib bounds, and the only ones that image sets have
+IMAGES = (".jpg", ".png", ".gif", ".jpeg")  # tried in this order for an image that is missing under its own name
+STORED, DEFLATED = 0, 8  # the only methods of image sets; their decompression can be bounded
 
 HEADER = 30  # bytes of a local header before the name
-EXTRA = 256  # bytes behind the name that are read with it: times and owners take less
+EXTRA = 256  # bytes after the name that are read with it: times and owners take less
 
 
 def is_archive(uri: str) -> bool:
-    """True for media that are one zip file, known by its name."""
+    """True for media that are one zip file, by its name."""
     return uri.lower().endswith(ARCHIVE)
 
 
@@ -39,7 +39,7 @@ def open_media(uri: str) -> MediaSource:
 
 
 def check_media(uri: str | None) -> None:
-    """Refuse an archive that cannot be read, in the driver, before any work."""
+    """Check the archive in the driver, before any work. Raises Refused when it cannot be read."""
     if uri is not None and is_archive(uri):
         _archive(uri).close()
 
@@ -47,24 +47,24 @@ def check_media(uri: str | None) -> None:
 def _archive(uri: str) -> ZipArchive:
     try:
         return ZipArchive(uri)
-    except JobFailed:  # a storage that does not answer says nothing about the archive
+    except JobFailed:  # the storage does not answer: the archive may be good
         raise
     except (DamagedArchive, OSError) as error:
         raise Refused(f"inputs.media: {uri}: expected a zip archive that can be read: {one_line(error)}") from error
 
 
 class AnyImageName:
-    """Media whose images may have another extension than the rows say, as OCR-VQA's: all are .jpg to LLaVA, not on the web.
+    """Media whose images may have another extension than in the rows: LLaVA calls all OCR-VQA images .jpg, the web does not.
 
-    The sample keeps the name that the row has, so it is the same one as after renaming every file, as LLaVA's guide does;
-    its format is known by its content.
+    The sample keeps the row's name, so it is the same sample as with files that were renamed as in LLaVA's guide. Its format is
+    recognised by content.
     """
 
     def __init__(self, source: MediaSource) -> None:
         self.source = source
 
     def read(self, path: str, limit: int) -> bytes:
-        """The bytes of the file at the path, else of the first that differs in its extension only. Raises as the source does."""
+        """The bytes at the path, else of the first file that differs in its extension only. Raises what the source raises."""
         stem, dot, extension = path.rpartition(".")
         try:
             return self.source.read(path, limit)
@@ -72,10 +72,10 @@ class AnyImageName:
             if bad.reason != "missing_media" or dot + extension.lower() not in IMAGES:
                 raise
             missing = bad
-        for other in IMAGES:
-            if other != dot + extension:
+        for suffix in IMAGES:
+            if suffix != dot + extension:
                 try:
-                    return self.source.read(stem + other, limit)
+                    return self.source.read(stem + suffix, limit)
                 except BadRow as bad:
                     if bad.reason != "missing_media":
                         raise
@@ -83,23 +83,23 @@ class AnyImageName:
 
 
 class MediaFolder:
-    """A folder of media in which zip archives may hold what is not unpacked: `coco/train2017.zip` for `coco/train2017/1.jpg`.
+    """A folder of media in which zip archives may replace unpacked folders: `coco/train2017.zip` for `coco/train2017/1.jpg`.
 
-    The file itself comes first, then the archives in the folders above the file's own, the nearest folder first, in each by
-    name; for a file in the root, those in the root. Folders are listed when a first file is missing, and once: from then
-    on nothing is asked for in folders that are not there.
+    A file itself comes first, then the archives in the folders above its own, nearest folder first and by name within a folder;
+    for a file in the root, the archives in the root. Folders are listed once, when a first file is missing; after that no
+    request goes to folders that do not exist.
     """
 
     def __init__(self, uri: str) -> None:
         self.root = MediaRoot(uri)
         self.listed: dict[str, FolderListing] = {}
-        self.opened: dict[str, ZipArchive | str] = {}  # or why it cannot be read
+        self.opened: dict[str, ZipArchive | str] = {}  # str: why the archive cannot be read
 
     def read(self, path: str, limit: int) -> bytes:
-        """The bytes of the file or member at a normalised path (`items.normal_path`).
+        """The bytes of the file or member at a normalised path (`source_row.normal_path`).
 
-        Raises BadRow: those of `MediaRoot.read` and of `ZipArchive.read`. An archive that cannot be read has nothing: a row
-        that no other has lacks its media, and its detail says what is wrong with this one.
+        Raises BadRow: those of `MediaRoot.read` and of `ZipArchive.read`. An archive that cannot be read counts as empty; the
+        detail of missing_media names its fault.
         """
         missing = BadRow("missing_media", f"{path}: no such folder")
         if not self._absent(path):
@@ -124,7 +124,7 @@ class MediaFolder:
         raise BadRow("missing_media", ", nor in ".join(tried))
 
     def _absent(self, path: str) -> bool:
-        """True where a folder above the file is known not to be there."""
+        """True when a folder of the path is known to be missing."""
         folder = ""
         for name in path.split("/")[:-1]:
             listing = self.listed.get(folder)
@@ -134,15 +134,15 @@ class MediaFolder:
         return False
 
     def _archives(self, path: str) -> list[tuple[str, str]]:
-        """Where the file may be: archives by their paths, and its path from there."""
-        found: list[list[tuple[str, str]]] = []
-        folder, rest = "", path
-        while True:  # from the root down, no further than there are folders
+        """The archives that may contain the file, by their paths, each with the member's path."""
+        levels: list[list[tuple[str, str]]] = []
+        folder, member = "", path
+        while True:  # from the root down, as far as the folders exist
             listing = self._listing(folder)
-            found.append([(f"{folder}/{archive}".lstrip("/"), rest) for archive in listing.archives])
-            name, _, rest = rest.partition("/")
-            if name not in listing.folders or "/" not in rest:
-                return [place for places in reversed(found) for place in places]
+            levels.append([(f"{folder}/{archive}".lstrip("/"), member) for archive in listing.archives])
+            name, _, member = member.partition("/")
+            if name not in listing.folders or "/" not in member:
+                return [candidate for level in reversed(levels) for candidate in level]
             folder = f"{folder}/{name}".lstrip("/")
 
     def _listing(self, folder: str) -> FolderListing:
@@ -151,7 +151,7 @@ class MediaFolder:
         return self.listed[folder]
 
     def _open(self, name: str) -> ZipArchive | str:
-        """The archive, or what is wrong with it."""
+        """The archive, or why it cannot be read."""
         if name not in self.opened:
             try:
                 if self.root.real is not None:
@@ -165,10 +165,10 @@ class MediaFolder:
 
 
 class ZipArchive:
-    """The members of a zip file; media paths are relative to its root. A folder of the archive's own name may be there or not:
-    `images/1.jpg` of images.zip is a member of that name or `1.jpg`, and `1.jpg` may be `images/1.jpg`.
+    """The members of a zip file; media paths are relative to its root. A folder of the archive's own name is optional: in
+    images.zip, the path `images/1.jpg` also finds the member `1.jpg`, and `1.jpg` also finds `images/1.jpg`.
 
-    Raises DamagedArchive for what is no archive, or one whose central directory is, and OSError for a file that cannot be read.
+    Raises DamagedArchive for a file that is no archive or has a damaged central directory, OSError for an unreadable file.
     """
 
     def __init__(self, uri: str) -> None:
@@ -185,11 +185,11 @@ class ZipArchive:
         self.file.close()
 
     def read(self, path: str, limit: int) -> bytes:
-        """The bytes of the member at a normalised path (`items.normal_path`).
+        """The bytes of the member at a normalised path (`source_row.normal_path`).
 
         Raises BadRow: missing_media (no such member, or a folder), unsafe_path (a symbolic link), unsupported_format
-        (encrypted, or a method other than stored and deflated), media_too_large (says more than `limit` bytes),
-        corrupt_media (a damaged header, other bytes than it says, a wrong checksum), download_failed (S3 refuses).
+        (encrypted, or a method other than stored and deflated), media_too_large (more than `limit` bytes by the index),
+        corrupt_media (a damaged header, a wrong size or checksum), download_failed (S3 denies access).
         """
         name, member = self._find(path)
         if member["kind"] == zip_index.LINK:
@@ -211,10 +211,10 @@ class ZipArchive:
             raise
 
     def _find(self, path: str) -> tuple[bytes, np.void]:
-        """A member and its name as it is spelled in the archive."""
+        """The member and its name as spelled in the archive."""
         other = path.removeprefix(self.folder) if path.startswith(self.folder) else self.folder + path
         for spelled in (path, other):
-            # UTF-8, whether it is flagged as that or not, and what DOS had
+            # UTF-8, with or without its flag, and DOS's code page
             for name in (spelled.encode(), spelled.encode("cp437", "replace"))[: 1 if spelled.isascii() else 2]:
                 member = self.members.find(name)
                 if member is not None:
@@ -223,17 +223,17 @@ class ZipArchive:
         raise BadRow("missing_media", f"{path}: {'a folder of' if folder else 'not in'} {self.name}")
 
     def _unpack(self, name: bytes, member: np.void) -> bytes:
-        at, packed, size = int(member["at"]), int(member["packed"]), int(member["size"])
-        if packed > 2 * size + 1024:  # no compressor makes that; nor is more read, or unpacked, than the archive says
+        offset, packed, size = int(member["offset"]), int(member["packed"]), int(member["size"])
+        if packed > 2 * size + 1024:  # no compressor does that; this also bounds the bytes that are read
             raise DamagedArchive(f"{packed} bytes that unpack to {size}")
-        held = self.file.read_at(at, HEADER + len(name) + EXTRA + packed)
-        named, extra = int.from_bytes(held[26:28], "little"), int.from_bytes(held[28:30], "little")
-        start = HEADER + named + extra
-        if held[:4] != zip_index.LOCAL_MARK.to_bytes(4, "little") or held[HEADER : HEADER + named] != name:
-            raise DamagedArchive("no header of its own")
+        block = self.file.read_at(offset, HEADER + len(name) + EXTRA + packed)
+        length, extra = int.from_bytes(block[26:28], "little"), int.from_bytes(block[28:30], "little")
+        start = HEADER + length + extra
+        if block[:4] != zip_index.LOCAL_MARK.to_bytes(4, "little") or block[HEADER : HEADER + length] != name:
+            raise DamagedArchive("no local header of its name")
         if extra > EXTRA:
-            held, start = self.file.read_at(at + start, packed), 0
-        data = held[start : start + packed]
+            block, start = self.file.read_at(offset + start, packed), 0
+        data = block[start : start + packed]
         if len(data) < packed:
             raise DamagedArchive(f"{len(data)} of {packed} bytes")
         if member["method"] == DEFLATED:
@@ -272,7 +272,7 @@ class _LocalFile:
 
 
 class _StoredFile:
-    """A file in S3: one request for each read."""
+    """A file in S3: each read is one request."""
 
     def __init__(self, uri: str) -> None:
         self.fs, self.path = storage.filesystem(uri)

@@ -1,7 +1,7 @@
-"""Decodes media in a process of its own: decoders are native code, and a damaged file can crash them or hang them.
+"""Decodes media in a child process: decoders are native code, and a damaged file can crash them or make them hang.
 
-One child process serves all media of a worker: it is sent a file and answers with one line of JSON. When it dies of a
-signal, the one medium is rejected and the next gets a new child.
+One child serves all media of a worker: it reads a file from its pipe and answers with one line of JSON. When a signal kills the
+child, the current medium is rejected and the next one gets a new child.
 """
 
 from __future__ import annotations
@@ -21,49 +21,49 @@ from typing import IO, Any
 from voco.errors import one_line
 from voco.ingest.source_row import BadRow
 
-SECONDS = 120  # to decode one image, or to open one video and decode up to three frames; then the child ends itself
-REASONS = {signal.SIGALRM: "decode_timeout"}  # by the signal that ended the child; any other is the file's damage
-IMAGE, VIDEO_START, VIDEO = 0, 1, 2  # what is asked for: an image's pixels, a video's first frame, its middle and last too
+SECONDS = 120  # to decode one image, or to open one video and decode up to three frames; then an alarm ends the child
+REASONS = {signal.SIGALRM: "decode_timeout"}  # by the signal that ended the child; any other means a damaged file
+IMAGE, VIDEO_START, VIDEO = 0, 1, 2  # tasks: all pixels of an image; a video's first frame; its middle and last frame too
 
-# Pillow's decoders by its names (the JPEG one opens MPO too); no other is let near a stranger's file.
+# The Pillow decoders that may read untrusted files. The one named JPEG opens MPO too.
 DECODERS = ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF"]
 
-# What Pillow's decoders raise on damaged files: they parse with struct, zlib and plain indexing.
+# Errors of Pillow's decoders on damaged files: they parse with struct, zlib and plain indexing.
 DECODER_ERRORS = (
     OSError, SyntaxError, ValueError, EOFError, TypeError, AttributeError, LookupError, ArithmeticError, struct.error, zlib.error,
 )  # fmt: skip
 
 
 class Decoder:
-    """A child process that decodes, started at the first file."""
+    """A child process that decodes. It starts at the first file."""
 
     def __init__(self) -> None:
         self.child: subprocess.Popen[bytes] | None = None
 
     def close(self) -> None:
-        """End the child; the next call starts a new one. It ends too when this object or its process does."""
+        """End the child; the next call starts a new one. The child also ends with this object and with its process."""
         if self.child is not None:
             self._end()
             self.child = None
 
     def image(self, data: bytes) -> None:
-        """Decode every pixel of an image whose header was read. Raises as `video` does."""
-        self._ask(IMAGE, data)
+        """Decode every pixel of an image whose header was read. Raises the same as `video`."""
+        self._request(IMAGE, data)
 
     def video(self, data: bytes, full: bool) -> dict[str, Any]:
         """Width and height in pixels as decoded, duration_s, fps and num_frames of an encoded video.
 
-        Opens it and decodes its first frame; `full`: the middle and the last one too.
-        Raises BadRow: corrupt_media, decode_timeout. Raises RuntimeError when the child fails by itself, as without decord.
+        Opens it and decodes its first frame; `full`: the middle and the last frame too.
+        Raises BadRow: corrupt_media, decode_timeout. Raises RuntimeError when the child itself fails, as it does without decord.
         """
-        return self._ask(VIDEO if full else VIDEO_START, data)
+        return self._request(VIDEO if full else VIDEO_START, data)
 
-    def _ask(self, what: int, data: bytes) -> dict[str, Any]:
+    def _request(self, task: int, data: bytes) -> dict[str, Any]:
         child = self._running()
         assert child.stdin is not None
         assert child.stdout is not None
         try:
-            child.stdin.write(len(data).to_bytes(8, "big") + bytes([what]))
+            child.stdin.write(len(data).to_bytes(8, "big") + bytes([task]))
             child.stdin.write(data)
             child.stdin.flush()
             line = child.stdout.readline()
@@ -95,16 +95,16 @@ def _ended(code: int) -> Exception:
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
-    """A closed pipe is the child's sign to end; one that is still at work ends with its own alarm."""
+    """A closed pipe tells the child to end; a busy child ends with its alarm."""
     for pipe in (child.stdin, child.stdout):
         if pipe is not None:
-            with suppress(BrokenPipeError):  # the rest of a file that killed the child
+            with suppress(BrokenPipeError):  # unsent bytes of a file that killed the child
                 pipe.close()
     child.wait()
 
 
 def decode_image(data: bytes) -> dict[str, Any]:
-    """What the parent is told of one image, in the child."""
+    """The child's answer about one image: nothing, or the error."""
     from PIL import Image
 
     try:
@@ -116,7 +116,7 @@ def decode_image(data: bytes) -> dict[str, Any]:
 
 
 def measure_video(data: bytes, full: bool) -> dict[str, Any]:
-    """What the parent is told of one video, in the child."""
+    """The child's answer about one video: its measures, or the error."""
     from voco.video.decode import Video
 
     try:
@@ -133,12 +133,12 @@ def measure_video(data: bytes, full: bool) -> dict[str, Any]:
     return {"width": width, "height": height, "duration_s": duration, "fps": video.fps, "num_frames": video.num_frames}
 
 
-def serve(asked: IO[bytes], answers: IO[bytes]) -> None:
-    """Answer until the pipe is closed."""
+def serve_requests(requests: IO[bytes], answers: IO[bytes]) -> None:
+    """Answer until the pipe is closed. A request is 8 bytes of size, 1 byte of task and the file."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
-    while len(head := asked.read(9)) == 9:
-        data = asked.read(int.from_bytes(head[:8], "big"))
+    while len(head := requests.read(9)) == 9:
+        data = requests.read(int.from_bytes(head[:8], "big"))
         signal.alarm(SECONDS)
         answer = decode_image(data) if head[8] == IMAGE else measure_video(data, head[8] == VIDEO)
         signal.alarm(0)
@@ -147,13 +147,13 @@ def serve(asked: IO[bytes], answers: IO[bytes]) -> None:
 
 
 def main() -> None:
-    # The decoder's own messages, one for each damaged block, are not for the log; ours are.
+    # Hide the decoders' own messages, one for each damaged block; Python's stderr still reaches the log
     sys.stderr = os.fdopen(os.dup(2), "w")
     answers = os.fdopen(os.dup(1), "wb")
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     os.dup2(silence, 2)
-    serve(sys.stdin.buffer, answers)
+    serve_requests(sys.stdin.buffer, answers)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The folder that media paths are relative to, on disk or in S3: files, read without leaving it, and what lies in its folders."""
+"""The folder that media paths are relative to, on disk or in S3: reads files without leaving it and lists its folders."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from voco.store import storage
 
 ARCHIVE = ".zip"
 
-KEY_BYTES = 1024  # of an object's name in S3; asked for a longer one, it says that the request is bad
+KEY_BYTES = 1024  # most bytes of a key in S3; a longer one makes a bad request
 
-# A path that leads to no file, as the system says it; any other failure to read is the machine's, and stops the job.
+# The system's errors for a path without a file. Any other error is a fault of the machine and stops the job.
 ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.ENAMETOOLONG, errno.ELOOP}
 
 
 @dataclass(frozen=True)
 class FolderListing:
-    """What lies directly in a folder. Files are not kept: there may be a million."""
+    """The direct contents of a folder, without its files: there may be a million."""
 
     folders: frozenset[str]
-    archives: tuple[str, ...]  # by name
+    archives: tuple[str, ...]  # sorted
 
 
 class MediaRoot:
@@ -42,10 +42,10 @@ class MediaRoot:
         self.real = Path(os.path.realpath(self.root)) if isinstance(self.fs, LocalFileSystem) else None
 
     def read(self, path: str, limit: int) -> bytes:
-        """The bytes at a normalised path (`items.normal_path`).
+        """The bytes at a normalised path (`source_row.normal_path`).
 
         Raises BadRow: missing_media, unsafe_path (a link leads out of the root), media_too_large (more than `limit` bytes),
-        download_failed (S3 refuses this object), corrupt_media (the disk cannot read it).
+        download_failed (S3 denies access), corrupt_media (the disk cannot read it).
         """
         if self.real is not None:
             return _read_local(self.real, path, limit)
@@ -55,16 +55,16 @@ class MediaRoot:
         try:
             size = int(self.fs.info(key)["size"])
             check_size(path, size, limit)
-            return bytes(self.fs.cat_file(key, max_concurrency=1))  # more would ask for the size once again
+            return bytes(self.fs.cat_file(key, max_concurrency=1))  # more would request the size again
         except (FileNotFoundError, IsADirectoryError) as error:
             raise BadRow("missing_media", f"{path}: {os.strerror(errno.ENOENT)}") from error
         except PermissionError as error:
             raise BadRow("download_failed", f"{path}: {error}") from error
 
     def listing(self, folder: str) -> FolderListing:
-        """What lies in a folder of the root, "" the root itself; nothing where there is none, or a link leads out.
+        """The contents of a folder, "" for the root; empty for a folder that is missing or a link out of the root.
 
-        In S3 one request for a thousand names. Raises BadRow(download_failed) where S3 refuses.
+        In S3 one request for each thousand names. Raises BadRow(download_failed) where S3 denies access.
         """
         if self.real is not None:
             return _local_listing(self.real, folder)
@@ -78,15 +78,15 @@ class MediaRoot:
         start = f"{key}/" if key else ""
         folders: set[str] = set()
         archives: list[str] = []
-        asked: dict[str, Any] = {"Bucket": bucket, "Prefix": start, "Delimiter": "/"}
-        while True:  # not fs.ls, which would keep a million names
-            page = self.fs.call_s3("list_objects_v2", **asked)
-            folders |= {found["Prefix"].removeprefix(start).rstrip("/") for found in page.get("CommonPrefixes", ())}
-            names = (found["Key"].removeprefix(start) for found in page.get("Contents", ()))
+        request: dict[str, Any] = {"Bucket": bucket, "Prefix": start, "Delimiter": "/"}
+        while True:  # not fs.ls, which would cache a million names
+            page = self.fs.call_s3("list_objects_v2", **request)
+            folders |= {entry["Prefix"].removeprefix(start).rstrip("/") for entry in page.get("CommonPrefixes", ())}
+            names = (entry["Key"].removeprefix(start) for entry in page.get("Contents", ()))
             archives += [name for name in names if name.lower().endswith(ARCHIVE)]
             if not page.get("IsTruncated"):
                 return FolderListing(frozenset(folders), tuple(sorted(archives)))
-            asked["ContinuationToken"] = page["NextContinuationToken"]
+            request["ContinuationToken"] = page["NextContinuationToken"]
 
 
 def path_inside(root: Path, path: str) -> Path:
@@ -98,7 +98,7 @@ def path_inside(root: Path, path: str) -> Path:
 
 
 def _open(root: Path, path: str) -> int:
-    """A descriptor of the file at a path. Only the first file of a folder pays for the check that no link leads out."""
+    """A descriptor of the file at a path. The check that no link leads out runs once for each folder."""
     folder, _, name = path.rpartition("/")
     try:
         return os.open(f"{_folder(root, folder)}/{name}", FLAGS | os.O_NOFOLLOW)
@@ -108,7 +108,7 @@ def _open(root: Path, path: str) -> int:
     return os.open(path_inside(root, path), FLAGS)  # a link, which may stay inside
 
 
-FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # a pipe would be waited for without the last
+FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # without the last, opening a pipe would wait
 _folder = lru_cache(4096)(path_inside)
 
 
@@ -116,11 +116,11 @@ def _read_local(root: Path, path: str, limit: int) -> bytes:
     try:
         descriptor = _open(root, path)
         try:
-            found = os.fstat(descriptor)
-            if not stat.S_ISREG(found.st_mode):  # a folder, or a pipe that would never end
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):  # a folder, or a pipe, which would never end
                 raise BadRow("missing_media", f"{path}: not a regular file")
-            check_size(path, found.st_size, limit)
-            return _whole(descriptor, found.st_size)
+            check_size(path, status.st_size, limit)
+            return _read_all(descriptor, status.st_size)
         finally:
             os.close(descriptor)
     except OSError as error:
@@ -131,10 +131,10 @@ def _read_local(root: Path, path: str, limit: int) -> bytes:
         raise
 
 
-def _whole(descriptor: int, size: int) -> bytes:
+def _read_all(descriptor: int, size: int) -> bytes:
     data = os.read(descriptor, size)
-    while len(data) < size and (more := os.read(descriptor, size - len(data))):  # at most 2 GiB at a time
-        data += more
+    while len(data) < size and (piece := os.read(descriptor, size - len(data))):  # one read returns at most 2 GiB
+        data += piece
     return data
 
 
@@ -151,7 +151,7 @@ def _local_listing(root: Path, folder: str) -> FolderListing:
     archives: list[str] = []
     with entries:
         for entry in entries:
-            with suppress(OSError):  # a link to itself is neither
+            with suppress(OSError):  # a link to itself is neither a folder nor a file
                 if entry.is_dir():
                     folders.add(entry.name)
                 elif entry.name.lower().endswith(ARCHIVE) and entry.is_file():

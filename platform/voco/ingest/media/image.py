@@ -1,4 +1,4 @@
-"""One image file: know its format by content, prove that it is whole; and what media are read from."""
+"""One image file: recognise its format by content and check that it is complete. Also the protocols of media sources."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ from voco.errors import one_line
 from voco.ingest.media.decoder import DECODER_ERRORS, DECODERS, Decoder
 from voco.ingest.source_row import BadRow
 
-# Formats by Pillow's name, with theirs in the table. MPO is a JPEG with more pictures behind it.
+# Pillow's name of each format to the name in `samples/`. MPO is a JPEG followed by further pictures.
 FORMATS = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png", "GIF": "gif", "WEBP": "webp", "BMP": "bmp", "TIFF": "tiff"}
 
-# How these formats begin: a file that begins so and cannot be read is damaged, any other is of an unknown kind.
+# First bytes of these formats. An unreadable file that starts like this is damaged, any other one is unsupported.
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM", b"II*\0", b"MM\0*")
 
 
 @dataclass(frozen=True)
 class MediaLimits:
-    """What a medium may be; the keys of the job's `ingest` block."""
+    """Limits on one medium, from the keys of the job's `ingest` block, which has their defaults."""
 
     check: str  # header or full
     max_media_bytes: int
-    max_pixels: int  # Pillow itself refuses more than 357,913,940
-    max_aspect: float = 200.0  # longer side over shorter: images are padded to squares before a model sees them
-    inline_max_bytes: int = 256 << 20
+    max_pixels: int  # Pillow itself rejects more than 357,913,940
+    max_aspect: float  # longer side over shorter: images are padded to squares before a model sees them
+    inline_max_bytes: int  # a larger medium goes to `blobs/`
 
 
 class MediaSource(Protocol):
-    """What media are read from: a folder (`folder.MediaRoot`) or an archive (`archive.ZipArchive`)."""
+    """Where media are read from: a folder (`folder.MediaRoot`), an archive (`archive.ZipArchive`), a member of a shard, a URL."""
 
     def read(self, path: str, limit: int) -> bytes:
         """The bytes at a normalised path, at most `limit`. Raises BadRow."""
 
 
 class LocatedMedia(Protocol):
-    """What media are read from that do not lie at their paths: `tar.TarShards`, `web_media.WebMedia`."""
+    """Media at locations that the annotations name: `tar.TarShards`, `web.WebMedia`, `formats/mmbench_tsv.py` TsvImages."""
 
-    def sources(self, places: list[str]) -> Iterator[MediaSource]:
-        """One source for the sample at each place of the work list, in order."""
+    def sources(self, locations: list[str]) -> Iterator[MediaSource]:
+        """One source for each location of the work list, in order."""
 
 
 def check_size(path: str, size: int, limit: int) -> None:
@@ -52,7 +52,7 @@ def check_size(path: str, size: int, limit: int) -> None:
 
 
 def check_dimensions(width: int, height: int, limits: MediaLimits) -> None:
-    """Raises BadRow(media_too_large) for more than `max_pixels`, and for a strip that padding would blow up."""
+    """Raises BadRow(media_too_large) for more than `max_pixels`, and for a strip that padding would make huge."""
     if width * height > limits.max_pixels:
         raise BadRow("media_too_large", f"{width} x {height} pixels, more than ingest.max_pixels {limits.max_pixels}")
     if max(width, height) > limits.max_aspect * min(width, height):
@@ -60,22 +60,22 @@ def check_dimensions(width: int, height: int, limits: MediaLimits) -> None:
 
 
 def read_image(root: MediaSource, path: str, limits: MediaLimits, decoder: Decoder) -> dict[str, Any]:
-    """One image as a `voco.store.schemas.MEDIUM`. Raises BadRow when it is not there, not safe or not whole."""
+    """One image as a `store/schemas.py` MEDIUM. Raises BadRow when it is missing, unsafe or damaged."""
     data = root.read(path, limits.max_media_bytes)
     try:
         kind, width, height = check_image(data, limits, decoder)
     except BadRow as bad:
         raise BadRow(bad.reason, f"{path}: {bad.detail}") from bad
     digest = hashlib.sha256(data).hexdigest()
-    nothing = {"duration_s": None, "fps": None, "num_frames": None}
-    return {"bytes": data, "path": path, "format": kind, "sha256": digest, "width": width, "height": height, **nothing}
+    no_video = {"duration_s": None, "fps": None, "num_frames": None}
+    return {"bytes": data, "path": path, "format": kind, "sha256": digest, "width": width, "height": height, **no_video}
 
 
 def check_image(data: bytes, limits: MediaLimits, decoder: Decoder) -> tuple[str, int, int]:
     """Format by content, width and height in pixels as stored (EXIF orientation ignored).
 
-    `header` decodes no pixels where the file shows cheaply that it is whole: a JPEG with an end marker after its last
-    scan, a PNG whose chunks all have their checksums. Any other file is decoded, as with `full`.
+    With `header`, no pixels are decoded if the file shows cheaply that it is complete: a JPEG with an end marker after its
+    last scan, a PNG whose chunks have correct checksums. Any other file is decoded, as with `full`.
     Raises BadRow: unsupported_format, corrupt_media, media_too_large, decode_timeout.
     """
     try:
@@ -97,6 +97,6 @@ def check_image(data: bytes, limits: MediaLimits, decoder: Decoder) -> tuple[str
 
 
 def _jpeg_ends(data: bytes) -> bool:
-    """True when an end marker follows the last start of scan; inside a scan neither pair of bytes can occur."""
-    end = data.rfind(b"\xff\xd9")  # near the end of a file that is whole, so little is searched
+    """True when an end marker follows the last start of scan. Neither pair of bytes can occur inside a scan."""
+    end = data.rfind(b"\xff\xd9")  # near the end of a complete file, so the search is short
     return end >= 0 and data.find(b"\xff\xda", end) < 0

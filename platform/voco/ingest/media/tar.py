@@ -1,7 +1,7 @@
-"""Tar shards, local or S3: their members in order without unpacking, and one member's bytes by its place.
+"""Tar shards, local or in S3: their members in order without unpacking, and the bytes of one member by its location.
 
-Nothing in a header is believed: names are never file names here, sizes are held against the shard's own, and a header or
-an extended header that is damaged ends the shard with `DamagedArchive`, so that no member is lost without a word.
+Headers are not trusted: a name is never used as a file name, sizes are checked against the shard's own, and a damaged header or
+extended header ends the shard with DamagedArchive, so that no member is lost silently.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from voco.ingest.source_row import BadRow, DamagedArchive
 from voco.store import storage
 
 BLOCK = 512
-EXTENDED_BYTES = 1 << 20  # of one extended header; real ones hold a name
-READ_AHEAD = 1 << 20  # in S3
+EXTENDED_BYTES = 1 << 20  # most bytes of an extended header; a real one holds a name
+READ_AHEAD = 1 << 20  # bytes, in S3
 
 
 @dataclass(frozen=True)
 class Member:
-    """One entry of a shard that is no folder."""
+    """One entry of a shard, other than a folder."""
 
     name: str
     regular: bool  # not a link or a device
     start: int  # of its bytes in the shard
     size: int
-    cut: bool  # the shard ends before it does
+    cut: bool  # the shard ends before the member does
 
 
 def shard_uris(uri: str) -> list[str]:
     """The shard itself, or every .tar directly in the folder, by name. Raises Refused when there is none."""
-    found = [storage.join(uri, shard["name"]) for shard in storage.list_shards(uri)] if not uri.endswith(storage.SHARD) else [uri]
-    if not found:
+    shards = [uri] if uri.endswith(storage.SHARD) else [storage.join(uri, shard["name"]) for shard in storage.list_shards(uri)]
+    if not shards:
         raise Refused(f"inputs.annotations: {uri}: expected a .tar file or a folder with .tar files in it")
-    return found
+    return shards
 
 
 def open_shard(uri: str) -> IO[bytes]:
@@ -52,9 +52,9 @@ def open_shard(uri: str) -> IO[bytes]:
 
 
 def iterate_members(handle: IO[bytes]) -> Iterator[Member]:
-    """Every member but folders, in order; the caller may read its bytes. Raises DamagedArchive, also for a missing end mark.
+    """Every member except folders, in order. The caller may read from the handle between two members.
 
-    A member that is cut is the last one that is yielded.
+    A member that is cut is the last one. Raises DamagedArchive, also for a missing end mark.
     """
     total = handle.seek(0, os.SEEK_END)
     at = 0
@@ -91,7 +91,7 @@ def iterate_members(handle: IO[bytes]) -> Iterator[Member]:
 
 
 EXTENDED = {tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE}
-REGULAR = {tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE}  # a sparse file's bytes are not in one piece
+REGULAR = {tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE}  # not a sparse file, whose bytes are not contiguous
 
 
 def _extended(handle: IO[bytes], start: int, size: int, total: int) -> bytes:
@@ -101,7 +101,7 @@ def _extended(handle: IO[bytes], start: int, size: int, total: int) -> bytes:
 
 
 def _records(data: bytes, name: str | None, size: int | None) -> tuple[str | None, int | None]:
-    """Name and size from POSIX pax records: `<length> <key>=<value>\\n`, the length of the whole record."""
+    """Name and size from POSIX pax records: `<length> <key>=<value>\\n`, the length of the complete record."""
     at = 0
     try:
         while at < len(data) and data[at : at + 1] != b"\0":
@@ -121,22 +121,22 @@ def _records(data: bytes, name: str | None, size: int | None) -> tuple[str | Non
 
 
 def member_location(shard: str, member: Member) -> str:
-    """Where a member's bytes lie, as a work list says it: `00012.tar:1536:20480`, name, first byte and size."""
+    """The location of a member's bytes in the work list, `00012.tar:1536:20480`: shard, first byte and size."""
     return f"{shard.rsplit('/', 1)[-1]}:{member.start}:{member.size}"
 
 
 class TarShards:
-    """The members of the shards of a folder, each by its place; of one shard when that is what the URI names."""
+    """The members of a folder's shards, or of one shard, by their locations."""
 
     def __init__(self, uri: str) -> None:
         self.folder = uri.rsplit("/", 1)[0] if uri.endswith(storage.SHARD) else uri
         self.fs, self.root = storage.filesystem(self.folder)
 
-    def sources(self, places: list[str]) -> Iterator[MediaSource]:
-        """A source for each sample, in order."""
-        for held in places:
-            name, start, size = held.rsplit(":", 2)
-            yield _OneMember(self, name, int(start), int(size))
+    def sources(self, locations: list[str]) -> Iterator[MediaSource]:
+        """The source of each location, in order."""
+        for location in locations:
+            name, start, size = location.rsplit(":", 2)
+            yield _TarMember(self, name, int(start), int(size))
 
     def read(self, name: str, start: int, size: int) -> bytes:
         path = f"{self.root}/{name}"
@@ -148,14 +148,14 @@ class TarShards:
 
 
 @dataclass(frozen=True)
-class _OneMember:
+class _TarMember:
     shards: TarShards
     name: str
     start: int
     size: int
 
     def read(self, path: str, limit: int) -> bytes:
-        """The member's bytes. Raises BadRow: media_too_large, corrupt_media (cut short), missing_media, download_failed."""
+        """The member's bytes. Raises BadRow: media_too_large, corrupt_media (truncated), missing_media, download_failed."""
         check_size(path, self.size, limit)
         try:
             data = self.shards.read(self.name, self.start, self.size)

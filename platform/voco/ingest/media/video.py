@@ -1,4 +1,4 @@
-"""One video file: read it, know its container by content, prove that it is whole, and measure it with the decoder."""
+"""One video file: read it, recognise its container by content, check that it is complete, measure it with the decoder."""
 
 from __future__ import annotations
 
@@ -8,51 +8,50 @@ from typing import Any
 from voco.ingest.media.decoder import Decoder
 from voco.ingest.media.image import MediaLimits, MediaSource, check_dimensions
 from voco.ingest.source_row import BadRow
-
-EXTENSIONS = (".mp4", ".mkv", ".webm", ".mov", ".avi")  # tried in this order for a path that has none of them
+from voco.video.extensions import VIDEO_EXTENSIONS
 
 STILLS = {b"heic", b"heix", b"mif1", b"avif"}  # brands of images in the same container as mp4
-VITAL = {b"moov", b"moof", b"mdat"}  # boxes that hold the video; anything else at the end may be cut
+VITAL = {b"moov", b"moof", b"mdat"}  # boxes of the video itself; any other box may be cut off at the end
 
 EBML, SEGMENT, DOCTYPE = 0x1A45DFA3, 0x18538067, 0x4282
 
 
 def read_video(root: MediaSource, path: str, limits: MediaLimits, decoder: Decoder) -> dict[str, Any]:
-    """One video as a `voco.store.schemas.MEDIUM`; its `path` is the name that was found.
+    """One video as a `store/schemas.py` MEDIUM; its `path` is the name of the file that was read.
 
-    `limits.check` header: the container is whole and the first frame decodes. full: the middle and the last frame too.
-    Raises BadRow: those of `root.read`, unsupported_format, corrupt_media, media_too_large (`check_frame`),
+    `limits.check` header: the container is complete and the first frame decodes. full: the middle and the last frame too.
+    Raises BadRow: those of `root.read`, unsupported_format, corrupt_media, media_too_large (`check_dimensions`),
     decode_timeout.
     """
     name, data = _find(root, path, limits.max_media_bytes)
     try:
         kind = check_container(data)
-        found = decoder.video(data, limits.check == "full")
-        check_dimensions(found["width"], found["height"], limits)
+        measures = decoder.video(data, limits.check == "full")
+        check_dimensions(measures["width"], measures["height"], limits)
     except BadRow as bad:
         raise BadRow(bad.reason, f"{name}: {bad.detail}") from bad
-    return {"bytes": data, "path": name, "format": kind, "sha256": hashlib.sha256(data).hexdigest(), **found}
+    return {"bytes": data, "path": name, "format": kind, "sha256": hashlib.sha256(data).hexdigest(), **measures}
 
 
 def _find(root: MediaSource, path: str, limit: int) -> tuple[str, bytes]:
-    if path.lower().endswith(EXTENSIONS):
+    if path.lower().endswith(VIDEO_EXTENSIONS):
         return path, root.read(path, limit)
     folder, _, name = path.rpartition("/")
-    prefixed = f"{folder}/v_{name}" if folder else f"v_{name}"  # as ActivityNet names its files
+    prefixed = f"{folder}/v_{name}" if folder else f"v_{name}"  # ActivityNet's file names
     for stem in (path,) if name.startswith("v_") else (path, prefixed):
-        for extension in EXTENSIONS:
+        for extension in VIDEO_EXTENSIONS:
             try:
                 return stem + extension, root.read(stem + extension, limit)
             except BadRow as bad:
                 if bad.reason != "missing_media":
                     raise
-    raise BadRow("missing_media", f"{path}: no such file with {', '.join(EXTENSIONS)}")
+    raise BadRow("missing_media", f"{path}: no such file with {', '.join(VIDEO_EXTENSIONS)}")
 
 
 def check_container(data: bytes) -> str:
-    """mp4, mov, mkv, webm or avi, by content. A decoder reads on happily where a file was cut; the container knows its length.
+    """mp4, mov, mkv, webm or avi, by content. Decoders often accept a truncated file; the container knows its own length.
 
-    Raises BadRow: unsupported_format, corrupt_media (empty, or cut short).
+    Raises BadRow: unsupported_format, corrupt_media (empty or truncated).
     """
     if not data:
         raise BadRow("corrupt_media", "an empty file")
@@ -70,7 +69,7 @@ def check_container(data: bytes) -> str:
 
 
 def _check_boxes(data: bytes) -> None:
-    """ISO 14496-12 section 4.2: 32-bit size and type; size 1 means a 64-bit size behind them, size 0 up to the end."""
+    """ISO 14496-12 section 4.2: 32-bit size and type; 1 means that a 64-bit size follows, 0 that the box ends the file."""
     at = 0
     while at + 8 <= len(data):
         size, kind, head = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8], 8
@@ -79,24 +78,24 @@ def _check_boxes(data: bytes) -> None:
         if size == 0:
             return
         if size < head:
-            break  # no box: whatever was put behind the last one
+            break  # not a box: other bytes after the last one
         if at + size > len(data) and kind in VITAL:
-            raise BadRow("corrupt_media", f"cut short: box {kind.decode()} ends at byte {at + size} of {len(data)}")
+            raise BadRow("corrupt_media", f"truncated: box {kind.decode()} ends at byte {at + size} of {len(data)}")
         at += size
 
 
 def _check_riff(data: bytes) -> None:
-    """AVI: a RIFF list with the streams in its list `movi`; above 1 GB further lists of type AVIX behind it (OpenDML 1.02)."""
+    """AVI: a RIFF list with the streams in its list `movi`; above 1 GB further lists of type AVIX follow (OpenDML 1.02)."""
     at, kind = 0, b"AVI "
     while data[at : at + 4] == b"RIFF" and data[at + 8 : at + 12] == kind:
         end = at + 8 + int.from_bytes(data[at + 4 : at + 8], "little")
         if end > len(data) or not _has_movi(data, at + 12, end):
-            raise BadRow("corrupt_media", f"cut short or never finished: list {kind.decode()} ends at byte {end} of {len(data)}")
+            raise BadRow("corrupt_media", f"truncated or never finished: list {kind.decode()} ends at byte {end} of {len(data)}")
         at, kind = end + end % 2, b"AVIX"
 
 
 def _has_movi(data: bytes, at: int, end: int) -> bool:
-    """True when the chunks from `at` to `end` have the list `movi` among them, whole: type, size, content to an even byte."""
+    """True when the list `movi` is complete among the chunks from `at` to `end`: type, size, content padded to an even byte."""
     while at + 12 <= end:
         size = int.from_bytes(data[at + 4 : at + 8], "little")
         if data[at : at + 4] == b"LIST" and data[at + 8 : at + 12] == b"movi":
@@ -118,16 +117,16 @@ def _check_ebml(data: bytes) -> str:
             at += size or 0
         kind, size, at = _element(data, end)
     except IndexError as error:
-        raise BadRow("corrupt_media", "cut short in the EBML header") from error
+        raise BadRow("corrupt_media", "truncated in the EBML header") from error
     if doctype not in (b"webm", b"matroska"):
         raise BadRow("unsupported_format", f"EBML of type {doctype[:20]!r}")
     if kind == SEGMENT and size is not None and at + size > len(data):
-        raise BadRow("corrupt_media", f"cut short: the segment ends at byte {at + size} of {len(data)}")
+        raise BadRow("corrupt_media", f"truncated: the segment ends at byte {at + size} of {len(data)}")
     return "webm" if doctype == b"webm" else "mkv"
 
 
 def _element(data: bytes, at: int) -> tuple[int, int | None, int]:
-    """Id, size (None: unknown) and place of the content of the EBML element at `at`. Raises IndexError at the end."""
+    """Id, size (None: unknown) and offset of the content of the EBML element at `at`. Raises IndexError at the end."""
     kind, _, at = _variable(data, at)
     value, width, at = _variable(data, at)
     size = value & ((1 << 7 * width) - 1)
@@ -135,7 +134,7 @@ def _element(data: bytes, at: int) -> tuple[int, int | None, int]:
 
 
 def _variable(data: bytes, at: int) -> tuple[int, int, int]:
-    """An integer whose leading zero bits say its width in bytes: value with the marker bit, width, the place behind."""
+    """An integer whose leading zero bits give its width in bytes: value with the marker bit, width, offset of the next byte."""
     width = 9 - data[at].bit_length()
     if width > 8 or at + width > len(data):
         raise IndexError(at)

@@ -1,4 +1,4 @@
-"""The media of a unit from the web: several downloads at a time, handed out in the order of the work list."""
+"""The media of a unit from the web: concurrent downloads, returned in the order of the work list."""
 
 from __future__ import annotations
 
@@ -11,64 +11,64 @@ from threading import Condition
 from voco.ingest.media.download import DownloadLimits, download
 from voco.ingest.media.image import MediaSource
 
-HELD_BYTES = 64 << 20  # of finished downloads that wait for a slow one before them
-AHEAD = 16  # so many times the threads may be ahead of the slowest
+WAITING_BYTES = 64 << 20  # of finished downloads that wait for an earlier, slow one
+AHEAD = 16  # downloads that are started before the earliest one ends, as a multiple of the threads
 
 
 @dataclass(frozen=True)
 class WebMedia:
-    """Media by their URLs. Holds about `HELD_BYTES` of finished files, and those that the threads are at."""
+    """Media by their URLs. Keeps about WAITING_BYTES of finished files in memory, and one file of each thread."""
 
-    web: DownloadLimits
+    limits: DownloadLimits
     threads: int
-    limit: int  # bytes of one file
+    max_bytes: int  # of one file
 
-    def sources(self, places: list[str]) -> Iterator[MediaSource]:
-        """A source for each URL, in order; asked for its bytes, it waits for its own download only."""
-        waiting: deque[Future[bytes]] = deque()
-        rest = iter(enumerate(places))
-        room = _Room()
+    def sources(self, locations: list[str]) -> Iterator[MediaSource]:
+        """A source for each URL, in order. Reading it waits for its own download only."""
+        downloads: deque[Future[bytes]] = deque()
+        urls = iter(enumerate(locations))
+        budget = _Budget()
         with ThreadPoolExecutor(self.threads, thread_name_prefix="download") as pool:
             try:
-                for index in range(len(places)):
-                    while len(waiting) < AHEAD * self.threads and (one := next(rest, None)) is not None:
-                        waiting.append(pool.submit(self._fetch, *one, room))
-                    room.let(index)
-                    wanted = waiting.popleft()
-                    yield _Downloaded(wanted)
-                    room.add(-len(wanted.result()) if wanted.exception() is None else 0)
+                for index in range(len(locations)):
+                    while len(downloads) < AHEAD * self.threads and (numbered := next(urls, None)) is not None:
+                        downloads.append(pool.submit(self._fetch, *numbered, budget))
+                    budget.admit(index)
+                    earliest = downloads.popleft()
+                    yield _Downloaded(earliest)
+                    budget.add(-len(earliest.result()) if earliest.exception() is None else 0)
             finally:
-                for left in waiting:
-                    left.cancel()
-                room.let(len(places))
+                for future in downloads:
+                    future.cancel()
+                budget.admit(len(locations))
 
-    def _fetch(self, index: int, url: str, room: _Room) -> bytes:
-        room.enter(index)
-        data = download(url, self.limit, self.web)
-        room.add(len(data))
+    def _fetch(self, index: int, url: str, budget: _Budget) -> bytes:
+        budget.wait(index)
+        data = download(url, self.max_bytes, self.limits)
+        budget.add(len(data))
         return data
 
 
-class _Room:
-    """Lets a download begin while less than `HELD_BYTES` wait to be taken; the one that is waited for, always."""
+class _Budget:
+    """Lets a download start while fewer than WAITING_BYTES wait to be read; those up to the admitted index start always."""
 
     def __init__(self) -> None:
         self.changed = Condition()
-        self.held = 0
-        self.wanted = -1
+        self.waiting_bytes = 0
+        self.admitted = -1
 
-    def enter(self, index: int) -> None:
+    def wait(self, index: int) -> None:
         with self.changed:
-            self.changed.wait_for(lambda: self.held < HELD_BYTES or index <= self.wanted)
+            self.changed.wait_for(lambda: self.waiting_bytes < WAITING_BYTES or index <= self.admitted)
 
     def add(self, size: int) -> None:
         with self.changed:
-            self.held += size
+            self.waiting_bytes += size
             self.changed.notify_all()
 
-    def let(self, index: int) -> None:
+    def admit(self, index: int) -> None:
         with self.changed:
-            self.wanted = index
+            self.admitted = index
             self.changed.notify_all()
 
 

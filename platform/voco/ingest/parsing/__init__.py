@@ -1,1 +1,1 @@
-"""JSON files parsed as streams."""
+"""JSON files of any size, parsed as streams."""

@@ -1,7 +1,7 @@
-"""JSON files that hold records in one of three layouts, found by their content and parsed as a stream.
+"""JSON files of records in one of three layouts, recognised by their content and parsed as a stream.
 
 {"question_id": 7, "answer": "yes"}                      one record a line
-[{"question_id": 7, "answer": "yes"}, ...]               a list, or under one of LISTS in an object
+[{"question_id": 7, "answer": "yes"}, ...]               a list, alone or in an object under one of LISTS
 {"2049": {"question": "Is it dry?", "answer": "yes"}}    an object of records by their id
 """
 
@@ -14,17 +14,17 @@ from typing import IO, Any
 
 import ijson
 
-from voco.errors import Refused
+from voco.errors import Refused, message_line
 from voco.store import storage
 
 LISTS = ("annotations", "data", "questions")  # VQAv2, TextVQA, SEED-Bench
-ITSELF = "item"  # the prefix of a file that is a list, as ijson calls it
+ITSELF = "item"  # ijson's prefix for the elements of a file that is a list
 BY_ID, LINES = "", "lines"
-LINE = 64 << 20  # bytes of one line; a longer one is cut, and so is no JSON
+LINE = 64 << 20  # most bytes of a line; a longer one is cut and no longer JSON
 
 
 def detect_layout(uri: str, key: str) -> str:
-    """LINES, BY_ID, ITSELF or a name of LISTS. Raises Refused, naming `key`, for a file that is none of them."""
+    """LINES, BY_ID, ITSELF or a name of LISTS. Raises Refused at `key` for a file in none of the layouts."""
     with storage.open_read(uri) as handle:
         top = ""
         try:
@@ -45,9 +45,9 @@ def detect_layout(uri: str, key: str) -> str:
 
 
 def iterate_records(uri: str, key: str, kind: str) -> Iterator[tuple[str, Any]]:
-    """Every record with its id, which is "" unless the file is BY_ID. A line that is no JSON is passed over.
+    """Every record with its id, which is "" unless the file is BY_ID. Skips lines that are not JSON.
 
-    Raises Refused, naming `key`, for a file that ends early.
+    Raises Refused at `key` for a file that ends early.
     """
     if kind == LINES:
         for line in iterate_lines(uri):
@@ -65,23 +65,23 @@ def iterate_records(uri: str, key: str, kind: str) -> Iterator[tuple[str, Any]]:
                 prefix = kind if kind == ITSELF else f"{kind}.item"
                 yield from (("", record) for record in ijson.items(stream, prefix, use_float=True))
         except (ijson.JSONError, UnicodeDecodeError) as error:
-            raise Refused(f"{key}: {uri}: not whole JSON: {_line(error)}") from error
+            raise Refused(f"{key}: {uri}: expected complete JSON: {_line(error)}") from error
 
 
 def iterate_lines(uri: str) -> Iterator[bytes]:
     """Every line that is not empty."""
     with storage.open_read(uri) as handle:
-        stream = io.BufferedReader(_after_mark(handle))  # type: ignore[type-var]  # a file in S3 has no limit on a line
+        stream = io.BufferedReader(_after_mark(handle))  # type: ignore[type-var]  # a file in S3 has no readline with a limit
         while line := stream.readline(LINE):
             if line.strip():
                 yield line
 
 
 def _after_mark(handle: IO[bytes]) -> IO[bytes]:
-    """The file behind its byte order mark, if it has one."""
+    """The file after its byte order mark, if it has one."""
     handle.seek(3 if handle.read(3) == b"\xef\xbb\xbf" else 0)
     return handle
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+    return message_line(error)

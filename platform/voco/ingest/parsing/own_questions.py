@@ -1,10 +1,10 @@
-"""The own question files of VQAv2 and GQA, read as the rows that LLaVA's evaluation layout has for them.
+"""VQAv2's and GQA's own question files, read as rows of LLaVA's evaluation layout.
 
     {"data_subtype": "val2014", "questions": [{"question_id": 262148000, "image_id": 262148, "question": "Where is he?"}, ...]}
     {"201307251": {"imageId": "n161313", "question": "Is it overcast?", "answer": "no", "types": {...}, ...}, ...}
 
-v2_OpenEnded_mscoco_val2014_questions.json has its answers in v2_mscoco_val2014_annotations.json, `inputs.answers`; GQA's
-testdev_balanced_questions.json has them in the row. LLaVA's files hold nothing else than these do but the instruction.
+The answers to v2_OpenEnded_mscoco_val2014_questions.json are in v2_mscoco_val2014_annotations.json, `inputs.answers`; those to
+GQA's testdev_balanced_questions.json are in its rows. LLaVA's files add the instruction only.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import ijson
 
-from voco.errors import Refused
+from voco.errors import Refused, message_line
 from voco.ingest.answer_keys import NOTES, SHORT
 from voco.ingest.parsing import json_records
 from voco.ingest.source_row import BadRow
@@ -23,19 +23,19 @@ from voco.store import storage
 
 KEY = "inputs.annotations"
 QUESTIONS = "questions"
-CATEGORY = "default"  # LLaVA's, of both sets
+CATEGORY = "default"  # as in LLaVA's files of both sets
 
 Record = dict[str, Any]
 
 
 def find_own_questions(uri: str) -> tuple[Iterable[Any], Callable[[Any], Record]] | None:
-    """The raw questions of the file and what makes one a row, which raises BadRow; None for a file of neither set.
+    """The raw questions of the file and the function that turns one into a row or raises BadRow; None for a file of neither set.
 
-    Raises Refused for VQAv2's without the name of its images' set, and, as they are read, when the file ends early.
+    Raises Refused for a VQAv2 file without the name of its image set and, while the questions are read, for one that ends early.
     """
     try:
         layout = json_records.detect_layout(uri, KEY)
-    except Refused:  # a first line that is no JSON is one bad row of another layout
+    except Refused:  # a first line that is not JSON is one bad row of LLaVA's layout
         return None
     if layout == QUESTIONS:
         return (raw for _, raw in json_records.iterate_records(uri, KEY, QUESTIONS)), partial(vqav2_row, _images(uri))
@@ -47,38 +47,38 @@ def find_own_questions(uri: str) -> tuple[Iterable[Any], Callable[[Any], Record]
 
 
 def _images(uri: str) -> str:
-    """The set of images, such as val2014, that the file says it is about."""
+    """The name of the image set in the file, such as val2014."""
     with storage.open_read(uri) as handle:
         try:
             for name in ijson.items(handle, "data_subtype"):
                 if isinstance(name, str):
                     return name
         except (ijson.JSONError, UnicodeDecodeError) as error:
-            raise Refused(f"{KEY}: {uri}: not whole JSON: {' '.join(str(error).split())[:200]}") from error
-    raise Refused(f"{KEY}: {uri}: expected `data_subtype`, such as val2014, beside `questions`, got nothing")
+            raise Refused(f"{KEY}: {uri}: expected complete JSON: {message_line(error)}") from error
+    raise Refused(f"{KEY}: {uri}: expected `data_subtype`, such as val2014, next to `questions`, got nothing")
 
 
 def vqav2_row(images: str, raw: Any) -> Record:
-    """A question of VQAv2's; its image is COCO_<images>_<image_id in 12 digits>.jpg. Raises BadRow."""
+    """A VQAv2 question; its image is COCO_<images>_<image_id in 12 digits>.jpg. Raises BadRow."""
     if not isinstance(raw, dict):
         raise BadRow("bad_record", f"expected an object, got {type(raw).__name__}")
     number = raw.get("image_id")
     if not isinstance(number, int) or isinstance(number, bool) or number < 0:
         raise BadRow("bad_record", f"image_id: expected a number, got {str(number)[:40]!r}")
-    asked = {"question_id": raw.get("question_id"), "image": f"COCO_{images}_{number:012d}.jpg"}
-    return {**asked, "text": _text(raw), "category": CATEGORY}
+    image = f"COCO_{images}_{number:012d}.jpg"
+    return {"question_id": raw.get("question_id"), "image": image, "text": _text(raw), "category": CATEGORY}
 
 
 def gqa_row(raw: tuple[str, Any]) -> Record:
-    """A question of GQA's with its id; its image is <imageId>.jpg. Raises BadRow."""
+    """A GQA question with its id; its image is <imageId>.jpg. Raises BadRow."""
     identity, record = raw
     if not isinstance(record, dict):
         raise BadRow("bad_record", f"expected an object, got {type(record).__name__}")
     if not isinstance(record.get("imageId"), str):
         raise BadRow("bad_record", f"imageId: expected a string, got {type(record.get('imageId')).__name__}")
     notes = {name: record[name] for name in NOTES if name in record}
-    asked = {"question_id": identity, "image": f"{record['imageId']}.jpg", "text": _text(record), "category": CATEGORY}
-    return {**notes, **asked, "answer": record.get("answer")}
+    row = {"question_id": identity, "image": f"{record['imageId']}.jpg", "text": _text(record), "category": CATEGORY}
+    return {**notes, **row, "answer": record.get("answer")}
 
 
 def _text(record: Record) -> str:

@@ -1,1 +1,1 @@
-"""Who may attend to whom, and the kernels that honour it."""
+"""Which tokens may attend to which, and the kernels that honour it exactly: one file a backend."""

@@ -1,4 +1,4 @@
-"""Who may attend to whom: pure functions of ids (design section 3; VoCo-LLaMA, arXiv 2406.12275, section 3.2).
+"""Which tokens may attend to which: pure functions of ids (docs/method.md; VoCo-LLaMA, arXiv 2406.12275, section 3.2).
 
 Legend: B rows, Q queries, K keys. All ids are int64; `kind` holds the constants of `voco.sequence.sequence`.
 """
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from voco.job.tables import METHODS
 from voco.sequence.sequence import PAD, TEXT, VOCO
 
 
@@ -25,28 +26,36 @@ class TokenIds:
     def __getitem__(self, index: object) -> TokenIds:
         return TokenIds(self.kind[index], self.sample[index], self.view[index], self.conversation[index])  # type: ignore[index]
 
+    def to(self, device: torch.device) -> TokenIds:
+        return TokenIds(self.kind.to(device), self.sample.to(device), self.view.to(device), self.conversation.to(device))
 
-def may_attend(query: TokenIds, query_at: Tensor, key: TokenIds, key_at: Tensor, method: str) -> Tensor:
-    """Bool of the shape that all of these broadcast to: may a query attend to a key. `_at` is the token's place in its row.
 
-    `voco`: a prefix token sees its own view's prefix causally; a text token sees every <voco> of its sample and earlier
-    text of its own conversation. Other methods: causal over the sample, conversations apart. Padding sees itself only,
-    so that no row of the softmax is empty.
+def may_attend(query: TokenIds, query_index: Tensor, key: TokenIds, key_index: Tensor, views_apart: bool) -> Tensor:
+    """Bool of the shape that all of these broadcast to. An index is the token's position in its row.
+
+    With `views_apart` a prefix token sees its own view's prefix causally; a text token sees every <voco> of its sample and
+    earlier text of its own conversation. Without: causal over the sample, conversations apart. Padding sees itself only, so
+    that no row of the softmax is empty.
     """
     text_query, text_key = query.kind == TEXT, key.kind == TEXT
     own_text = text_query & text_key & (query.conversation == key.conversation)
     own_view = ~text_query & ~text_key
     reads = text_query & ~text_key
-    if method == "voco":
+    if views_apart:
         own_view = own_view & (query.view == key.view)
         reads = reads & (key.kind == VOCO)
     real = (query.kind != PAD) & (key.kind != PAD) & (query.sample == key.sample)
-    return (real & (key_at <= query_at) & (own_text | own_view | reads)) | (key_at == query_at)
+    return (real & (key_index <= query_index) & (own_text | own_view | reads)) | (key_index == query_index)
 
 
-def allowed(ids: TokenIds, method: str, queries: int | None = None) -> Tensor:
-    """(B, Q, K) bool: may query q attend to key k, as `sees` says. K is L; Q the last `queries` tokens (default: all)."""
+def pair_mask(ids: TokenIds, views_apart: bool, queries: int | None = None) -> Tensor:
+    """(B, Q, K) bool of `may_attend` for every pair. K is L; Q the last `queries` tokens (default: all)."""
     length = ids.kind.shape[1]
     first = length - (length if queries is None else queries)
     order = torch.arange(length, device=ids.kind.device)
-    return may_attend(ids[:, first:, None], order[first:, None], ids[:, None, :], order, method)
+    return may_attend(ids[:, first:, None], order[first:, None], ids[:, None, :], order, views_apart)
+
+
+def allowed(ids: TokenIds, method: str, queries: int | None = None) -> Tensor:
+    """(B, Q, K) bool: `pair_mask` under a compression method."""
+    return pair_mask(ids, METHODS[method].views_apart, queries)

@@ -1,1 +1,1 @@
-"""Checkpoints in other projects' layouts, read and written."""
+"""Checkpoints in the layouts of other projects: reading and writing."""

@@ -1,4 +1,4 @@
-"""A checkpoint as transformers' plain LLaVA, for use elsewhere."""
+"""A checkpoint as transformers' plain LLaVA, for use in other software."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-import voco.model
 from voco.errors import Refused
 from voco.model.interop.llava_import import LINEARS, SPECIAL
 from voco.model.vision.tower import CLASS_TOKENS, NETS, VisionTower
@@ -34,22 +33,22 @@ CONFIGS = {"clip": CLIPVisionConfig, "siglip": SiglipVisionConfig}
 SHARD = "5GB"
 
 
-def export_llava(checkpoint: str, output: str) -> list[str]:
-    """Write `LlavaForConditionalGeneration`'s directory, processor included, and return what it cannot keep, a line each.
+def export_llava(model: VocoLlama, checkpoint: str, output: str) -> list[str]:
+    """Write `LlavaForConditionalGeneration`'s directory with its processor, and return what that cannot keep, a line each.
 
     A model that cuts images into tiles becomes a `LlavaNextForConditionalGeneration`. `output` is a local path or `s3://`.
-    Weights keep their number type. Raises Refused for a model without a CLIP or SigLIP tower, which LLaVA does not know.
+    Weights keep their number type. Raises Refused for a tower other than CLIP or SigLIP, and for a compression method with
+    weights.
     """
-    model = voco.model.load(checkpoint)
     tower = model.tower
     if tower is None or tower.config["name"] not in NETS:
         raise Refused(f"{checkpoint}: LLaVA has a tower of {sorted(NETS)}; this model cannot be exported")
-    if model.q_former is not None:
-        raise Refused(f"{checkpoint}: LLaVA has no Q-Former; this model cannot be exported")
-    whole = _llava(model, tower)
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place) / "llava"
-        whole.save_pretrained(folder, max_shard_size=SHARD)
+    if model.method_module is not None:
+        raise Refused(f"{checkpoint}: LLaVA has no {model.layout.rule.label}; this model cannot be exported")
+    llava = _llava(model, tower)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "llava"
+        llava.save_pretrained(folder, max_shard_size=SHARD)
         _processor(model, tower).save_pretrained(folder)
         storage.put_directory(folder, storage.resolve(output))
     return _dropped(model)
@@ -57,26 +56,26 @@ def export_llava(checkpoint: str, output: str) -> list[str]:
 
 def _llava(model: VocoLlama, tower: VisionTower) -> LlavaForConditionalGeneration | LlavaNextForConditionalGeneration:
     """transformers' own class around our tensors: none is copied."""
-    name, core, layout = tower.config["name"], model.language_model, model.layout
-    facts: dict[str, Any] = dict(
+    name, language_model, layout = tower.config["name"], model.language_model, model.layout
+    config: dict[str, Any] = dict(
         vision_config=CONFIGS[name](**(tower.net_config or {})),
-        text_config=core.config,
+        text_config=language_model.config,
         image_token_index=layout.image_id,
         image_seq_length=layout.vision_slots,
         vision_feature_layer=tower.config["layer"],
         vision_feature_select_strategy="default" if CLASS_TOKENS[name] else "full",
-        tie_word_embeddings=core.config.tie_word_embeddings,
+        tie_word_embeddings=language_model.config.tie_word_embeddings,
         dtype=model.dtype,
     )
-    whole: LlavaForConditionalGeneration | LlavaNextForConditionalGeneration
+    llava: LlavaForConditionalGeneration | LlavaNextForConditionalGeneration
     with torch.device("meta"):
         if layout.anyres is None:
-            whole = LlavaForConditionalGeneration(LlavaConfig(**facts))
+            llava = LlavaForConditionalGeneration(LlavaConfig(**config))
         else:
-            pinpoints = [list(one) for one in layout.anyres.grid_pinpoints]
-            whole = LlavaNextForConditionalGeneration(LlavaNextConfig(**facts, image_grid_pinpoints=pinpoints))
-    linears = {f"projector.{ours}.": f"model.multi_modal_projector.{theirs}." for theirs, ours in LINEARS.items()}
-    names = {
+            pinpoints = [list(size) for size in layout.anyres.grid_pinpoints]
+            llava = LlavaNextForConditionalGeneration(LlavaNextConfig(**config, image_grid_pinpoints=pinpoints))
+    linears = {f"projector.{index}.": f"model.multi_modal_projector.{linear}." for linear, index in LINEARS.items()}
+    prefixes = {
         "language_model.model.": "model.language_model.",
         "language_model.": "",
         "tower.net.": "model.vision_tower.",
@@ -85,21 +84,21 @@ def _llava(model: VocoLlama, tower: VisionTower) -> LlavaForConditionalGeneratio
     }
     state = {}
     for key, tensor in own_state(model).items():
-        start = next(start for start in names if key.startswith(start))
-        state[names[start] + key.removeprefix(start)] = tensor
-    if core.config.tie_word_embeddings:
+        prefix = next(prefix for prefix in prefixes if key.startswith(prefix))
+        state[prefixes[prefix] + key.removeprefix(prefix)] = tensor
+    if language_model.config.tie_word_embeddings:
         state["lm_head.weight"] = state["model.language_model.embed_tokens.weight"]
-    whole.load_state_dict(state, assign=True)
-    rows = core.get_input_embeddings().weight.shape[0]
-    never = [layout.voco_id, layout.image_id, *range(len(model.tokenizer), rows)]
-    whole.generation_config = GenerationConfig(
-        bos_token_id=layout.bos_id, eos_token_id=layout.eos_id, pad_token_id=layout.pad_id, suppress_tokens=never
+    llava.load_state_dict(state, assign=True)
+    rows = language_model.get_input_embeddings().weight.shape[0]
+    suppressed = [layout.voco_id, layout.image_id, *range(len(model.tokenizer), rows)]
+    llava.generation_config = GenerationConfig(
+        bos_token_id=layout.bos_id, eos_token_id=layout.eos_id, pad_token_id=layout.pad_id, suppress_tokens=suppressed
     )
-    return whole
+    return llava
 
 
 def _processor(model: VocoLlama, tower: VisionTower) -> LlavaProcessor | LlavaNextProcessor:
-    """Pixels as our tower sees them: padded to a square with the mean colour, or squeezed, then resized; or cut into tiles."""
+    """A processor that gives our tower's pixels: padded to a square with the mean colour, squeezed, or cut into tiles."""
     anyres = model.layout.anyres
     sizes: dict[str, Any] = {
         "size": {"shortest_edge": tower.size},
@@ -107,7 +106,7 @@ def _processor(model: VocoLlama, tower: VisionTower) -> LlavaProcessor | LlavaNe
         "image_mean": list(tower.mean),
         "image_std": list(tower.std),
     }
-    around: dict[str, Any] = {
+    options: dict[str, Any] = {
         "patch_size": (tower.net_config or {})["patch_size"],
         "vision_feature_select_strategy": "default" if CLASS_TOKENS[tower.config["name"]] else "full",
         "image_token": SPECIAL["image"],
@@ -115,22 +114,22 @@ def _processor(model: VocoLlama, tower: VisionTower) -> LlavaProcessor | LlavaNe
     }
     if anyres is None and tower.fit == "squeeze":
         square = SiglipImageProcessor(size=sizes["crop_size"], image_mean=sizes["image_mean"], image_std=sizes["image_std"])
-        return LlavaProcessor(square, model.tokenizer, **around)
+        return LlavaProcessor(square, model.tokenizer, **options)
     if anyres is None:
-        return LlavaProcessor(LlavaImageProcessor(do_pad=True, **sizes), model.tokenizer, **around)
-    pinpoints = [list(one) for one in anyres.grid_pinpoints]
-    return LlavaNextProcessor(LlavaNextImageProcessor(image_grid_pinpoints=pinpoints, **sizes), model.tokenizer, **around)
+        return LlavaProcessor(LlavaImageProcessor(do_pad=True, **sizes), model.tokenizer, **options)
+    pinpoints = [list(size) for size in anyres.grid_pinpoints]
+    return LlavaNextProcessor(LlavaNextImageProcessor(image_grid_pinpoints=pinpoints, **sizes), model.tokenizer, **options)
 
 
 def _dropped(model: VocoLlama) -> list[str]:
-    layout, out = model.layout, []
-    if layout.method == "voco":
-        out.append(f"the mask of method voco: text will see all {layout.vision_slots} vision tokens, as in method none")
-    if layout.method == "avg_pool":
-        out.append(f"average pooling: text will see all {layout.vision_slots} vision tokens and not their {layout.tokens} means")
+    layout, rule, dropped = model.layout, model.layout.rule, []
+    if rule.views_apart:
+        dropped.append(f"the mask of method {layout.method}: text will see all {layout.vision_slots} vision tokens")
+    if rule.pooled:
+        dropped.append(f"{rule.label}: text will see all {layout.vision_slots} vision tokens and not {layout.tokens} vectors")
     if layout.voco_tokens():
-        out.append(f"{layout.tokens} <voco> behind each image: no processor adds them, a prompt has to hold them")
-    out.append(f"the prompt's template, {layout.template}: no chat template is written")
+        dropped.append(f"{layout.tokens} <voco> after each image: no processor adds them, so the prompt must")
+    dropped.append(f"the prompt's template, {layout.template}: no chat template is written")
     if model.compressor != compressor_hash(own_state(model)):
-        out.append("the frozen compressor that made this model's caches")
-    return out
+        dropped.append("the frozen compressor that made this model's caches")
+    return dropped

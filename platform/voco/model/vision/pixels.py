@@ -1,7 +1,7 @@
-"""An image to the square of pixels that a tower sees, two ways: as LLaVA does, bit for bit, or several times faster.
+"""An image to the square of pixels that a tower takes: bit for bit as LLaVA does it, or several times faster.
 
-Legend: S side of the square in pixels. Both pad the image to a square and resize it with an antialiased bicubic filter; EXIF
-orientation is ignored, as LLaVA does. They differ by decoder, by rounding, and where the picture meets its border.
+Legend: S side of the square in pixels. Both ways pad the image to a square and resize it with an antialiased bicubic filter, and
+ignore EXIF orientation, as LLaVA does. They differ in decoder, in rounding, and at the border of the picture.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from voco.job.config import PILLOW_MAX_PIXELS
 from voco.sequence.anyres import Anyres, Size, fit_inside
 
 Pixels = npt.NDArray[np.uint8]
 Colour = tuple[int, int, int]
 
 JPEG = b"\xff\xd8\xff"
-MOST_PIXELS = 178_956_970  # a larger one is left to Pillow, which knows decompression bombs
 
 
 def llava_pixels(image: Image.Image | bytes, size: int, fill: Colour) -> Tensor:
-    """(S, S, 3) uint8 by Pillow alone: LLaVA's `expand2square`, then its processor's resize. Raises what Pillow raises."""
+    """(S, S, 3) uint8 by Pillow alone: LLaVA's `expand2square`, then its processor's resize. Raises Pillow's errors."""
     if isinstance(image, bytes):
         image = Image.open(io.BytesIO(image))
     image = image.convert("RGB")
@@ -40,8 +40,8 @@ def llava_pixels(image: Image.Image | bytes, size: int, fill: Colour) -> Tensor:
 
 
 def anyres_pixels(image: Image.Image | bytes, anyres: Anyres) -> tuple[Tensor, Size]:
-    """(T, S, S, 3) uint8 and the image's height and width, as LLaVA-1.6 cuts it: the image whole, squeezed into a square, then
-    the squares of its resolution in raster order, the image in the middle and black around it. Raises what Pillow raises.
+    """(T, S, S, 3) uint8 and the image's height and width, as LLaVA-1.6 cuts it: the complete image, squeezed into a square, then
+    the squares of its resolution in raster order, the image in the middle and black around it. Raises Pillow's errors.
     """
     if isinstance(image, bytes):
         image = Image.open(io.BytesIO(image))
@@ -58,22 +58,22 @@ def anyres_pixels(image: Image.Image | bytes, anyres: Anyres) -> tuple[Tensor, S
 
 
 def squeezed_pixels(image: Image.Image | bytes, side: int) -> Tensor:
-    """(S, S, 3) uint8: an image squeezed into a square, as SigLIP sees one, and LLaVA-1.6 a whole one and a video's frames."""
+    """(S, S, 3) uint8: an image squeezed into a square, for SigLIP, and for LLaVA-1.6's complete images and video frames."""
     if isinstance(image, bytes):
         image = Image.open(io.BytesIO(image))
     return torch.from_numpy(np.array(image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)))
 
 
 def fast_pixels(image: Image.Image | bytes, size: int, fill: Colour) -> Tensor:
-    """(S, S, 3) uint8: a JPEG by libjpeg-turbo, any other image by Pillow, and the picture resized by torch before it is padded.
+    """(S, S, 3) uint8: a JPEG by libjpeg-turbo, any other image by Pillow; torch resizes the picture before it is padded.
 
-    A JPEG of at least twice the size is decoded at a part of it. Raises what Pillow raises, and ImportError without the
-    extra `fast`.
+    A JPEG of at least twice the size is decoded at a fraction of it. Raises Pillow's errors, and ImportError without the extra
+    `fast`.
     """
     pixels = _jpeg(image, size) if isinstance(image, bytes) and image.startswith(JPEG) else None
-    if pixels is None:  # no JPEG, or one that libjpeg-turbo does not take whole: CMYK, or bytes between its parts
+    if pixels is None:  # no JPEG, or one that libjpeg-turbo cannot decode: CMYK, or bytes between its parts
         pixels = np.array((Image.open(io.BytesIO(image)) if isinstance(image, bytes) else image).convert("RGB"))
-    height, width = _inside(pixels.shape[0], pixels.shape[1], size)
+    height, width = _fit_inside(pixels.shape[0], pixels.shape[1], size)
     picture = torch.from_numpy(pixels)
     if (height, width) != pixels.shape[:2]:
         picture_chw = picture.permute(2, 0, 1)[None]
@@ -89,24 +89,24 @@ def fast_pixels(image: Image.Image | bytes, size: int, fill: Colour) -> Tensor:
     return square
 
 
-def _inside(height: int, width: int, size: int) -> tuple[int, int]:
+def _fit_inside(height: int, width: int, size: int) -> tuple[int, int]:
     """Height and width of a picture whose longer side becomes `size`."""
     side = max(height, width)
     return max(1, round(height * size / side)), max(1, round(width * size / side))
 
 
 def _jpeg(data: bytes, size: int) -> Pixels | None:
-    """(H, W, 3) of a JPEG, not smaller than it will be inside the square; None for one that Pillow must read."""
+    """(H, W, 3) of a JPEG, at least as large as inside the square; None for a JPEG that Pillow must read."""
     try:
         import simplejpeg
     except ImportError as error:
         raise ImportError("tower.decoder: fast needs the package simplejpeg: pip install 'voco[fast]'") from error
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
-        if space not in ("YCbCr", "Gray", "RGB") or height * width > MOST_PIXELS:
+        if space not in ("YCbCr", "Gray", "RGB") or height * width > PILLOW_MAX_PIXELS:  # Pillow refuses a decompression bomb
             return None
-        least: dict[str, Any] = dict(zip(("min_height", "min_width"), _inside(height, width, size), strict=True))
-        pixels: Pixels = simplejpeg.decode_jpeg(data, "RGB", min_factor=2, **least)
+        smallest: dict[str, Any] = dict(zip(("min_height", "min_width"), _fit_inside(height, width, size), strict=True))
+        pixels: Pixels = simplejpeg.decode_jpeg(data, "RGB", min_factor=2, **smallest)
     except ValueError:
         return None
     return pixels

@@ -1,4 +1,4 @@
-"""Frozen vision nets: pixels to features, with the preprocessing that belongs to them.
+"""Frozen vision nets: pixels to features, with their preprocessing.
 
 Legend: F images, S image side in pixels, V positions in raster order, C channels.
 """
@@ -22,30 +22,30 @@ from voco.sequence.anyres import Anyres, Size
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 SIGLIP = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-DEFAULT_COLOURS = {"efficientnet_lite0": IMAGENET, "clip": CLIP, "siglip": SIGLIP}  # mean and std where no file tells them
-NETS = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}  # transformers' names of them
+DEFAULT_COLOURS = {"efficientnet_lite0": IMAGENET, "clip": CLIP, "siglip": SIGLIP}  # mean and std where no file has them
+NETS = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}  # transformers' names
 TOWER_IN_LLAVA = ("vision_tower.vision_model.", "vision_tower.", "model.vision_tower.vision_model.", "model.vision_tower.")
 CLASS_TOKENS = {"clip": 1, "siglip": 0}  # before the positions; left out
-CPU_BATCH = 8  # images at a time on a CPU: activations stay in its cache, several times the rate of 64 (seen)
+CPU_BATCH = 8  # images at a time on a CPU: activations stay in its cache, at several times the measured rate of 64
 LITE0_BLOCKS = 11  # up to the last block of stride 16: 112 channels, 8 x 8 positions for 128 pixels
 
 
 class VisionTower(nn.Module):
-    """A frozen net. `config` is the job file's `tower` block; it goes into the checkpoint and into every cache's key."""
+    """A frozen net. `config` is the job file's `tower` block; checkpoints and cache keys contain it."""
 
     def __init__(self, config: dict[str, Any], net: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
         self.config = config
         self.net = net.requires_grad_(False).eval()
-        self.arrange()
+        self.use_channels_last()
         self.mean, self.std = mean, std
         self.size = int(config["image_size"])
         self.decoder, self.fit = str(config.get("decoder", "pil")), str(config.get("fit", "pad"))
         pinpoints = config.get("grid_pinpoints")
         self.anyres = None if pinpoints is None else Anyres(grid_pinpoints=pinpoints, tile=self.size)
 
-    def arrange(self) -> None:
-        """Lay convolutions out by channels, which is faster for depthwise ones; again after their weights were exchanged."""
+    def use_channels_last(self) -> None:
+        """Store convolutions channels last, which is faster for depthwise ones. Call it again after weights were replaced."""
         for weight in self.net.parameters():
             if weight.dim() == 4:
                 weight.data = weight.data.contiguous(memory_format=torch.channels_last)
@@ -55,7 +55,7 @@ class VisionTower(nn.Module):
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """What is done to an image before the net sees it (LLaVA's `pad` mode, unless `fit` or tiles say otherwise)."""
+        """What happens to an image before the net (LLaVA's `pad` mode, unless `fit` or tiles say otherwise)."""
         pad = "square, mean colour" if self.fit == "pad" else "none, squeezed"
         facts = {"pad": pad, "resize": "bicubic", "size": self.size, "mean": self.mean, "std": self.std}
         if self.anyres is not None:
@@ -73,7 +73,7 @@ class VisionTower(nn.Module):
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def preprocess(self, image: Image.Image | bytes) -> Tensor:
-        """(S, S, 3) uint8 of an image or its encoded bytes as one view, by the decoder of the config. Safe in several threads."""
+        """(S, S, 3) uint8 of an image or its encoded bytes as one view, with the config's decoder. Thread-safe."""
         if self.anyres is not None or self.fit == "squeeze":
             return squeezed_pixels(image, self.size)
         red, green, blue = (int(255 * value) for value in self.mean)
@@ -85,8 +85,8 @@ class VisionTower(nn.Module):
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """(F, 3, S, S) fp32 of (F, S, S, 3) uint8, bit for bit as LLaVA's processor does on the CPU."""
-        # A row of numbers, since three at a time are many times slower; no Python number, since a GPU would multiply with its
-        # inverse, and that gives other bits.
+        # Rows of numbers, because three at a time are many times slower; no Python number, because a GPU would multiply by its
+        # inverse, which gives other bits.
         mean, std = (torch.tensor(values, device=pixels.device).repeat(pixels.shape[2]) for values in (self.mean, self.std))
         white = torch.tensor(255.0, device=pixels.device)
         normal = pixels.flatten(2).float().div_(white).sub_(mean).div_(std)
@@ -94,12 +94,12 @@ class VisionTower(nn.Module):
 
     @torch.no_grad()
     def forward(self, pixels: Tensor) -> Tensor:
-        """(F, V, C) fp16 of (F, S, S, 3) uint8, as `preprocess` makes them; they are normalised on the tower's device."""
+        """(F, V, C) fp16 of (F, S, S, 3) uint8 pixels from `preprocess`, which are normalised on the tower's device."""
         if pixels.dtype != torch.uint8 or pixels.shape[-1] != 3:
             raise ValueError(f"expected (F, S, S, 3) uint8 pixels, got {tuple(pixels.shape)} {pixels.dtype}")
         device = next(self.net.parameters()).device
         step = CPU_BATCH if device.type == "cpu" else max(1, len(pixels))
-        return torch.cat([self.encode(self.normalise(some.to(device))) for some in torch.split(pixels, step)])
+        return torch.cat([self.encode(self.normalise(chunk.to(device))) for chunk in torch.split(pixels, step)])
 
     @torch.no_grad()
     def encode(self, normal: Tensor) -> Tensor:
@@ -115,7 +115,7 @@ class VisionTower(nn.Module):
 
     @property
     def net_config(self) -> dict[str, Any] | None:
-        """transformers' configuration of a CLIP or SigLIP net, which its architecture is built from again."""
+        """transformers' configuration of a CLIP or SigLIP net, from which its architecture can be rebuilt."""
         config: Any = getattr(self.net, "config", None)
         return None if config is None else dict(config.to_dict())
 
@@ -129,8 +129,8 @@ class VisionTower(nn.Module):
 def load_tower(config: dict[str, Any]) -> VisionTower:
     """The tower of a job file with its pretrained weights: from an installed package, or transformers' files at `path`.
 
-    `path` is a directory (or hub name) of the net, or a LLaVA that holds one. Weights are taken to fp32, so that features do
-    not depend on where they are made. Raises Refused for another kind of net than `name`, and for another image size.
+    `path` is a directory (or hub name) of the net, or a LLaVA that contains it. Weights become fp32, so that features do not
+    depend on the machine. Raises Refused for another kind of net than `name`, and for another image size.
     """
     if config["name"] in NETS:
         with local_files(str(config["path"])) as folder:
@@ -151,27 +151,27 @@ def load_tower(config: dict[str, Any]) -> VisionTower:
 def empty_tower(
     config: dict[str, Any], net_config: dict[str, Any] | None = None, stored: dict[str, Any] | None = None
 ) -> VisionTower:
-    """The same architecture with weights to be loaded. `net_config` is transformers' vision config and `stored` the
-    preprocessing, both as a checkpoint keeps them.
+    """The same architecture, whose weights are loaded later. `net_config` is transformers' vision config and `stored` the
+    preprocessing, both from a checkpoint.
     """
     name = config["name"]
     mean, std = (tuple(stored["mean"]), tuple(stored["std"])) if stored else DEFAULT_COLOURS[name]
     if name in NETS:
         return VisionTower(config, _net(name, net_config or {}), mean, std)
     if config["image_size"] % 16:
-        raise ValueError(f"efficientnet_lite0 wants an image_size that is a multiple of 16, got {config['image_size']}")
+        raise ValueError(f"tower.image_size: expected a multiple of 16 for efficientnet_lite0, got {config['image_size']}")
     from efficientnet_lite_pytorch import EfficientNet
 
-    whole_net = EfficientNet.from_name("efficientnet-lite0")
-    net = nn.Sequential(whole_net._conv_stem, whole_net._bn0, whole_net._swish, *whole_net._blocks[:LITE0_BLOCKS])
+    lite0 = EfficientNet.from_name("efficientnet-lite0")
+    net = nn.Sequential(lite0._conv_stem, lite0._bn0, lite0._swish, *lite0._blocks[:LITE0_BLOCKS])
     return VisionTower(config, net, mean, std)
 
 
 def _net(name: str, net_config: dict[str, Any]) -> nn.Module:
     from transformers import AutoConfig, AutoModel
 
-    told = {key: value for key, value in net_config.items() if key != "model_type"}
-    net: nn.Module = AutoModel.from_config(AutoConfig.for_model(NETS[name], **told))
+    options = {key: value for key, value in net_config.items() if key != "model_type"}
+    net: nn.Module = AutoModel.from_config(AutoConfig.for_model(NETS[name], **options))
     return net
 
 
@@ -181,15 +181,15 @@ def _pretrained_net(name: str, folder: str) -> nn.Module:
     config = read_json_file(folder, "config.json")
     if config is None:
         raise Refused(f"tower.path: {folder} holds no config.json")
-    kind, inside = config.get("model_type"), config.get("vision_config")
-    if kind in ("llava", "llava_next") and inside is not None and inside["model_type"] == NETS[name]:
-        net = _net(name, inside)
+    kind, vision_config = config.get("model_type"), config.get("vision_config")
+    if kind in ("llava", "llava_next") and vision_config is not None and vision_config["model_type"] == NETS[name]:
+        net = _net(name, vision_config)
         state = read_tensors(folder, *TOWER_IN_LLAVA)
-        # older files hold the numbers of the positions too
+        # older files also hold the numbers of the positions
         net.load_state_dict({key: tensor for key, tensor in state.items() if not key.endswith("position_ids")})
         return net
     if kind not in (name, NETS[name]):
-        raise Refused(f"tower.name: {name!r} was asked for, but {folder} holds {kind!r}")
+        raise Refused(f"tower.name: expected {kind!r}, as {folder} holds, got {name!r}")
     kinds: dict[str, Any] = {"clip": CLIPVisionModel, "siglip": SiglipVisionModel}
     loaded: tuple[nn.Module, Any] = kinds[name].from_pretrained(folder, output_loading_info=True)
     if loaded[1]["missing_keys"]:
@@ -198,7 +198,7 @@ def _pretrained_net(name: str, folder: str) -> nn.Module:
 
 
 def _lite0_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The package's weight names as our truncated net has them."""
+    """The package's weights under the names of our truncated net."""
     renamed = {}
     for name, tensor in weights.items():
         head, _, rest = name.partition(".")

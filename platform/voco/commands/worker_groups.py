@@ -1,0 +1,94 @@
+"""What a job asks Ray for at once, and the groups of Kubernetes pods that provide it."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from voco.errors import Refused
+from voco.job.config import Resources
+from voco.job.spec import Flow, Job, Sweep
+
+CPU_POD_CPUS = 16
+GPU_POD_GPUS = 8
+
+Stage = list["WorkerDemand"]
+
+
+@dataclass(frozen=True)
+class WorkerDemand:
+    """`count` Ray workers of one size that run at the same time."""
+
+    count: int
+    cpus: float
+    gpus: float
+    accelerator: str | None
+
+
+@dataclass(frozen=True)
+class WorkerGroup:
+    """One worker group: at most `pods` pods of this size."""
+
+    name: str
+    pods: int
+    cpus: int
+    gpus: int
+    accelerator: str | None
+
+
+def worker_demands(job: Job) -> list[Stage]:
+    """What each stage of a job asks Ray for at once; nothing for stages that work in the driver.
+
+    A sweep: its trials' workers, then the workers that evaluate; the trials' own drivers run on the head.
+    """
+    block = job.block
+    if isinstance(block, Flow):
+        return [demand for stage in block.stages for demand in worker_demands(stage)]
+    if isinstance(block, Sweep):
+        return [[_demand(block.train.resources, block.concurrent)], [_demand(block.evaluate.resources)]]
+    return [] if job.stage.in_driver else [[_demand(job.resources)]]
+
+
+def most_cpus(job: Job) -> float:
+    """CPUs of the workers of a job's largest stage."""
+    return max((sum(demand.count * demand.cpus for demand in stage) for stage in worker_demands(job)), default=1)
+
+
+def _demand(resources: Resources, times: int = 1) -> WorkerDemand:
+    return WorkerDemand(resources.workers * times, resources.cpus_per_worker, resources.gpus_per_worker, resources.accelerator)
+
+
+def worker_groups(job: Job) -> list[WorkerGroup]:
+    """Worker groups for the largest stage: `cpu`, and a group for every kind of GPU. Pods are started only when needed.
+
+    Raises Refused for a worker that no pod could hold.
+    """
+    stages = worker_demands(job)
+    demands = [demand for stage in stages for demand in stage]
+    for demand in demands:
+        if demand.gpus > GPU_POD_GPUS:
+            limit = f"at most {GPU_POD_GPUS}, the GPUs of a pod"
+            raise Refused(f"resources.gpus_per_worker: expected {limit}, got {demand.gpus:g}")
+        if demand.accelerator is not None and not demand.gpus:
+            raise Refused(f"resources.accelerator: expected gpus_per_worker above 0 with {demand.accelerator}, got 0")
+    accelerators = sorted({demand.accelerator or "" for demand in demands if demand.gpus})
+    return [_cpu_group(stages), *(_gpu_group(demands, accelerator or None) for accelerator in accelerators)]
+
+
+def _cpu_group(stages: list[Stage]) -> WorkerGroup:
+    per_stage = [[demand for demand in stage if not demand.gpus] for stage in stages]
+    largest = max([demand.cpus for stage in per_stage for demand in stage], default=1)
+    cpus = max(CPU_POD_CPUS, math.ceil(largest))
+    pods = [sum(math.ceil(demand.count / math.floor(cpus / demand.cpus)) for demand in stage) for stage in per_stage]
+    return WorkerGroup("cpu", max([1, *pods]), cpus, 0, None)
+
+
+def _gpu_group(demands: list[WorkerDemand], accelerator: str | None) -> WorkerGroup:
+    same = [demand for demand in demands if demand.gpus and demand.accelerator == accelerator]
+    gpus = min(GPU_POD_GPUS, max(math.ceil(max(demand.gpus, demand.count * demand.gpus)) for demand in same))
+    per_pod = [min(demand.count, math.floor(gpus / demand.gpus)) for demand in same]
+    cpus = max(math.ceil(count * demand.cpus) for count, demand in zip(per_pod, same, strict=True))
+    pods = max(math.ceil(demand.count / count) for count, demand in zip(per_pod, same, strict=True))
+    suffix = "" if accelerator is None else "-" + re.sub(r"[^a-z0-9]+", "-", accelerator.lower()).strip("-")
+    return WorkerGroup(f"gpu{suffix}", pods, cpus, gpus, accelerator)

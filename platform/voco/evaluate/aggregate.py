@@ -1,0 +1,87 @@
+"""The records and answers of all units to rows of `scores/`, and the scores of a sweep's trials to rows of `trials/`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from voco.evaluate.scores import ALL, read_answers, score_rows
+from voco.job.config import Evaluate
+from voco.job.spec import Job
+from voco.job.trials import Trial
+from voco.run import manifest, units
+from voco.store import parquet, schemas
+
+Bounds = tuple[pa.Table | None, pa.Table | None]  # answers of the upper and the lower bound
+Record = dict[str, Any]  # of a unit, or a row of scores
+
+
+def write_scores(job: Job, records: list[Record], counts: list[int], bounds: Bounds) -> tuple[list[Record], dict[str, Any]]:
+    """Score the units' answers at each N of `counts` and write `scores/`.
+
+    Returns the rows, and the counts, tables and statistics of the job's manifest.
+    """
+    block: Evaluate = job.block
+    output = job.output_uri
+    answers = read_answers(output)
+    images = sum(record["counts"]["images"] for record in records)
+    rows: list[Record] = []
+    totals: dict[str, dict[str, float]] = {}
+    for n in counts:
+        totals[str(n)] = _sum_figures(records, n)
+        at_n = answers.filter(pc.equal(answers["n"], n))
+        rows += score_rows(at_n, *bounds, block.resamples, job.seed, **_measures(totals[str(n)], images, at_n.num_rows))
+    table = pa.Table.from_pylist(rows, schema=schemas.SCORES)
+    entry = parquet.write_table(units.part_uri(output, "scores", 0), [table], schemas.SCORES)
+    read = sum(record["counts"]["read"] for record in records)
+    return rows, {
+        "counts": {"read": read, "written": answers.num_rows, "images": images},
+        "tables": {"answers": [part for record in records for part in record["tables"]["answers"]], "scores": [entry]},
+        "statistics": totals,
+    }
+
+
+def score_lines(job: Job, rows: list[Record], images: int) -> list[str]:
+    """A line for each N: its score over all questions."""
+    use = "run for each question" if job.block.fastv is not None else "compressed once each"
+    totals = [row for row in rows if row["category"] == ALL]
+    names = [f"N={row['n']}: " if len(totals) > 1 else "" for row in totals]
+    return [
+        f"{job.name}: {name}{row['score']:.1%} of {row['questions']} questions, {images} images {use}"
+        for name, row in zip(names, totals, strict=True)
+    ]
+
+
+def trial_rows(trial: Trial, evaluation: Job) -> list[Record]:
+    """The scores of one evaluation of a trial, with the trial's name, output, loss and time of training."""
+    output, trained = evaluation.output_uri, manifest.read_manifest(trial.train.output_uri)
+    assert trained is not None
+    training = {"final_loss": trained.statistics["final_loss"], "train_seconds": trained.seconds}
+    facts = {"trial": trial.name, "output": output, **training}
+    return [{**facts, **row} for row in parquet.read_table(units.part_uri(output, "scores", 0)).to_pylist()]
+
+
+def write_trials(job: Job, rows: list[Record]) -> dict[str, Any]:
+    """Write a sweep's `trials/` and return its manifest entry."""
+    table = pa.Table.from_pylist(rows, schema=schemas.TRIALS)
+    return parquet.write_table(units.part_uri(job.output_uri, "trials", 0), [table], schemas.TRIALS)
+
+
+def _sum_figures(records: list[Record], n: int) -> dict[str, float]:
+    """What the units measured at one N (`answering.FIGURES`), added up."""
+    figures = [record["figures"][str(n)] for record in records]
+    return {key: sum(unit[key] for unit in figures) for key in figures[0]}
+
+
+def _measures(sums: dict[str, float], images: int, questions: int) -> dict[str, Any]:
+    """Columns of a row of scores: bytes of an image, operations and seconds of a question."""
+    return {
+        "cache_bytes": round(sums["cache_bytes"] / max(1, images)),
+        "full_cache_bytes": round(sums["full_cache_bytes"] / max(1, images)),
+        "prefill_flops": sums["prefill_flops"] / max(1, questions),
+        "uncached_flops": sums["uncached_flops"] / max(1, questions),
+        "latency_s": sums["answer_seconds"] / max(1, questions),
+        "seconds": sums["compress_seconds"] + sums["answer_seconds"],
+    }

@@ -1,0 +1,124 @@
+"""Refuses, in the driver and before any work, a checkpoint, rows, caches or bounds that an evaluate job cannot use."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from voco.errors import Refused
+from voco.evaluate.scores import join_correct, read_answers
+from voco.job.chat_templates import CHAT_TEMPLATES
+from voco.job.config import Evaluate
+from voco.job.spec import Job
+from voco.methods import fastv
+from voco.model import weights
+from voco.model.checkpoint_layout import own_compressor
+from voco.model.rope import max_positions
+from voco.precompute.frame_store import FrameStore
+from voco.precompute.preflight import check_features, check_frames
+from voco.run.logs import get_logger
+from voco.sequence.sequence import Layout
+from voco.store.samples import SampleTables
+
+log = get_logger(__name__)
+
+
+def check_evaluation(job: Job) -> list[int]:
+    """Refuse a checkpoint that cannot be read as the job says, and unsuitable inputs. Returns the `n` of the answers."""
+    block: Evaluate = job.block
+    checkpoint = job.resolved_inputs.checkpoint or ""
+    config = weights.read_config(checkpoint)
+    try:
+        counts = answer_token_counts(reading_layout(config, block), block)
+    except ValueError as error:
+        raise Refused(f"evaluate.{error}") from error
+    tables = SampleTables(job.resolved_inputs.sample_uris)
+    if job.inputs.features is not None:
+        if own_compressor(checkpoint):
+            raise Refused(
+                "inputs.features: this checkpoint reads the caches of a frozen compressor: make a frame_cache of the samples "
+                "with it (an image is one frame) and give that as inputs.frame_cache"
+            )
+        check_features(job, config, tables)
+    if job.inputs.frame_cache is not None:
+        store = check_frames(job, config, config["layout"]["tokens"], tables)
+        check_length(config, block, store)
+        if store.rejected:
+            log.warning("%s: %d samples have no frame cache and are left out", job.name, len(store.rejected))
+    check_rows(tables)
+    return counts
+
+
+def reading_layout(config: dict[str, Any], block: Evaluate) -> Layout:
+    """The layout that reads the checkpoint of this configuration: its own, or under `read_as: voco` the voco mask and positions
+    on a `none` checkpoint, the paper's lower bound. Raises ValueError for what this checkpoint cannot do.
+    """
+    layout, layers = Layout(**config["layout"]), config["language_model"]["num_hidden_layers"]
+    if CHAT_TEMPLATES[layout.template].drops_questions:
+        captions = f"this checkpoint was trained on captions (text.template: {layout.template})"
+        raise ValueError(f"benchmark: {captions} and reads no question")
+    if block.read_as != "own" and not layout.rule.uncompressed:
+        raise ValueError(f"read_as: {block.read_as} reads a checkpoint of method none, got {layout.method}")
+    if block.read_as == "voco" and layout.tokens < 1:
+        raise ValueError("read_as: voco reads through <voco> tokens, and this checkpoint was made with none (compression.tokens)")
+    if block.tokens is not None and not layout.rule.views_apart:
+        raise ValueError(f"tokens: only <voco> can be read in part: expected a checkpoint of method voco, got {layout.method}")
+    if max(block.tokens or [0]) > layout.tokens:
+        raise ValueError(f"tokens: expected at most the checkpoint's {layout.tokens}, got {max(block.tokens or [0])}")
+    if block.fastv is not None and layout.anyres is not None:
+        raise ValueError("fastv: not for a checkpoint that cuts images into tiles (LLaVA-1.6)")
+    if block.fastv is not None and block.fastv.layer >= layers:
+        raise ValueError(f"fastv.layer: expected fewer than the model's {layers} layers, got {block.fastv.layer}")
+    if block.fastv is not None and fastv.kept_tokens(layout.vision_slots, block.fastv.keep) < 1:
+        raise ValueError(f"fastv.keep: expected a share that leaves one of {layout.vision_slots} vision tokens")
+    return layout.model_copy(update={"method": "voco"}) if block.read_as == "voco" else layout
+
+
+def answer_token_counts(layout: Layout, block: Evaluate) -> list[int]:
+    """The `n` of the answers: under FastV the vision tokens of a view that stay, else each N of the block, or the layout's."""
+    if block.fastv is not None:
+        return [fastv.kept_tokens(layout.vision_slots, block.fastv.keep)]
+    return block.tokens or [layout.tokens]
+
+
+def check_length(config: dict[str, Any], block: Evaluate, store: FrameStore) -> None:
+    """Refuse videos whose frames leave no position for a question: workers would find out only when they come to one."""
+    layout, positions = Layout(**config["layout"]), max_positions(config["language_model"])
+    frames = max((min(store.frames(sample_id), block.max_frames) for sample_id in store.groups), default=0)
+    limit = (positions - layout.cached_from - block.max_new_tokens - 1) // max(answer_token_counts(layout, block))
+    if frames > limit:
+        raise Refused(
+            f"evaluate.max_frames: a video has {frames} frames, and {positions} positions have room for {max(0, limit)} with "
+            f"{block.max_new_tokens} new tokens and no question; set it lower, and frames are dropped evenly"
+        )
+
+
+def check_rows(tables: SampleTables) -> None:
+    """Refuse a table whose first row is not an evaluation row."""
+    for table in sorted(set(tables.owners)):
+        row = tables.read(tables.owners.index(table), ["sample_id", "conversations"])[0]
+        for conversation in row["conversations"]:
+            check_conversation(row["sample_id"], conversation)
+
+
+def check_conversation(sample_id: str, conversation: dict[str, Any]) -> None:
+    """Refuse a conversation that asks nothing or has no reference answers."""
+    if conversation["turns"][-1]["role"] != "user" or not conversation["answers"]:
+        raise Refused(
+            f"{sample_id}: not an evaluation row: it must end on a user turn and carry answers (ingest it as split test)"
+        )
+
+
+def read_bounds(job: Job) -> tuple[pa.Table | None, pa.Table | None]:
+    """The answers of the upper and the lower bound, or neither. Refuse bounds at several N, or on different questions."""
+    if job.inputs.upper is None or job.inputs.lower is None:
+        return None, None
+    bounds = {"upper": read_answers(job.inputs.upper), "lower": read_answers(job.inputs.lower)}
+    for name, table in bounds.items():
+        counts = sorted(pc.unique(table["n"]).to_pylist())
+        if len(counts) != 1:
+            raise Refused(f"inputs.{name}: expected answers at one N, got {len(counts)}: {', '.join(map(str, counts))}")
+    join_correct(bounds)
+    return bounds["upper"], bounds["lower"]

@@ -1,0 +1,70 @@
+"""Chat templates: how turns become a prompt. A table of plain data; `sequence/chat_template.py` renders it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from voco.job.tables import with_entry_points
+
+
+@dataclass(frozen=True)
+class PromptPart:
+    """A piece of a prompt. `text` is the string, or the name of a control token that is inserted by id."""
+
+    text: str
+    control: bool = False
+    trained: bool = False
+
+
+EOS = PromptPart("eos", control=True, trained=True)  # the tokenizer's own end of sequence
+Parts = tuple[PromptPart, ...]
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """How turns are joined. Control tokens come from here only, never out of user text."""
+
+    user: tuple[Parts, Parts]  # before and after a user turn
+    assistant: tuple[Parts, Parts]  # before and after an assistant turn; the first part after it ends the answer
+    start: Parts = ()  # before the first turn
+    after_image: str = ""  # comes first when the sample has views: the newline after the <voco> tokens
+    answer_space: str = ""  # between the assistant's role and its text; part of the trained text
+    drops_questions: bool = False  # captions only: such a model cannot be asked anything
+    needs_control_tokens: bool = False  # which a tokenizer trained from scratch does not have
+
+
+def _control(name: str, trained: bool = False) -> PromptPart:
+    return PromptPart(name, control=True, trained=trained)
+
+
+VICUNA_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+
+CHAT_TEMPLATES = with_entry_points(
+    "chat_templates",
+    {
+        # LLaVA-1.5: system USER: q ASSISTANT: a</s>USER: ...
+        "vicuna_v1": ChatTemplate(
+            start=(PromptPart(VICUNA_SYSTEM + " "),),
+            after_image="\n",
+            user=((PromptPart("USER: "),), (PromptPart(" "),)),
+            assistant=((PromptPart("ASSISTANT:"),), (EOS,)),
+            answer_space=" ",
+        ),
+        # LLaVA's alignment stage: the image, the caption, a newline
+        "plain": ChatTemplate(user=((), ()), assistant=((), (PromptPart("\n", trained=True),)), drops_questions=True),
+        # OpenAI's chat markup, as SmolLM2 and Qwen use it
+        "chatml": ChatTemplate(
+            user=((_control("<|im_start|>"), PromptPart("user\n")), (_control("<|im_end|>"), PromptPart("\n"))),
+            assistant=(
+                (_control("<|im_start|>"), PromptPart("assistant\n")),
+                (_control("<|im_end|>", trained=True), PromptPart("\n")),
+            ),
+            needs_control_tokens=True,
+        ),
+        # the shortest one, for small models: the question, a newline, the answer
+        "question_answer": ChatTemplate(user=((), (PromptPart("\n"),)), assistant=((), (EOS,))),
+    },
+)

@@ -1,0 +1,36 @@
+"""The run id: what of a job decides its output, as eight hex digits."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from voco.job.spec import Flow, Job, Sweep
+
+# neither the limits that fail a job nor where and how parallel it works change what it writes
+UNHASHED = {"max_missing_share", "max_reject_share", "in_process_rows", "download_threads"}
+UNHASHED_DEFAULTS = {"metric"}  # keys that came later: left out unless given, so that older run ids stay
+
+
+def hashed_content(job: Job) -> dict[str, Any]:
+    """What is hashed beside the state of each input: kind, seed, inputs and blocks. Not resources, output or tracking."""
+    content: dict[str, Any] = {"kind": job.kind, "seed": job.seed}
+    if isinstance(job.block, Flow):
+        return content | {"stages": [{**hashed_content(stage), "name": stage.name} for stage in job.block.stages]}
+    if isinstance(job.block, Sweep):
+        return content | {"axes": job.block.axes, **{path: hashed_content(part) for path, part in job.parts.items()}}
+    blocks = {"compression": job.compression, "model": job.model, job.kind: job.block}
+    roles = job.inputs.model_dump(exclude_none=True, exclude_defaults=True)  # which input is which, and its weight
+    return content | {"inputs": roles, **{key: _hashed(block) for key, block in blocks.items() if block is not None}}
+
+
+def _hashed(block: Any) -> dict[str, Any]:
+    dumped: dict[str, Any] = block.model_dump(exclude=UNHASHED)
+    return {key: value for key, value in dumped.items() if value is not None or key not in UNHASHED_DEFAULTS}
+
+
+def compute_run_id(job: Job, inputs: dict[str, str]) -> str:
+    """`name` and 8 hex digits over the job's content and `inputs`: each input URI with what identifies its state."""
+    text = json.dumps({**hashed_content(job), "input_states": inputs}, sort_keys=True)
+    return f"{job.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

@@ -1,0 +1,72 @@
+"""The mask as causal segments: two kinds of them per view and question, and no pair of tokens that may not meet.
+
+A view's prefix is one causal segment; a conversation's text is another, which reads the <voco> tokens of its sample first
+(docs/method.md). Pure, on the host, from the same ids as `voco_mask.pair_mask`; a test checks that the two are equal.
+Legend: B rows, Q queries and K keys of a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from voco.model.attention.voco_mask import TokenIds
+from voco.sequence.sequence import PAD, TEXT, VOCO
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Query i of q sees the first k - q + i + 1 of the k keys: causal, aligned at the end. Both int64, ascending."""
+
+    queries: Ints  # (q,) indices into the flattened (B x Q)
+    keys: Ints  # (k,) indices into the flattened (B x K); k >= q
+
+
+def causal_segments(ids: TokenIds, views_apart: bool, queries: int | None = None) -> list[Segment]:
+    """`pair_mask(ids, views_apart, queries)` of real tokens, in the order of first queries; no segment has padding.
+
+    Raises ValueError when a view's token comes after text of its sample: causal segments cannot express that.
+    """
+    columns = [np.asarray(column) for column in (ids.kind, ids.sample, ids.view, ids.conversation)]
+    rows, length = columns[0].shape
+    first = length - (length if queries is None else queries)
+    segments = []
+    for row in range(rows):
+        kind, sample, view, conversation = (column[row] for column in columns)
+        for tokens in _group_by(np.flatnonzero(kind != PAD), sample):
+            for context, own in _parts(tokens, kind, view, conversation, views_apart):
+                if len(context) and context[-1] > own[0]:
+                    raise ValueError(f"row {row}: a view's token at {context[-1]} comes after the text at {own[0]} that reads it")
+                own_queries = own[own >= first]
+                if len(own_queries):
+                    keys = np.concatenate([context, own]) + row * length
+                    segments.append(Segment(own_queries - first + row * (length - first), keys))
+    return sorted(segments, key=lambda segment: int(segment.queries[0]))
+
+
+def _parts(tokens: Ints, kind: Ints, view: Ints, conversation: Ints, views_apart: bool) -> Iterator[tuple[Ints, Ints]]:
+    """The segments of one sample's tokens: what each reads before its own tokens, and its own tokens."""
+    text = kind[tokens] == TEXT
+    prefix, talks = tokens[~text], _group_by(tokens[text], conversation)
+    nothing = prefix[:0]
+    if views_apart:
+        yield from ((nothing, own) for own in _group_by(prefix, view))
+        prefix = prefix[kind[prefix] == VOCO]
+    elif len(talks) == 1 and len(prefix) and prefix[-1] < talks[0][0]:
+        yield nothing, tokens  # one question about views that it sees completely: plain causal
+        return
+    elif len(prefix):
+        yield nothing, prefix
+    yield from ((prefix, own) for own in talks)
+
+
+def _group_by(indices: Ints, label: Ints) -> list[Ints]:
+    """`indices` split by `label[indices]`, each group in its own order."""
+    order = np.argsort(label[indices], kind="stable")
+    cuts = np.flatnonzero(np.diff(label[indices][order])) + 1
+    return [group for group in np.split(indices[order], cuts) if len(group)]

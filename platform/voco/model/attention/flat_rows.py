@@ -1,0 +1,29 @@
+"""States as kernels take them: the rows of a batch flattened into one, gathered by index; in fp32 on a CPU."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from voco.model.attention.causal_segments import Ints
+
+
+def flatten_rows(states: Tensor) -> Tensor:
+    """(B x L, H, E) of (B, H, L, E)."""
+    return states.transpose(1, 2).flatten(0, 1)
+
+
+def take_rows(flat: Tensor, index: Tensor | None) -> Tensor:
+    return flat if index is None else flat.index_select(0, index)
+
+
+def row_index(index: Ints, rows: int, device: torch.device) -> Tensor | None:
+    """The index on the device; None where it takes all `rows` in order."""
+    return None if np.array_equal(index, np.arange(rows)) else torch.from_numpy(index).to(device)
+
+
+def widen_on_cpu(*states: Tensor) -> tuple[Tensor, ...]:
+    """fp32 on a CPU: torch's kernels are many times slower there in bf16, the backward pass most of all, and less exact."""
+    narrow = states[0].device.type == "cpu" and states[0].dtype in (torch.bfloat16, torch.float16)
+    return tuple(tensor.float() for tensor in states) if narrow else states

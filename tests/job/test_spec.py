@@ -1,0 +1,173 @@
+"""A mistake in a job file is one line that names the place; run ids depend on what matters and nothing else."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from voco.errors import Refused
+from voco.job.load import build_job, load_job, resolve_stage
+from voco.job.run_id import compute_run_id
+
+TRAIN: dict[str, Any] = {
+    "name": "train",
+    "kind": "image_sft",
+    "output": "out/train",
+    "inputs": {"samples": [{"uri": "a"}], "features": "f"},
+    "resources": {"workers": 2},
+    "compression": {"method": "voco", "tokens": 1},
+    "model": {
+        "llama": {"layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "mlp_width": 64, "vocabulary": 300},
+        "tower": {"name": "efficientnet_lite0", "image_size": 64},
+    },
+    "image_sft": {"epochs": 1, "global_batch": 8, "micro_batch": 2, "learning_rate": 0.001},
+}
+INGEST: dict[str, Any] = {
+    "name": "take",
+    "kind": "ingest",
+    "output": "out/take",
+    "inputs": {"annotations": "rows.json"},
+    "ingest": {"format": "llava_json", "dataset": "d"},
+}
+
+
+def changed(job: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
+    """A copy with one key set; `path` is dotted."""
+    made = copy.deepcopy(job)
+    place = made
+    *parents, last = path.split(".")
+    for key in parents:
+        place = place[key]
+    place[last] = value
+    return made
+
+
+def of_stages(*stages: dict[str, Any]) -> dict[str, Any]:
+    return {"name": "f", "kind": "flow", "output": "o", "flow": {"stages": list(stages)}}
+
+
+def without(job: dict[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in job.items() if name != key}
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        (changed(TRAIN, "image_sft.epoch", 2), "image_sft.epoch: unknown key; did you mean epochs?"),
+        (changed(TRAIN, "imagesft", {}), "imagesft: unknown key; did you mean image_sft?"),
+        (changed(TRAIN, "model.llama.widht", 32), "model.llama.widht: unknown key; did you mean width?"),
+        (changed(TRAIN, "image_sft.epochs", "two"), "image_sft.epochs: expected integer, got 'two'"),
+        (changed(TRAIN, "image_sft.epochs", "2"), "image_sft.epochs: expected integer, got '2'"),
+        (changed(TRAIN, "compression.tokens", 0), "compression.tokens: expected greater than or equal to 1, got 0"),
+        (
+            changed(TRAIN, "compression.method", "vocco"),
+            "compression.method: expected 'voco', 'none', 'avg_pool' or 'q_former', got 'vocco'",
+        ),
+        (changed(TRAIN, "compression.method", "vocco"), "did you mean voco?"),
+        (changed(TRAIN, "compression.q_former_layers", 2), "expected `q_former_layers` with method q_former only, got voco"),
+        (changed(TRAIN, "inputs.teacher", "t"), "inputs.teacher: expected a block image_sft.distill"),
+        (
+            changed(changed(TRAIN, "image_sft.distill", {"weight": 1.0}), "compression.method", "avg_pool"),
+            "image_sft.distill: a network teaches itself under method voco only: got avg_pool",
+        ),
+        (changed(TRAIN, "kind", "image_stf"), "did you mean image_sft?"),
+        (without(TRAIN, "compression"), "compression: expected a block, got nothing"),
+        (without(TRAIN, "image_sft"), "image_sft: expected a block, got nothing"),
+        (without(TRAIN, "model"), "expected either a `model` block or `inputs.checkpoint`"),
+        (changed(TRAIN, "image_sft.global_batch", 6), "expected a multiple of workers x micro_batch = 4, got 6"),
+        (changed(TRAIN, "image_sft.attention", "flex"), "image_sft.attention: flex trains on GPUs only: expected segments"),
+        (changed(TRAIN, "name", "Train 1"), "name: "),
+        (without(INGEST, "inputs"), "inputs.annotations: expected a value for a job of kind ingest, got nothing"),
+        (changed(INGEST, "inputs.checkpoint", "c"), "inputs.checkpoint: not for a job of kind ingest"),
+        (without(INGEST, "output"), "output: expected a path or s3:// URI, got nothing"),
+        (changed(INGEST, "report", {}), "report: not for a job of kind ingest"),
+        (
+            of_stages(without(INGEST, "output"), changed(TRAIN, "inputs.features", "@tkae")),
+            "flow.stages[1].inputs.features: expected an earlier stage, got @tkae; did you mean @take?",
+        ),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line_with_its_place(raw: dict[str, Any], said: str) -> None:
+    with pytest.raises(Refused) as refused:
+        build_job("job.yaml", raw)
+    assert str(refused.value).startswith("job.yaml: ")
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_files_that_are_no_job(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="no such file"):
+        load_job(str(tmp_path / "none.yaml"))
+    with pytest.raises(Refused, match="not YAML"):
+        load_job("x.yaml", "a: [")
+    with pytest.raises(Refused, match="expected a mapping"):
+        load_job("x.yaml", "- a")
+
+
+def test_run_id_follows_content_and_inputs_only() -> None:
+    def run_id(raw: dict[str, Any], states: dict[str, str]) -> str:
+        return compute_run_id(load_job("x.yaml", yaml.safe_dump(raw)), states)
+
+    base = run_id(TRAIN, {"a": "1"})
+    assert base.startswith("train-")
+    assert base == run_id(changed(TRAIN, "output", "elsewhere"), {"a": "1"})
+    assert base == run_id(changed(TRAIN, "resources.cpus_per_worker", 2), {"a": "1"})
+    assert base != run_id(TRAIN, {"a": "2"})
+    assert base != run_id(changed(TRAIN, "seed", 1), {"a": "1"})
+    assert base != run_id(changed(TRAIN, "image_sft.epochs", 2), {"a": "1"})
+    assert base != run_id(changed(TRAIN, "compression.tokens", 2), {"a": "1"})
+    weighted = [{**TRAIN["inputs"]["samples"][0], "weight": 2.0}]
+    assert base != run_id(changed(TRAIN, "inputs.samples", weighted), {"a": "1"})
+    ask = {
+        "name": "ask", "kind": "evaluate", "output": "o", "evaluate": {"benchmark": "b"},
+        "inputs": {"samples": [{"uri": "s"}], "features": "f", "checkpoint": "c", "upper": "x", "lower": "y"},
+    }  # fmt: skip
+    swapped = changed(changed(ask, "inputs.upper", "y"), "inputs.lower", "x")
+    assert run_id(ask, {"x": "1", "y": "1"}) != run_id(swapped, {"x": "1", "y": "1"})
+
+
+def test_a_stage_takes_its_defaults_from_the_flow() -> None:
+    train = without(without(changed(TRAIN, "inputs.samples", [{"uri": "@take"}]), "resources"), "output")
+    stages = [without(INGEST, "output"), train]
+    flow = build_job(
+        "f.yaml", {"name": "f", "kind": "flow", "output": "o", "seed": 7, "resources": {"workers": 2}, "flow": {"stages": stages}}
+    )
+    assert flow.flow is not None
+    assert [stage.output for stage in flow.flow.stages] == ["o/take", "o/train"]
+    assert {stage.seed for stage in flow.flow.stages} == {7}
+    assert flow.flow.stages[1].resources.workers == 2
+    real = resolve_stage(flow.flow.stages[1], {"take": "o/take"})
+    assert real.inputs.samples[0].uri == "o/take"
+
+
+@pytest.mark.parametrize(
+    ("block", "said"),
+    [
+        ({"read_as": "fastv"}, "expected {layer: K, keep: share} with `read_as: fastv`, and only with it"),
+        ({"fastv": {"layer": 2, "keep": 0.5}}, "expected {layer: K, keep: share} with `read_as: fastv`, and only with it"),
+        ({"read_as": "fastv", "fastv": {"layer": 0, "keep": 0.5}}, "evaluate.fastv.layer: expected greater than or equal to 1"),
+        ({"read_as": "fastv", "fastv": {"layer": 2, "keep": 1.5}}, "evaluate.fastv.keep: expected less than or equal to 1"),
+        ({"tokens": [1], "read_as": "voco"}, "tokens: expected `read_as: own`, got voco"),
+        ({"tokens": [1, 1]}, "tokens: expected each N once"),
+        ({"tokens": []}, "evaluate.tokens"),
+        ({"tokens": [0]}, "evaluate.tokens[0]: expected greater than or equal to 1"),
+    ],
+)
+def test_ways_to_read_a_checkpoint_that_cannot_be(block: dict[str, Any], said: str) -> None:
+    inputs = {"samples": [{"uri": "a"}], "features": "f", "checkpoint": "c"}
+    job = {"name": "ask", "kind": "evaluate", "output": "o", "inputs": inputs, "evaluate": {"benchmark": "gqa", **block}}
+    with pytest.raises(Refused) as told:
+        build_job("j.yaml", job)
+    assert said in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+def test_fastv_reads_no_frame_cache() -> None:
+    inputs = {"samples": [{"uri": "a"}], "frame_cache": "f", "checkpoint": "c"}
+    block = {"benchmark": "gqa", "read_as": "fastv", "fastv": {"layer": 2, "keep": 0.5}}
+    with pytest.raises(Refused, match=r"evaluate\.fastv: reads images whole: expected `inputs\.features`"):
+        build_job("j.yaml", {"name": "ask", "kind": "evaluate", "output": "o", "inputs": inputs, "evaluate": block})

@@ -1,0 +1,151 @@
+"""The points of a sweep: names, values put in their places, bounds, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+
+from voco.errors import Refused
+from voco.job import spec
+from voco.job.load import build_job, resolve_stage
+from voco.job.trials import axis_product, sweep_trials, trial_name, with_values
+
+TRAIN = {
+    "name": "train", "kind": "image_sft", "compression": {"method": "voco", "tokens": 1},
+    "inputs": {"samples": [{"uri": "samples"}], "features": "features", "checkpoint": "base"},
+    "image_sft": {"epochs": 1, "global_batch": 8, "micro_batch": 2, "learning_rate": 0.001},
+}  # fmt: skip
+ASK = {
+    "name": "ask", "kind": "evaluate", "evaluate": {"benchmark": "gqa"},
+    "inputs": {"samples": [{"uri": "test"}], "features": "features", "checkpoint": "@train"},
+}  # fmt: skip
+
+
+def sweep(axes: dict[str, list[Any]], **changes: Any) -> spec.Job:
+    whole = {"axes": axes, "train": copy.deepcopy(TRAIN), "evaluate": copy.deepcopy(ASK), **changes}
+    return build_job("s.yaml", {"name": "sweep", "kind": "sweep", "output": "out", "seed": 7, "sweep": whole})
+
+
+def test_the_last_axis_is_the_fastest_and_a_block_may_be_an_axis() -> None:
+    assert axis_product({"a": [1, 2], "b.c": ["x", "y"]}) == [
+        {"a": 1, "b.c": "x"}, {"a": 1, "b.c": "y"}, {"a": 2, "b.c": "x"}, {"a": 2, "b.c": "y"},
+    ]  # fmt: skip
+    assert (
+        trial_name({"compression": {"method": "avg_pool", "tokens": 4}, "image_sft.learning_rate": 0.001}) == "avg-pool-4-0-001"
+    )
+
+
+def test_values_are_put_in_their_places_and_nowhere_else() -> None:
+    before = copy.deepcopy(TRAIN)
+    changed = with_values(TRAIN, {"compression.tokens": 4, "image_sft.learning_rate": 0.01})
+    assert (changed["compression"]["tokens"], changed["image_sft"]["learning_rate"]) == (4, 0.01)
+    assert before == TRAIN
+    with pytest.raises(KeyError, match=r"name\.first: name is no block"):
+        with_values(TRAIN, {"name.first": 1})
+
+
+def test_each_trial_is_a_job_of_its_own_measured_by_the_bound_that_shares_its_other_values() -> None:
+    axes = {
+        "compression": [{"method": "none", "tokens": 1}, {"method": "voco", "tokens": 2}],
+        "image_sft.learning_rate": [0.001, 0.002],
+    }
+    found = {trial.name: trial for trial in sweep_trials(sweep(axes))}
+    assert list(found) == ["none-1-0-001", "none-1-0-002", "voco-2-0-001", "voco-2-0-002"]
+    one = found["voco-2-0-002"]
+    assert one.train.output == "out/runs/voco-2-0-002/train"
+    assert one.train.seed == 7  # the sweep's
+    (answers,) = one.evaluations
+    assert answers.inputs.checkpoint == one.train.output
+    assert (answers.inputs.upper, answers.inputs.lower) == ("out/runs/none-1-0-002/answers", "out/runs/none-1-0-002/lower")
+    bound = found["none-1-0-001"]
+    assert [evaluation.block.read_as for evaluation in bound.evaluations] == ["own", "voco"]
+    assert all(evaluation.inputs.upper is None for evaluation in bound.evaluations)
+
+
+def test_without_a_trial_of_method_none_there_are_no_bounds() -> None:
+    (trial,) = sweep_trials(sweep({"compression.tokens": [4]}))
+    assert trial.train.compression is not None
+    assert trial.train.compression.tokens == 4
+    assert trial.evaluations[0].inputs.upper is None
+
+
+@pytest.mark.parametrize(
+    ("axes", "line"),
+    [
+        ({"compression.token": [1]}, "sweep.axes: compression.token: unknown key; did you mean tokens?"),
+        ({"compression.tokens": [0]}, "sweep.axes: compression.tokens: expected greater than or equal to 1, got 0"),
+        ({"compression.tokens": [1, 1]}, "sweep.axes: two trials would be called 1"),
+        ({"image_sft.global_batch": [9]}, "sweep.axes: image_sft.global_batch: expected a multiple of workers x micro_batch = 2"),
+        ({"seed.x": [1]}, "sweep.axes: seed.x: seed is no block"),
+        ({"inputs.checkpoint": ["a"]}, "sweep.axes: inputs.checkpoint: expected a key of a block"),
+    ],
+)  # fmt: skip
+def test_a_trial_that_cannot_be_is_refused_before_anything_starts(axes: dict[str, list[Any]], line: str) -> None:
+    with pytest.raises(Refused, match=r"^s\.yaml: ") as error:
+        sweep(axes)
+    assert line in str(error.value)
+
+
+def test_what_a_sweep_may_hold() -> None:
+    with pytest.raises(Refused, match=r'checkpoint: expected "@train"'):
+        sweep({"seed": [1]}, evaluate={**ASK, "inputs": {**ASK["inputs"], "checkpoint": "other"}})  # type: ignore[dict-item]
+    with pytest.raises(Refused, match=r"sweep.train.kind: expected image_sft or video_sft, got evaluate"):
+        sweep({"seed": [1]}, train=ASK)
+
+
+def test_a_flow_reaches_into_a_sweep_by_path() -> None:
+    inner = {
+        "name": "sft",
+        "kind": "sweep",
+        "sweep": {"axes": {"compression.tokens": [1, 2]}, "train": {**TRAIN}, "evaluate": ASK},
+    }
+    inner["sweep"]["train"] = {**TRAIN, "inputs": {**TRAIN["inputs"], "checkpoint": "@base"}}  # type: ignore[index, dict-item]
+    base = {**TRAIN, "name": "base"}
+    frames = {
+        "name": "frames", "kind": "frame_cache", "frame_cache": {"fps": 1.0},
+        "inputs": {"samples": [{"uri": "videos"}], "checkpoint": "@sft/runs/2/train"},
+    }  # fmt: skip
+    raw = {"name": "flow", "kind": "flow", "output": "out", "flow": {"stages": [base, inner, frames]}}
+    job = build_job("f.yaml", raw)
+    assert job.flow is not None
+    outputs = {stage.name: stage.output for stage in job.flow.stages}
+    real = [resolve_stage(stage, outputs) for stage in job.flow.stages]
+    assert real[1].sweep is not None
+    assert real[1].sweep.train.inputs.checkpoint == "out/base"
+    assert real[1].sweep.evaluate.inputs.checkpoint == "@train"
+    assert real[2].inputs.checkpoint == "out/sft/runs/2/train"
+    wrong = copy.deepcopy(raw)
+    wrong["flow"]["stages"][2]["inputs"]["checkpoint"] = "@stf/runs/2/train"  # type: ignore[index, call-overload]
+    with pytest.raises(Refused, match=r"stages\[2\]\.inputs\.checkpoint: expected an earlier stage.*did you mean @sft\?"):
+        build_job("f.yaml", wrong)
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"kind": "align", "align": TRAIN["image_sft"], "image_sft": None}, "compression: not for a job of kind align"),
+        ({"frame_cache": {"fps": 1.0, "frames": 8}}, "frame_cache: expected either `fps` or `frames`"),
+        ({"kind": "frame_cache", "frame_cache": {"fps": 1.0}, "image_sft": None}, "inputs.features: not for a job of kind"),
+    ],
+)  # fmt: skip
+def test_combinations_that_cannot_be(changes: dict[str, Any], line: str) -> None:
+    raw = {**copy.deepcopy(TRAIN), "output": "out", **changes}
+    with pytest.raises(Refused) as error:
+        build_job("j.yaml", {key: value for key, value in raw.items() if value is not None})
+    assert line in str(error.value)
+
+
+def test_every_n_is_asked_of_voco_trials_alone_and_at_most_theirs() -> None:
+    both = {
+        "compression": [{"method": "none", "tokens": 1}, {"method": "voco", "tokens": 4}, {"method": "avg_pool", "tokens": 4}]
+    }
+    asked = {**ASK, "evaluate": {"benchmark": "gqa", "tokens": [1, 4]}}
+    found = {trial.name: [one.block.tokens for one in trial.evaluations] for trial in sweep_trials(sweep(both, evaluate=asked))}
+    assert found == {"none-1": [None, None], "voco-4": [[1, 4]], "avg-pool-4": [None]}
+    with pytest.raises(Refused, match=r"tokens: expected at most each trial's N, got \[1, 4\]: trial 2 has 2"):
+        sweep({"compression.tokens": [2, 4]}, evaluate=asked)
+    for read_as in ({"read_as": "voco"}, {"read_as": "fastv", "fastv": {"layer": 2, "keep": 0.5}}):
+        with pytest.raises(Refused, match="a sweep reads its own bounds: expected own"):
+            sweep({"compression.tokens": [2]}, evaluate={**ASK, "evaluate": {"benchmark": "gqa", **read_as}})
