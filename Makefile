@@ -10,37 +10,37 @@ PEERS := .venv-peers
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
 
-demo: ## environment, own local Ray cluster, the whole flow on real data, report; again: continues, or says it is done
+demo: ## environment, own local Ray cluster, the complete flow on easy-VQA images, report; run again, it continues
 	@started=$$(date +%s); $(MAKE) --no-print-directory env && VOCO_ENVIRONMENT_S=$$(( $$(date +%s) - started )) $(RUN) -m voco.demo
 
-demo-stop: env ## end the demo's Ray cluster, and nothing else
+demo-stop: env ## stop the demo's Ray cluster, and nothing else
 	@$(RUN) -m voco.demo.cluster stop
 
-test: env ## every test that needs one machine and one Ray
+test: env ## every test that needs only one machine
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not cluster and not browser"
 
-test-cluster: env env-peers ## S3 and two nodes without a shared directory, random kills, the real autoscaler
+test-cluster: env env-peers ## tests with S3, two nodes without a shared directory, random kills and the real autoscaler
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -m cluster
 
-test-report: env ## the report in headless Chromium; skipped with a reason where it is not on PATH
+test-report: env ## tests of the report in headless Chromium; skipped, with a reason, where it is not on PATH
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -m browser -rs
 
-bench-ingest: env env-peers ## files to Parquet: ours beside a plain loop, daft, Ray Data, datasets and img2dataset
+bench-ingest: env env-peers ## files to Parquet: ours and a plain loop, daft, Ray Data, datasets and img2dataset
 	$(RUN) bench/ingest.py
 
-bench-ingest-full: env ## 665,298 rows with the real mix of sources and faults: rows per second, the driver's memory, the account
+bench-ingest-full: env ## 665,298 rows with the real mix of sources and faults: rows per second, the driver's memory, every row accounted for
 	$(RUN) bench/ingest_full.py
 
-bench-loader: env env-peers ## Parquet to batches of pixels: ours beside LLaVA's transform, the codec alone and other loaders
+bench-loader: env env-peers ## Parquet to batches of pixels: ours and LLaVA's transform, the codec alone and other loaders
 	$(RUN) bench/loader.py
 
-bench-attention: env ## one layer under the VoCo mask: two causal segments beside a dense mask, FlexAttention and plain causal
+bench-attention: env ## one layer under the VoCo mask: causal segments and a dense mask, FlexAttention and plain causal
 	OMP_NUM_THREADS=1 PYTHONPATH=platform $(RUN) bench/attention.py
 
-bench-step: env ## a training step: packed, in segments, logits of trained rows only, beside transformers with a 4D mask
+bench-step: env ## a training step: packed, in segments, logits of trained rows only; compared with transformers and a 4D mask
 	OMP_NUM_THREADS=1 PYTHONPATH=platform $(RUN) bench/step.py
 
-bench-inference: env ## first token and decoding behind VoCo caches, beside no cache and a full cache
+bench-inference: env ## first token and decoding after VoCo caches, compared with no cache and a full cache
 	OMP_NUM_THREADS=1 PYTHONPATH=platform $(RUN) bench/inference.py
 
 bench-gpu: ## 7B shapes in bf16: kernels, step, MFU, first token, decoding, frames a second; without a GPU a small shape
@@ -56,14 +56,14 @@ lint: env ## ruff: rules and format
 types: env ## strict type check of platform/voco
 	$(RUN) -m mypy
 
-env: $(READY) ## the virtual environment, made again when its pins change
+env: $(READY) ## the virtual environment, rebuilt when its pins change
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo,dev,fast]"
 	@touch $@
 
-env-peers: $(PEERS)/.ready ## an environment of their own for what the benches run beside ours
+env-peers: $(PEERS)/.ready ## a separate environment with the software that the benchmarks compare ours with
 
 $(PEERS)/.ready: bench/peers.txt
 	$(PYTHON) -m venv $(PEERS)

@@ -1,4 +1,4 @@
-"""What every bench shares: contenders as processes of their own, in turn; the machine; the table and `.bench/NAME.json`."""
+"""Shared by all benches: contenders in separate processes, in turn; the machine; the table and `.bench/NAME.json`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ QUIET = {
 
 
 def call(script: str, *arguments: Any, python: Path | str = sys.executable) -> dict[str, Any]:
-    """Run `bench/SCRIPT arguments` in a process of its own; its last line on stdout is its result, one JSON object."""
+    """Run `bench/SCRIPT arguments` in a separate process; its last line on stdout is its result, one JSON object."""
     path = os.pathsep.join([str(ROOT / "platform"), str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     environment = {**os.environ, **QUIET, "PYTHONPATH": path if str(python) == sys.executable else ""}
     command = [str(python), str(ROOT / "bench" / script), *map(str, arguments)]
@@ -35,7 +35,7 @@ def call(script: str, *arguments: Any, python: Path | str = sys.executable) -> d
 
 
 def in_turn(contenders: dict[str, Callable[[], dict[str, Any]]], rounds: int) -> dict[str, list[dict[str, Any]]]:
-    """A-B-A-B: every contender once a round, so that what else the machine does falls on all of them."""
+    """A-B-A-B: every contender once a round, so that other load on the machine affects all of them."""
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
     for number in range(rounds):
         for name, run in contenders.items():
@@ -62,18 +62,18 @@ def machine() -> dict[str, Any]:
 
 
 def write(
-    name: str, work: str, ours: dict[str, float], peers: dict[str, dict[str, float]], ratio: dict[str, float], load: float
+    name: str, work: str, own: dict[str, float], peers: dict[str, dict[str, float]], ratio: dict[str, float], load: float
 ) -> None:
-    """`.bench/NAME.json` (design section 7) and the table. Only called when the outputs were found equal.
+    """`.bench/NAME.json` and the table (docs/benchmarks.md). Call it only when the outputs are equal.
 
-    `load` is the machine's before the bench began: its own load is in the later one.
+    `load` is the machine's load before the bench began; the later load includes the bench.
     """
     facts = {**machine(), "load_before": round(load, 2)}
-    whole = {"name": name, "work": work, "ours": ours, "peers": peers, "ratio": ratio, "correct": True, "machine": facts}
+    result = {"name": name, "work": work, "ours": own, "peers": peers, "ratio": ratio, "correct": True, "machine": facts}
     OUT.mkdir(exist_ok=True)
-    (OUT / f"{name}.json").write_text(json.dumps(whole, indent=1) + "\n")
+    (OUT / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
     print(f"\n{name}: {work}\n{facts}")
-    for contender, figures in {"ours": ours, **peers}.items():
+    for contender, figures in {"ours": own, **peers}.items():
         print(f"  {contender:24}" + "  ".join(f"{key} {value:,.4g}" for key, value in figures.items()))
     print("ratios, ours against")
     for what, value in ratio.items():

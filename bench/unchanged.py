@@ -1,6 +1,6 @@
 """Whether two commits write the same bytes: the tests' tiny mission flow, once with each build, compared file by file.
 
-`python bench/unchanged.py COMMIT [WORK]` runs COMMIT in a worktree of its own, then this tree, at the same paths, and prints a
+`python bench/unchanged.py COMMIT [WORK]` runs COMMIT in a separate worktree, then this tree, at the same paths, and prints a
 line for each stage. A second call with the same WORK keeps COMMIT's run. It fails when a part, a weight, a figure or a run id
 differs. Seconds differ in any two runs, and so do file names and hashes that contain them; those are left out.
 """
@@ -24,16 +24,17 @@ EXACT = ("samples", "features", "frame_cache", "model", "initial")  # whole file
 TABLES = ("answers", "scores", "trials", "metrics", "summary")  # rows are equal, without the columns of times
 RUN_IDS = """
 import json, sys
-from voco.job.load import load_job
+from voco.job.load import load_job, resolve_stage
 from voco.job.trials import inner_jobs
 from voco.run import manifest
-from voco.store import storage
 flow = load_job(sys.argv[1])
-ahead, ids = [flow], {}
-while ahead:
-    job = ahead.pop()
-    ids[storage.resolve(job.output).split("/run/")[1]] = manifest.job_run_id(job)
-    ahead += inner_jobs(job)
+jobs, outputs, ids = [flow], {}, {}
+for stage in flow.stages:
+    jobs.append(resolve_stage(stage, outputs))
+    outputs[stage.name] = stage.output
+    jobs += inner_jobs(jobs[-1])
+for job in jobs:
+    ids[job.output_uri.split("/run/")[1]] = manifest.job_run_id(job)
 print(json.dumps(ids))
 """
 
@@ -98,8 +99,10 @@ def compare(before: Path, after: Path) -> list[str]:
 
 
 def files_of(root: Path, kind: str) -> list[Path]:
-    files = [file for file in root.rglob("*") if file.is_file() and kind in file.relative_to(root).parts[:-1]]
-    return [file for file in files if "wandb" not in file.parts and "checkpoints" not in file.parts]
+    """Files of the directories named `kind`, which are beside an output's `run.json`, or inside one that is."""
+    folders = [file.parent / kind for file in root.rglob("run.json")]
+    folders += [file.parent / "compressor" / kind for file in root.rglob("run.json")]
+    return sorted({file for folder in folders for file in folder.rglob("*") if file.is_file() and file.name != "run.json"})
 
 
 def whole_file(file: Path, _root: Path) -> str:

@@ -6,7 +6,8 @@ Every module has `run(job, run_id) -> Manifest`: read the inputs, do the work, w
 
 from __future__ import annotations
 
-import importlib
+import sys
+from typing import Any
 
 from voco.job.spec import STAGES, Job
 from voco.run.manifest import Manifest
@@ -20,5 +21,6 @@ def stage_module(kind: str) -> str:
 
 def run(job: Job, replace: bool = False) -> Manifest:
     """Run one job in this driver, or report that it is done. `replace` overwrites an output of another run."""
-    stage = importlib.import_module(stage_module(job.kind))
-    return run_stage(job, stage.run, getattr(stage, "record", None), replace)
+    stage_run: Any = STAGES.implementation(job.kind, __name__, "run", object)
+    record = getattr(sys.modules[stage_module(job.kind)], "record", None)
+    return run_stage(job, stage_run, record, replace)

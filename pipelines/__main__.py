@@ -1,4 +1,4 @@
-"""`python -m pipelines ...` is the command `voco ...`; a Ray job starts its driver so."""
+"""`python -m pipelines ...` is the command `voco ...`; a Ray job starts its driver this way."""
 
 from pipelines.cli import main
 

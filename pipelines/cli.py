@@ -1,6 +1,6 @@
 """The command `voco`: one job file or one output per verb.
 
-Exit codes: 0 done, 1 failed, 2 refused, 130 stopped; each of the last three prints why in one line on stderr.
+Exit codes: 0 done, 1 failed, 2 refused, 130 stopped; the last three print the reason in one line on stderr.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def plan(options: Options) -> int:
     from voco.job.load import load_job
 
     job = load_job(options.operand)
-    print("\n".join(plan.plan_lines(options.operand, job)))
+    _print("\n".join(plan.plan_lines(options.operand, job)))
     return plan.plan_exit_code(options.operand, job)
 
 
@@ -65,7 +65,7 @@ def run(options: Options) -> int:
     from voco.job.load import load_job
     from voco.run import claim, logs, manifest, ray_init, wandb_tracking
 
-    claim.listen_for_stop()  # a signal that comes while Ray starts counts too
+    claim.listen_for_stop()  # also for a signal that comes while Ray starts
     logs.quiet_ray()
     job = load_job(options.operand)
     run_id = manifest.job_run_id(job)
@@ -103,14 +103,14 @@ def show(options: Options) -> int:
     from voco.commands.show import show_output
     from voco.store import storage
 
-    print(show_output(storage.resolve(options.operand)))
+    _print(show_output(storage.resolve(options.operand)))
     return 0
 
 
 def render(options: Options) -> int:
     from voco.commands import render
 
-    print(render.render_rayjob(options.operand, options.image or render.IMAGE), end="")
+    _print(render.render_rayjob(options.operand, options.image or render.IMAGE), end="")
     return 0
 
 
@@ -135,12 +135,22 @@ def _cluster(options: Options) -> JobSubmissionClient:
     return connect(find_cluster(options.address))
 
 
+def _print(text: str, end: str = "\n") -> None:
+    """Print, also into a pipe that is closed early, as by `voco plan JOB | head -1`."""
+    try:
+        print(text, end=end, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what Python still flushes when it exits
+
+
 def _add_address(parser: Parser) -> None:
-    parser.add_argument("--address", help="of the Jobs API, http://HOST:8265")
+    parser.add_argument(
+        "--address", help="the cluster's Jobs API, http://HOST:8265 (default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS or the demo's)"
+    )
 
 
 def _add_replace(parser: Parser) -> None:
-    parser.add_argument("--replace", action="store_true", help="overwrite an output of another run")
+    parser.add_argument("--replace", action="store_true", help="overwrite an output that another run wrote")
 
 
 def _add_submit(parser: Parser) -> None:
@@ -149,7 +159,9 @@ def _add_submit(parser: Parser) -> None:
 
 
 def _add_render(parser: Parser) -> None:
-    parser.add_argument("--kuberay", action="store_true", required=True, help="as a RayJob with its ConfigMap")
+    parser.add_argument(
+        "--kuberay", action="store_true", required=True, help="a RayJob with its ConfigMap (the only format so far)"
+    )
     parser.add_argument("--image", help="container image with this package installed")
 
 
@@ -157,26 +169,30 @@ def _add_ask(parser: Parser) -> None:
     parser.add_argument("media", metavar="MEDIA", nargs="*", help="images and videos, on disk or s3://")
     parser.add_argument("question", metavar="QUESTION")
     parser.add_argument("--cache", metavar="URI", default="~/.cache/voco", help="where caches are kept (default: %(default)s)")
-    parser.add_argument("--no-cache", action="store_true", help="keep nothing and compress again")
-    parser.add_argument("--tokens", type=int, help="<voco> tokens read of each view: at most the checkpoint's N, its default")
-    parser.add_argument("--frames", type=int, default=8, help="frames of a video, evenly spaced (default: %(default)s)")
-    parser.add_argument("--max-new-tokens", type=int, default=128, help="(default: %(default)s)")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0, the default, takes the most likely token")
-    parser.add_argument("--top-p", type=float, default=1.0)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end the answer before this; may be repeated")
-    parser.add_argument("--keep-system", action="store_true", help="keep the template's own text in the cache too; one medium")
+    parser.add_argument("--no-cache", action="store_true", help="read and keep no cache: compress again")
+    parser.add_argument("--tokens", type=int, help="how many <voco> tokens of each view to read (default: the checkpoint's N)")
+    parser.add_argument(
+        "--frames", type=int, default=8, help="frames to read of each video, evenly spaced (default: %(default)s)"
+    )
+    parser.add_argument("--max-new-tokens", type=int, default=128, help="longest answer (default: %(default)s)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0, the default, always takes the likeliest token")
+    parser.add_argument("--top-p", type=float, default=1.0, help="draw from the likeliest tokens of this total probability")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws")
+    parser.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end the answer before this text; may be repeated"
+    )
+    parser.add_argument("--keep-system", action="store_true", help="also cache the template's own text; with one medium only")
 
 
 VERBS = {
-    "plan": Verb("JOB", "check a job file; print stages, inputs, resources and sizes; run nothing", plan),
-    "submit": Verb("JOB", "send it as a Ray job and follow it", submit, _add_submit),
-    "run": Verb("JOB", "the driver, inside the cluster", run, _add_replace),
-    "status": Verb("RUN", "the state of a run: a run id, a submission id or a job file", status, _add_address),
-    "logs": Verb("RUN", "follow a run; Ctrl-C leaves it", logs, _add_address),
-    "stop": Verb("RUN", "end a run cleanly; submitted again, it continues", stop, _add_address),
-    "show": Verb("OUTPUT", "one sample or row of an output made visible", show),
-    "render": Verb("JOB", "the same job for another runner: a KubeRay RayJob for kubectl", render, _add_render),
-    "ask": Verb("CHECKPOINT", "a question about images and videos: an answer, and the time of both passes", ask, _add_ask),
-    "report": Verb("OUTPUT", "HTML with tables and plots from any output directory", report),
+    "plan": Verb("JOB", "check a job file; print its stages, inputs, sizes and resources; run nothing", plan),
+    "submit": Verb("JOB", "submit a job file to a Ray cluster and follow its log", submit, _add_submit),
+    "run": Verb("JOB", "run a job file here: on the cluster of RAY_ADDRESS, else on a local Ray", run, _add_replace),
+    "status": Verb("RUN", "print the state of a run; RUN is a run id, a submission id or a job file", status, _add_address),
+    "logs": Verb("RUN", "follow the log of a run; Ctrl-C stops following, not the run", logs, _add_address),
+    "stop": Verb("RUN", "stop a run cleanly; submitted again, it continues", stop, _add_address),
+    "show": Verb("OUTPUT", "print what an output holds: its counts, and some rows of its tables", show),
+    "render": Verb("JOB", "print a job file as a KubeRay RayJob, for kubectl", render, _add_render),
+    "ask": Verb("CHECKPOINT", "ask a checkpoint a question about images and videos", ask, _add_ask),
+    "report": Verb("OUTPUT", "write OUTPUT/report.html: the tables and plots of any output", report),
 }

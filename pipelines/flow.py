@@ -1,4 +1,4 @@
-"""Reads what its stages read; writes each stage's output and one manifest whose parents are the stages."""
+"""Reads the inputs of its stages; writes each stage's output and one manifest whose parents are the stages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ log = get_logger("voco.flow")
 
 
 def run(job: Job, run_id: str) -> Manifest:
-    """Every stage in order. A finished stage says so and is kept, so a killed flow continues.
+    """Run every stage in order. A finished stage is kept, so a killed flow continues.
 
     With `--replace`, a stage whose own run changed (its block, or an input) is run again; the others are kept.
     """

@@ -1,4 +1,4 @@
-"""Reads samples/ and a checkpoint; writes frame_cache/, one row a frame, and index.parquet."""
+"""Reads samples/ and a checkpoint; writes frame_cache/, one row per frame, and index.parquet."""
 
 from __future__ import annotations
 

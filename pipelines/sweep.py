@@ -1,4 +1,4 @@
-"""Reads what its trials read; writes runs/<trial>/{train,answers,lower} and trials/, one row of scores a trial and category."""
+"""Reads the inputs of its trials; writes runs/<trial>/{train,answers,lower} and trials/, one row per trial and category."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def run(job: Job, run_id: str) -> Manifest:
     replace = manifest.is_replacing(job.output_uri)
     run_trials(job, run_id, trials, replace)
     rows: list[dict[str, object]] = []
-    for trial in sorted(trials, key=lambda trial: not trial.is_bound):  # the others are measured against the bounds
+    for trial in sorted(trials, key=lambda trial: not trial.is_bound):  # the others are scored against the bounds
         for evaluation in trial.evaluations:
             if claim.is_stopping():
                 raise Stopped(f"{job.name}: stopped before {evaluation.name}; submitted again, it continues there")

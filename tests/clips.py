@@ -1,4 +1,4 @@
-"""Really encoded test videos whose frame k can be told from its pixels."""
+"""Encoded test videos in which the pixels of a frame give its number."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tests of several subjects share: one local Ray, one real S3 server."""
+"""Fixtures that several rooms share: one local Ray, one real S3 server."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from pathlib import Path
 import pytest
 import s3_process
 
-os.environ["WANDB_MODE"] = "disabled"  # what tests W&B turns it on; elsewhere it would only cost time
+os.environ["WANDB_MODE"] = "disabled"  # tests of W&B turn it on; elsewhere it would only cost time
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first: of two processes neither is left with a long one at the end."""
+    """Files with slow tests first, so that neither of two processes is left with a long file at the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session")
 def ray_local() -> Iterator[str]:
-    """Ray in this process, with four logical CPUs: more than this machine may have, so that actor pools cannot deadlock.
+    """Ray in this process, with four logical CPUs even where the machine has fewer, so that actor pools cannot deadlock.
 
     Yields the cluster's address, for a second driver.
     """
@@ -33,7 +33,7 @@ def ray_local() -> Iterator[str]:
     ray.shutdown()
 
 
-@pytest.fixture(scope="module")  # not the session: hardly any directory cache, or a put into new folders takes ever longer
+@pytest.fixture(scope="module")  # per module, so that rclone's tree stays small: a put into new folders slows as it grows
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3_process.Server]:
     """`rclone serve s3` on loopback, with credentials and AWS_ENDPOINT_URL in the environment."""
     from voco.store.s3 import PatientS3

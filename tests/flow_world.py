@@ -1,4 +1,4 @@
-"""A tiny flow with every kind of stage, as a job file in a working directory of its own."""
+"""A tiny flow with every kind of stage, as a job file in its own working directory."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ SFT: dict[str, Any] = {
 }
 
 
-def write(place: Path) -> Path:
+def write(folder: Path) -> Path:
     """Data from real images and the flow's job file; returns the file."""
-    scenes.write_scenes(place / "data", train_scenes=120, test_scenes=40, seed=0)
+    scenes.write_scenes(folder / "data", train_scenes=120, test_scenes=40, seed=0)
     llama = {"layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "mlp_width": 48, "vocabulary": 320}
     base = {
         "model": {"llama": llama, "tower": TOWER},
@@ -40,7 +40,7 @@ def write(place: Path) -> Path:
         stage("report", "report", {"outputs": ["@answers-voco1", "@answers-upper", "@answers-lower"]}, report={}),
     ]
     flow = {"name": "tiny", "kind": "flow", "output": "out", "resources": {"workers": 2}, "flow": {"stages": stages}}
-    file = place / "flow.yaml"
+    file = folder / "flow.yaml"
     file.write_text(yaml.safe_dump(flow))
     return file
 

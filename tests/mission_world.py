@@ -1,4 +1,4 @@
-"""The whole mission, tiny: every kind of job in one flow, on data that the demo's own writers made."""
+"""The whole mission, tiny: every kind of job in one flow, on data that the demo's writers drew."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TRAINING: dict[str, Any] = {
     "epochs": 1, "global_batch": 16, "micro_batch": 8, "learning_rate": 0.002, "save_every": 4, "precision": "fp32",
 }  # fmt: skip
 LLAMA = {"layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "mlp_width": 48, "vocabulary": 320}
-# Stages whose tables do not name where the flow lies, and so are the same wherever and however often it was begun.
+# Stages whose tables do not name the flow's location, so they are the same wherever it runs and however often it starts.
 TABLES = {
     "cc3m": ["samples"], "scenes": ["samples"], "scenes-test": ["samples"], "webvid": ["samples"], "clips": ["samples"],
     "clips-test": ["samples"], "features": ["features"], "frames": ["frame_cache"],
@@ -20,10 +20,10 @@ TABLES = {
 ANSWERS = ["sft/runs/none-1/answers", "sft/runs/none-1/lower", "sft/runs/voco-2/answers", "answers-video"]
 
 
-def write_data(place: Path) -> None:
-    scenes.write_scenes(place, train_scenes=60, test_scenes=12, seed=0)
-    captions.write_captions(place, 40, seed=0)
-    clips.write_clips(place, train_clips=24, test_clips=8, webvid_clips=8, seed=0)
+def write_data(folder: Path) -> None:
+    scenes.write_scenes(folder, train_scenes=60, test_scenes=12, seed=0)
+    captions.write_captions(folder, 40, seed=0)
+    clips.write_clips(folder, train_clips=24, test_clips=8, webvid_clips=8, seed=0)
 
 
 def flow(data: str, output: str, resources: dict[str, Any]) -> dict[str, Any]:
@@ -32,8 +32,8 @@ def flow(data: str, output: str, resources: dict[str, Any]) -> dict[str, Any]:
     def stage(name: str, kind: str, inputs: dict[str, Any], **blocks: Any) -> dict[str, Any]:
         return {"name": name, "kind": kind, "inputs": inputs, **blocks}
 
-    def ingest(name: str, form: str, annotations: str, media: str, split: str = "train", **more: Any) -> dict[str, Any]:
-        block = {"format": form, "dataset": name.split("-")[0], "split": split, "unit_rows": 20, **more}
+    def ingest(name: str, form: str, annotations: str, media: str, split: str = "train", **options: Any) -> dict[str, Any]:
+        block = {"format": form, "dataset": name.split("-")[0], "split": split, "unit_rows": 20, **options}
         return stage(name, "ingest", {"annotations": f"{data}/{annotations}", "media": f"{data}/{media}"}, ingest=block)
 
     def samples(*names: str) -> list[dict[str, str]]:
@@ -49,7 +49,7 @@ def flow(data: str, output: str, resources: dict[str, Any]) -> dict[str, Any]:
         evaluate={"benchmark": "scenes", "resamples": 100},
     )  # fmt: skip
     axes = {"compression": [{"method": "none", "tokens": 1}, {"method": "voco", "tokens": 2}]}
-    one = {**resources, "workers": 1}
+    one_worker = {**resources, "workers": 1}
     start = "@sft/runs/voco-2/train"
     texts = ["@cc3m", "@scenes", "@clips"]
     stages = [
@@ -67,7 +67,7 @@ def flow(data: str, output: str, resources: dict[str, Any]) -> dict[str, Any]:
             "align", "align", {"samples": samples("cc3m"), "features": "@features", "vocabulary": texts},
             model={"llama": LLAMA, "tower": TOWER}, align={**TRAINING, "text": {"template": "plain"}},
         ),
-        stage("sft", "sweep", {}, sweep={"axes": axes, "train": {**train, "resources": one}, "evaluate": ask}),
+        stage("sft", "sweep", {}, sweep={"axes": axes, "train": {**train, "resources": one_worker}, "evaluate": ask}),
         stage(
             "frames", "frame_cache", {"samples": samples("webvid", "clips", "clips-test"), "checkpoint": start},
             frame_cache={"fps": 1.0, "unit_samples": 10},

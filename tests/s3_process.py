@@ -1,4 +1,4 @@
-"""A real S3 server that a test may stop and start again, and a relay before it that cuts connections."""
+"""A real S3 server that a test may stop and start again, and a relay in front of it that cuts connections."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Server:
         self.start()
 
     def start(self) -> None:
-        """Returns when it answers."""
+        """Return once it answers."""
         rclone = Path(sys.executable).parent / "rclone"
         command = [str(rclone), "serve", "s3", str(self.served), "--addr", f"127.0.0.1:{self.port}", "--auth-key", "key,secret"]
         with self.log.open("a") as out:
@@ -48,7 +48,7 @@ class Server:
         self.process.wait(10)
 
     def environment(self) -> dict[str, str]:
-        """What a client of it needs."""
+        """Variables that its client needs."""
         return {
             "AWS_ACCESS_KEY_ID": "key",
             "AWS_SECRET_ACCESS_KEY": "secret",
@@ -58,10 +58,10 @@ class Server:
 
 
 class Relay:
-    """Passes connections on to a port; `cut(request, sent)` may end one: the request's head, and bytes answered so far."""
+    """Forwards connections to a port; `cut(request, sent)` may end one: the request's head, and the bytes answered so far."""
 
     def __init__(self, port: int, cut: Callable[[bytes, int], bool]) -> None:
-        self.behind = port
+        self.server_port = port
         self.cut = cut
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self.listener.getsockname()[1])
@@ -80,7 +80,7 @@ class Relay:
 
     def _pass(self, client: socket.socket) -> None:
         state: dict[str, Any] = {"head": b"", "sent": 0}
-        server = socket.create_connection(("127.0.0.1", self.behind))
+        server = socket.create_connection(("127.0.0.1", self.server_port))
 
         def forward() -> None:
             with suppress(OSError):

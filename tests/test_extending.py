@@ -77,6 +77,92 @@ def test_a_package_cannot_replace_a_row() -> None:
     assert "row_count" not in STAGES
 
 
+def install(folder: Path, package: str, entry_points: str, **modules: str) -> None:
+    """A package as pip would install it: a module for each keyword, and its entry points."""
+    info = folder / f"{package}-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(entry_points)
+    for name, text in modules.items():
+        (folder / f"{name}.py").write_text(text)
+
+
+BROKEN = """
+[voco.formats]
+no_module = nowhere
+no_format = plum_empty
+wrong_row = plum_number:ROW
+llava_json = nowhere:ROW
+twice = plum_empty
+
+[voco.methods]
+absent = plum_number:ABSENT
+fails = plum_fails:ROW
+
+[voco.chat_templates]
+no_row = plum_empty
+
+[voco.stages]
+seed = plum_stage:ROW
+no_block = plum_fails:STAGE
+"""
+STAGE = """
+from voco.job.config import Report
+from voco.job.spec import Stage
+ROW = Stage(Report, "A kind with the name of a key")
+"""
+# a line of a job file -> the end of its message
+FAULTS = {
+    "ingest: {format: wrong_row}": "plum 1.0 cannot be used: TypeError: plum_number:ROW: expected a FormatRow, got int",
+    "ingest: {format: twice}": "voco.formats of plum 1.0, prune 1.0 cannot be used: ValueError: several packages add this name",
+    "compression: {method: absent}": "cannot be used: AttributeError: module 'plum_number' has no attribute 'ABSENT'",
+    "compression: {method: fails}": "voco.methods of plum 1.0 cannot be used: ZeroDivisionError: division by zero",
+    "no_block: {}": "no_block: unknown key; voco.stages of plum 1.0 cannot be used: ZeroDivisionError: division by zero",
+}
+CHECK = """
+import json, sys
+from voco.errors import Refused
+from voco.ingest.formats import get_format
+from voco.job import load, tables
+from voco.job.spec import Job, STAGES
+assert tables.FORMATS["llava_json"].module is None
+assert STAGES.get("seed") is None and Job.model_fields["seed"].annotation is int
+job = "name: a\\nkind: ingest\\noutput: o\\ninputs: {annotations: a}\\n"
+messages = {}
+for words in json.loads(sys.argv[1]):
+    blocks = words if words.startswith("ingest") else "ingest: {format: llava_json, dataset: d}\\n" + words
+    try:
+        load.load_job("job.yaml", job + blocks)
+    except Refused as error:
+        messages[words] = str(error)
+load.load_job("job.yaml", job + "ingest: {format: llava_json, dataset: d}")
+for name in ("no_module", "no_format"):
+    load.load_job("job.yaml", job + f"ingest: {{format: {name}, dataset: d}}")
+    try:
+        get_format(name)
+    except Refused as error:
+        messages[name] = str(error)
+assert "torch" not in sys.modules
+print(json.dumps(messages))
+"""
+
+
+def test_a_broken_package_is_named_by_the_jobs_that_use_it_and_spares_the_others(tmp_path: Path) -> None:
+    fails = "STAGE = ROW = 1 / 0"
+    install(tmp_path, "plum", BROKEN, plum_empty="", plum_number="ROW = 1", plum_stage=STAGE, plum_fails=fails)
+    install(tmp_path, "prune", "[voco.formats]\ntwice = prune\n", prune="FORMAT = None\n")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT / "platform"), str(ROOT)])}
+    command = [sys.executable, "-c", CHECK, json.dumps(list(FAULTS))]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    messages = json.loads(done.stdout)
+    for words, reason in FAULTS.items():
+        assert messages[words].endswith(reason), messages[words]
+    assert messages["no_module"] == "formats: no_module: module nowhere: ModuleNotFoundError: No module named 'nowhere'"
+    missing = "AttributeError: module 'plum_empty' has no attribute 'FORMAT'"
+    assert messages["no_format"] == f"formats: no_format: module plum_empty: {missing}"
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 def test_one_of_each_from_outside_the_package_runs(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "platform" / "voco"
 FILES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "pipelines").glob("*.py")])
+OTHER_FILES = sorted(file for folder in ("tests", "bench") for file in (ROOT / folder).rglob("*.py"))
 
 # A room may import the rooms of the levels before its own, and those named beside it. There are no exceptions by file.
 LEVELS = (
@@ -36,12 +37,12 @@ FILE_NAMES = {
     "utils", "util", "helpers", "helper", "common", "base", "core", "misc", "manager", "handler", "processor", "wrapper",
     "engine", "strategy", "registry", "factory", "v2", "legacy",
 }  # fmt: skip
-# identifiers that say nothing: the noun itself stands in their place
+# identifiers that say nothing: the noun itself belongs there
 EMPTY_NAMES = {
     "held", "found", "place", "places", "made", "told", "stated", "asked", "some", "one", "mine", "theirs", "ours", "said",
 }  # fmt: skip
-# words of a private dialect, as whole words in docstrings, comments and messages
-DIALECT = re.compile(r"\b(sent again|is told|are told|was told|is refused by nobody|goes on as|of its own kind alone)\b")
+# phrases of a private dialect, in docstrings, comments, messages and, with underscores, in names
+DIALECT = re.compile(r"\b(sent again|(is|are|was) told|goes on|went on|made anew|as it stands|of (its|their) own(?!\s+[a-z]))\b")
 # one name for every file of a table or every script: the same meaning everywhere
 INTERFACE = {"main", "run", "record", "read", "parse"}
 
@@ -142,12 +143,12 @@ def test_no_circles() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if room(name) in WITHOUT_RAY])
-def test_what_must_work_without_ray(name: str) -> None:
+def test_rooms_that_must_work_without_ray(name: str) -> None:
     assert not tops(reached(name)) & {"ray", "deepspeed"}
 
 
 @pytest.mark.parametrize("name", [*(name for name in MODULES if room(name) in WITHOUT_TORCH), "voco.commands.plan"])
-def test_what_must_work_without_torch(name: str) -> None:
+def test_rooms_that_must_work_without_torch(name: str) -> None:
     assert not tops(reached(name)) & {"torch", "transformers", "deepspeed"}
 
 
@@ -169,6 +170,19 @@ def test_every_room_is_packaged() -> None:
     listed = (ROOT / "pyproject.toml").read_text()
     for init in PACKAGE.rglob("__init__.py"):
         assert f'"{module(init)}"' in listed, f"{module(init)} is not in pyproject.toml"
+
+
+def test_names_in_tests_and_benches_say_something() -> None:
+    for file in OTHER_FILES:
+        names = identifiers(ast.parse(file.read_text()))
+        assert not names & EMPTY_NAMES, file
+
+
+def test_prose_is_plain_english() -> None:
+    for file in [*FILES, *OTHER_FILES]:
+        if file != Path(__file__):
+            phrase = DIALECT.search(file.read_text().replace("_", " "))
+            assert phrase is None, f"{file}: {phrase[0]}"
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))

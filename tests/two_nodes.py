@@ -1,7 +1,7 @@
-"""Two Ray nodes on this machine that share no directory: the second sees an empty one where the test's own lies.
+"""Two Ray nodes on this machine that share no directory: where the test's directory is, the second node sees an empty one.
 
-The head is the demo's cluster in a folder of its own. The second node's processes live in a mount namespace (`unshare --mount`)
-in which a fresh file system covers the test's directory, with HOME, TMPDIR and working directory inside it. Needs root.
+The head is the demo's cluster in its own folder. The second node's processes run in a mount namespace (`unshare --mount`)
+in which an empty file system covers the test's directory, with HOME, TMPDIR and working directory inside it. Needs root.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ from voco.demo.cluster import Cluster
 
 
 @contextmanager
-def started(place: Path, cpus: int) -> Iterator[Cluster]:
-    """A head under `place`, and a second node that cannot see `place`; `cpus` logical CPUs each."""
+def two_node_cluster(root: Path, cpus: int) -> Iterator[Cluster]:
+    """A head under `root`, and a second node that cannot see `root`; `cpus` logical CPUs each."""
     if os.geteuid() != 0 or subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode != 0:
-        pytest.skip("a second node without the first one's files needs `unshare --mount`, so root")
-    home = place / "head-home"
+        pytest.skip("a second node without the first node's files needs `unshare --mount`, so root")
+    home = root / "head-home"
     home.mkdir()
     with pytest.MonkeyPatch.context() as patch:
         for name in ("HOME", "TMPDIR"):
             patch.setenv(name, str(home))
-        head = cluster.start(place / ".demo", cpus=cpus)
+        head = cluster.start(root / ".demo", cpus=cpus)
     try:
-        with another(head, place, cpus):
+        with extra_node(head, root, cpus):
             yield head
     finally:
-        cluster.stop(place / ".demo")
+        cluster.stop(root / ".demo")
 
 
 @contextmanager
-def another(head: Cluster, place: Path, cpus: int) -> Iterator[None]:
-    """One node more, that cannot see `place`."""
+def extra_node(head: Cluster, root: Path, cpus: int) -> Iterator[None]:
+    """One more node, which cannot see `root`."""
     token = Path(head.token_path).read_text().strip()
-    hidden, count = shlex.quote(str(place)), len(nodes(head)) + 1
+    hidden, count = shlex.quote(str(root)), len(nodes(head)) + 1
     ray = str(Path(sys.executable).with_name("ray"))
     start = [ray, "start", f"--address={head.gcs}", "--block", f"--num-cpus={cpus}", "--node-ip-address=127.0.0.1",
              "--object-store-memory=200000000", "--disable-usage-stats", "--labels", "side=second"]  # fmt: skip
@@ -56,7 +56,7 @@ def another(head: Cluster, place: Path, cpus: int) -> Iterator[None]:
         **os.environ, "VOCO_CLUSTER": head.mark, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "OMP_NUM_THREADS": "1",
         "RAY_worker_register_timeout_seconds": "180", "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
     }  # fmt: skip
-    log = (place / f"node{count}.log").open("wb")
+    log = (root / f"node{count}.log").open("wb")
     node = subprocess.Popen(
         ["unshare", "--mount", "bash", "-c", script],
         env=environment,
@@ -77,13 +77,13 @@ def another(head: Cluster, place: Path, cpus: int) -> Iterator[None]:
 
 
 def reserved(head: Cluster) -> float:
-    """CPUs that placement groups hold, as `ray status` says."""
+    """CPUs that placement groups hold, as `ray status` reports."""
     environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": head.token_path}
     ray = str(Path(sys.executable).with_name("ray"))
-    told = subprocess.run([ray, "status", "--address", head.gcs], env=environment, capture_output=True, text=True, timeout=60)
-    assert " CPU" in told.stdout, told.stderr[-2000:]
-    found = re.search(r" CPU \([\d.]+ used of ([\d.]+) reserved in placement groups\)", told.stdout)
-    return float(found[1]) if found else 0.0
+    status = subprocess.run([ray, "status", "--address", head.gcs], env=environment, capture_output=True, text=True, timeout=60)
+    assert " CPU" in status.stdout, status.stderr[-2000:]
+    match = re.search(r" CPU \([\d.]+ used of ([\d.]+) reserved in placement groups\)", status.stdout)
+    return float(match[1]) if match else 0.0
 
 
 def _wait_for_nodes(head: Cluster, node: subprocess.Popen[bytes], count: int) -> None:
@@ -98,7 +98,7 @@ def _wait_for_nodes(head: Cluster, node: subprocess.Popen[bytes], count: int) ->
 
 def nodes(head: Cluster) -> list[str]:
     """Ids of the nodes that are alive."""
-    return _ask(head, "from ray.util.state import list_nodes; found = [n.node_id for n in list_nodes() if n.state == 'ALIVE']")
+    return _ask(head, "from ray.util.state import list_nodes; ids = [n.node_id for n in list_nodes() if n.state == 'ALIVE']")
 
 
 def nodes_of_actors(head: Cluster, kind: str) -> set[str]:
@@ -107,17 +107,17 @@ def nodes_of_actors(head: Cluster, kind: str) -> set[str]:
         _ask(
             head,
             "from ray.util.state import list_actors; "
-            f"found = [a.node_id for a in list_actors(limit=9999) if {kind!r} in a.class_name and a.node_id]",
+            f"ids = [a.node_id for a in list_actors(limit=9999) if {kind!r} in a.class_name and a.node_id]",
         )
     )
 
 
 def _ask(head: Cluster, code: str) -> list[str]:
-    """Ray's state API, in a process of its own: the environment says which cluster, and no other test sees it."""
+    """Ray's state API in a separate process, whose environment names the cluster; this process's environment stays unchanged."""
     environment = {**os.environ, "RAY_ADDRESS": head.dashboard, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": head.token_path}
-    asked = subprocess.run(
-        [sys.executable, "-c", f"{code}; print('FOUND', *found)"], env=environment, capture_output=True, text=True, timeout=60
+    answer = subprocess.run(
+        [sys.executable, "-c", f"{code}; print('IDS', *ids)"], env=environment, capture_output=True, text=True, timeout=60
     )
-    lines = [line for line in asked.stdout.splitlines() if line.startswith("FOUND")]
-    assert lines, asked.stderr[-2000:]
+    lines = [line for line in answer.stdout.splitlines() if line.startswith("IDS")]
+    assert lines, answer.stderr[-2000:]
     return lines[0].split()[1:]

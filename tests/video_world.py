@@ -1,4 +1,4 @@
-"""A small `samples/` table of really encoded clips: flat pictures that get brighter or darker, with questions about that."""
+"""A small `samples/` table of encoded clips: flat pictures that get brighter or darker, with questions about the change."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def encode(shades: list[int]) -> bytes:
 
 
 def sample_rows(count: int, evaluation: bool = False, first: int = 0) -> list[dict[str, Any]]:
-    made = []
+    rows = []
     for index in range(first, first + count):
         draw = np.random.default_rng(index)
         shades = sorted(int(shade) for shade in draw.choice(np.arange(10, 250), SECONDS, replace=False))
@@ -47,5 +47,5 @@ def sample_rows(count: int, evaluation: bool = False, first: int = 0) -> list[di
             world.conversation("is it a video?", "yes", evaluation, "kind"),
         ]
         row = {"sample_id": digest[:32], "dataset": "shades", "split": "test" if evaluation else "train"}
-        made.append({**row, "modality": "video", "media": [medium], "conversations": talk})
-    return made
+        rows.append({**row, "modality": "video", "media": [medium], "conversations": talk})
+    return rows

@@ -1,4 +1,4 @@
-"""Attempts of a tracked job in processes of their own, and what their W&B files hold."""
+"""Attempts of a tracked job, each in a separate process, and the records in their W&B files."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ run = wandb_tracking.start_tracking(wandb_tracking.tracked_job(job, "voco1-sft-0
 """
 
 
-def raw_job(folder: Path, output: str, **more: Any) -> dict[str, Any]:
+def raw_job(folder: Path, output: str, **blocks: Any) -> dict[str, Any]:
     """A training job whose two inputs are finished outputs."""
     for name in ("samples", "features"):
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,7 @@ def raw_job(folder: Path, output: str, **more: Any) -> dict[str, Any]:
         "model": {"pretrained": "llama", "tower": {"name": "clip", "path": "clip", "image_size": 336}},
         "image_sft": {"epochs": 1, "global_batch": 8, "micro_batch": 8, "learning_rate": 0.001},
         "tracking": {"project": "voco-tests"},
-        **more,
+        **blocks,
     }
 
 
@@ -55,25 +55,27 @@ def command(raw: dict[str, Any], script: str) -> list[str]:
     return [sys.executable, "-c", START + textwrap.dedent(script), json.dumps(raw)]
 
 
-def environment(home: Path, **more: str) -> dict[str, str]:
+def environment(home: Path, **variables: str) -> dict[str, str]:
     home.mkdir(exist_ok=True)
-    held = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
-    return {**held, "PYTHONPATH": str(ROOT / "platform"), "HOME": str(home), "TMPDIR": str(home), **more}
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
+    return {**inherited, "PYTHONPATH": str(ROOT / "platform"), "HOME": str(home), "TMPDIR": str(home), **variables}
 
 
-def attempt(raw: dict[str, Any], script: str, home: Path, ends: int = 0, **more: str) -> subprocess.CompletedProcess[str]:
-    """One attempt in a process of its own."""
+def attempt(
+    raw: dict[str, Any], script: str, home: Path, exit_code: int = 0, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """One attempt in a separate process."""
     done = subprocess.run(
-        command(raw, script), env=environment(home, **more), cwd=home, capture_output=True, text=True, timeout=120
+        command(raw, script), env=environment(home, **variables), cwd=home, capture_output=True, text=True, timeout=120
     )
-    assert done.returncode == ends, done.stderr
+    assert done.returncode == exit_code, done.stderr
     return done
 
 
 def attempts(output: str, run: str = RUN) -> list[list[Any]]:
-    """The records of each attempt, in order of time; one that was killed before it opened its file has none."""
-    place = storage.join(output, "wandb")
-    files = [storage.join(place, name, f"run-{run}.wandb") for name in storage.list_names(place) if "offline-run" in name]
+    """The records of each attempt, in order of time; an attempt killed before it opened its file has none."""
+    folder = storage.join(output, "wandb")
+    files = [storage.join(folder, name, f"run-{run}.wandb") for name in storage.list_names(folder) if "offline-run" in name]
     files = [uri for uri in files if storage.exists(uri)]
     assert files
     return [[record for record, _ in wandb_records.read_records(storage.read_bytes(uri))] for uri in files]
@@ -83,8 +85,8 @@ def of(records: list[Any], kind: str) -> list[Any]:
     return [getattr(record, kind) for record in records if record.WhichOneof("record_type") == kind]
 
 
-def items(held: Any) -> dict[str, Any]:
-    return {"/".join([*([item.key] if item.key else []), *item.nested_key]): json.loads(item.value_json) for item in held}
+def items(records: Any) -> dict[str, Any]:
+    return {"/".join([*([item.key] if item.key else []), *item.nested_key]): json.loads(item.value_json) for item in records}
 
 
 def steps(records: list[Any]) -> list[dict[str, Any]]:
@@ -92,8 +94,8 @@ def steps(records: list[Any]) -> list[dict[str, Any]]:
     return [values for line in of(records, "history") if "step" in (values := items(line.item))]
 
 
-def files(place: Path) -> list[Path]:
-    return [path for path in place.rglob("*") if path.is_file() and not path.is_symlink()]
+def files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
 
 
 def png(colour: tuple[int, int, int]) -> bytes:

@@ -1,4 +1,4 @@
-"""A small `samples/` table of real images with questions, written straight as the ingest stage would."""
+"""A small `samples/` table of real images with questions, written directly, in the form of the ingest stage."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def conversation(text: str, answer: str, evaluation: bool, category: str | None 
 
 def sample_rows(count: int, evaluation: bool = False, first: int = 0, text_every: int = 5) -> list[dict[str, Any]]:
     """`count` rows; every `text_every`-th is text only."""
-    made: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     for index in range(first, first + count):
         name = hashlib.sha256(str(index).encode()).hexdigest()[:32]
         row = {"sample_id": name, "dataset": "world", "split": "test" if evaluation else "train"}
         if text_every and index % text_every == 0 and not evaluation:
             talk = [conversation("say hello", f"hello {index % 3}", evaluation)]
-            made.append({**row, "modality": "text", "media": [], "conversations": talk})
+            rows.append({**row, "modality": "text", "media": [], "conversations": talk})
             continue
         data, left, right = picture(index)
         medium = {"bytes": data, "path": f"{index}.png", "format": "png", "sha256": hashlib.sha256(data).hexdigest()}
@@ -55,14 +55,14 @@ def sample_rows(count: int, evaluation: bool = False, first: int = 0, text_every
             conversation("what color is the left?", left, evaluation, "left"),
             conversation("what color is the right?", right, evaluation, "right"),
         ]
-        made.append({**row, "modality": "image", "media": [medium], "conversations": talk})
-    return made
+        rows.append({**row, "modality": "image", "media": [medium], "conversations": talk})
+    return rows
 
 
-def write_samples(output: str, made: list[dict[str, Any]], rows_per_group: int = 8) -> str:
+def write_samples(output: str, rows: list[dict[str, Any]], rows_per_group: int = 8) -> str:
     """A finished `samples/` output at `output`."""
-    table = pa.Table.from_pylist(made, schema=schemas.SAMPLES)
-    groups = [table.slice(start, rows_per_group) for start in range(0, len(made), rows_per_group)]
+    table = pa.Table.from_pylist(rows, schema=schemas.SAMPLES)
+    groups = [table.slice(start, rows_per_group) for start in range(0, len(rows), rows_per_group)]
     entry = parquet.write_table(storage.join(output, "samples", "part-00000.parquet"), groups, schemas.SAMPLES)
     record = manifest.Manifest(kind="ingest", name="world", run_id="world-0", spec_sha256="", tables={"samples": [entry]})
     storage.write_json(storage.join(output, "manifest.json"), record.model_dump())

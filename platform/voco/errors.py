@@ -1,4 +1,4 @@
-"""What a job can end with besides success, and the exit code of each."""
+"""How a job can end other than in success, with the exit code of each."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 
 class Refused(Exception):
-    """A mistake of the user, in one line that says what to change. Exit code 2."""
+    """A user's mistake, in one line that says what to change. Exit code 2."""
 
 
 class JobFailed(Exception):
@@ -21,21 +21,21 @@ class Stopped(Exception):
 
 def one_line(error: BaseException) -> str:
     """An exception's type and message, in one line of at most 200 characters."""
-    return _line(f"{type(error).__name__}: {error}", 200)
+    return _single_line(f"{type(error).__name__}: {error}", 200)
 
 
 def message_line(error: BaseException, limit: int = 200) -> str:
     """An exception's message, in one line of at most `limit` characters."""
-    return _line(str(error), limit)
+    return _single_line(str(error), limit)
 
 
-def _line(text: str, limit: int) -> str:
-    """Without memory addresses, which Python puts into messages: the same error is the same text in any run."""
+def _single_line(text: str, limit: int) -> str:
+    """One line without memory addresses, so that the same error has the same text in every run."""
     return " ".join(re.sub(r" at 0x[0-9a-f]+", "", text).split())[:limit]
 
 
 def exit_code(call: Callable[[], int]) -> int:
-    """What `call` returns, or the exit code of the error that it ends with, whose text is printed on stderr in one line."""
+    """The result of `call`, or the exit code of the error that ended it, which is printed on stderr in one line."""
     try:
         return call()
     except Refused as error:

@@ -11,7 +11,7 @@ import yaml
 
 from cluster import ray_private
 from voco.commands import render, worker_groups
-from voco.commands.worker_groups import Stage, WorkerDemand
+from voco.commands.worker_groups import StageDemands, WorkerDemand
 from voco.job.load import load_job
 from voco.run import units
 
@@ -27,7 +27,7 @@ def autoscaling(file: str, accelerator: str = "A100") -> dict[str, Any]:
     return ray_private.ray_cluster(raw["spec"]) if file.startswith("kuberay") else ray_private.launcher(raw=raw)
 
 
-def accelerator_of(stages: list[Stage]) -> str:
+def accelerator_of(stages: list[StageDemands]) -> str:
     (accelerator,) = {demand.accelerator for stage in stages for demand in stage} - {None} or {"A100"}
     return str(accelerator)
 
@@ -37,7 +37,7 @@ def bundle(demand: WorkerDemand) -> dict[str, float]:
     return resources | ({f"accelerator_type:{demand.accelerator}": 0.001} if demand.accelerator else {})  # Ray's own request
 
 
-def launched_nodes(config: dict[str, Any], stage: Stage) -> Counter[str]:
+def launched_nodes(config: dict[str, Any], stage: StageDemands) -> Counter[str]:
     """GPU workers as one gang, the harder case; others one by one. Every worker must fit."""
     gangs = [[bundle(demand)] * demand.count for demand in stage if demand.gpus]
     singles = [bundle(demand) for demand in stage if not demand.gpus for _ in range(demand.count)]
@@ -82,7 +82,7 @@ def test_work_that_does_not_fit_is_reported() -> None:
 
 
 @pytest.mark.parametrize("cluster", CLUSTERS)
-def test_the_label_keeps_cpu_work_off_gpu_nodes_when_there_is_too_much(cluster: str) -> None:
+def test_the_label_keeps_cpu_work_off_gpu_nodes_when_cpu_nodes_are_full(cluster: str) -> None:
     config = autoscaling(cluster)
     singles = [{"CPU": 1.0}] * 600
     assert gpu_nodes(config, ray_private.schedule(config, [], singles, {})[0]) > 0  # without the label, Ray spills over

@@ -137,7 +137,7 @@ def world(s3: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worl
     directory = tmp_path_factory.mktemp("kills")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", f"{ROOT / 'platform'}:{ROOT}")
-        with two_nodes.started(directory, CPUS) as head:
+        with two_nodes.two_node_cluster(directory, CPUS) as head:
             yield World(head, s3, directory)
 
 

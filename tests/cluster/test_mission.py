@@ -42,7 +42,7 @@ def head(s3_server: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     work.mkdir()
     for name in ("pipelines", "platform"):
         shutil.copytree(Path(__file__).parents[2] / name, work / name, ignore=shutil.ignore_patterns("__pycache__"))
-    with two_nodes.started(directory, CPUS) as head:
+    with two_nodes.two_node_cluster(directory, CPUS) as head:
         yield head, work
 
 
@@ -100,7 +100,7 @@ def test_killed_at_three_random_points_it_ends_with_the_same_tables(head: tuple[
             print(f"kill {kill}: {victim}, exit {client.returncode}")
             if lost := leaked(head[0]):
                 print(f"kill {kill}: Ray reserves {lost:g} CPUs for a placement group that is gone; a node joins to replace them")
-                stack.enter_context(two_nodes.another(head[0], head[1].parent, CPUS))
+                stack.enter_context(two_nodes.extra_node(head[0], head[1].parent, CPUS))
         client = submit(*head, "killed")
         out, _ = client.communicate(timeout=1200)
         assert client.returncode == 0, out[-6000:]

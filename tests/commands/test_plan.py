@@ -28,10 +28,10 @@ def folder(tmp_path: Path) -> Path:
 
 def test_states_of_inputs_and_outputs(folder: Path, tmp_path: Path) -> None:
     job = source.job(folder, tmp_path / "out")
-    told = "\n".join(plan.plan_lines("job.yaml", job))
-    assert f"output {tmp_path}/out: new" in told
-    assert "mix.json: present: " in told
-    assert "free disk there" in told
+    printed = "\n".join(plan.plan_lines("job.yaml", job))
+    assert f"output {tmp_path}/out: new" in printed
+    assert "mix.json: present: " in printed
+    assert "free disk there" in printed
     run = pipelines.run(job).run_id
     assert f"finished as {run}" in "\n".join(plan.plan_lines("job.yaml", job))
     (tmp_path / "out" / "manifest.json").unlink()
@@ -48,14 +48,14 @@ def test_not_checked_inputs_are_sized_by_expect(monkeypatch: pytest.MonkeyPatch)
     raw["output"] = "s3://nowhere/out"
     for name, value in {"ENDPOINT_URL": "http://127.0.0.1:9", "ACCESS_KEY_ID": "k", "SECRET_ACCESS_KEY": "s"}.items():
         monkeypatch.setenv(f"AWS_{name}", value)
-    PatientS3.clear_instance_cache()  # another test's server may be in it
+    PatientS3.clear_instance_cache()  # another test's server may be cached
     job = build_job("job.yaml", raw)
-    told = "\n".join(plan.plan_lines("job.yaml", job))
+    printed = "\n".join(plan.plan_lines("job.yaml", job))
     assert plan.plan_exit_code("job.yaml", job) == 0
-    assert "output s3://nowhere/out: not checked" in told
-    assert "s3://YOUR-BUCKET/a: not checked, expect: 1,001 rows, 5.0 GiB" in told
-    assert "s3://nowhere/f: not checked, expect" in told
-    assert "steps: ceil(1,001 rows / 8) x 1 epochs = 126" in told
+    assert "output s3://nowhere/out: not checked" in printed
+    assert "s3://YOUR-BUCKET/a: not checked, expect: 1,001 rows, 5.0 GiB" in printed
+    assert "s3://nowhere/f: not checked, expect" in printed
+    assert "steps: ceil(1,001 rows / 8) x 1 epochs = 126" in printed
 
 
 def test_parameters_are_those_of_transformers() -> None:
@@ -70,22 +70,22 @@ def test_parameters_are_those_of_transformers() -> None:
 
 
 def test_zero_memory_adds_up() -> None:
-    def told(stage: int, precision: str) -> str:
+    def formula(stage: int, precision: str) -> str:
         raw = changed(changed(TRAIN, "image_sft.zero_stage", stage), "image_sft.precision", precision)
         job = build_job("x", raw)
         return plan.training_memory(job, job.model.llama)[1]  # type: ignore[union-attr, arg-type]
 
-    assert "x (2 + 2 + 12/2) bytes" in told(1, "bf16")
-    assert "x (2 + 2/2 + 12/2) bytes" in told(2, "bf16")
-    assert "x (4/2 + 4/2 + 8/2) bytes" in told(3, "fp32")
+    assert "x (2 + 2 + 12/2) bytes" in formula(1, "bf16")
+    assert "x (2 + 2/2 + 12/2) bytes" in formula(2, "bf16")
+    assert "x (4/2 + 4/2 + 8/2) bytes" in formula(3, "fp32")
 
 
-@pytest.mark.parametrize(("precision", "gpus", "told"), [("bf16", 0, True), ("fp32", 0, False), ("bf16", 1, False)])
-def test_bf16_without_a_gpu_is_told(precision: str, gpus: int, told: bool) -> None:
+@pytest.mark.parametrize(("precision", "gpus", "warned"), [("bf16", 0, True), ("fp32", 0, False), ("bf16", 1, False)])
+def test_bf16_without_a_gpu_gives_a_warning(precision: str, gpus: int, warned: bool) -> None:
     raw = changed(changed(TRAIN, "image_sft.precision", precision), "resources", {"workers": 2, "gpus_per_worker": gpus})
     sizes = {"inputs.samples[0].uri": plan.InputSize(10, None, "manifest")}
     lines = plan.training_plan(build_job("x", raw), sizes)
-    assert any("multiply bf16 many times slower" in line for line in lines) == told
+    assert any("multiply bf16 many times slower" in line for line in lines) == warned
 
 
 def test_the_command_is_quick_and_imports_neither_ray_nor_torch(folder: Path, tmp_path: Path) -> None:

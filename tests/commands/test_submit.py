@@ -1,4 +1,4 @@
-"""The Jobs API for real: a cluster of our own with a token, started and ended here; one run however often it is submitted."""
+"""The real Jobs API on a cluster with a token, which the test starts and stops: one run however often it is submitted."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A working directory with sources, job files and a running cluster in its `.demo/`."""
-    place = tmp_path_factory.mktemp("jobs")
-    source.write(place / "source", *source.good(3000, 3000))
+    root = tmp_path_factory.mktemp("jobs")
+    source.write(root / "source", *source.good(3000, 3000))
     line = [stage_of("one", 100), stage_of("two", 200)]
-    write_job(place / "line.yaml", {"name": "line", "kind": "flow", "output": "out/line", "flow": {"stages": line}})
-    write_job(place / "slow.yaml", {**stage_of("slow", 1), "output": "out/slow"})
-    cluster.start(place / ".demo", cpus=3)
-    yield place
-    cluster.stop(place / ".demo")
+    write_job(root / "line.yaml", {"name": "line", "kind": "flow", "output": "out/line", "flow": {"stages": line}})
+    write_job(root / "slow.yaml", {**stage_of("slow", 1), "output": "out/slow"})
+    cluster.start(root / ".demo", cpus=3)
+    yield root
+    cluster.stop(root / ".demo")
 
 
 def stage_of(name: str, unit_rows: int) -> dict[str, object]:
-    inputs = {"annotations": "source/mix.json", "media": "source/images"}  # relative: the working directory is used in place
+    inputs = {"annotations": "source/mix.json", "media": "source/images"}  # relative to the working directory
     return {
         "name": name,
         "kind": "ingest",
@@ -47,97 +47,97 @@ def write_job(file: Path, job: dict[str, object]) -> None:
     file.write_text(yaml.safe_dump(job))
 
 
-def clean_environment(**more: str) -> dict[str, str]:
-    return {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | more
+def clean_environment(**variables: str) -> dict[str, str]:
+    return {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | variables
 
 
-def voco(place: Path, *words: str, **more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "pipelines", *words]
+def voco(root: Path, *arguments: str, **variables: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "pipelines", *arguments]
     return subprocess.Popen(
-        command, cwd=place, env=clean_environment(**more), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, cwd=root, env=clean_environment(**variables), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 
-def ended(process: subprocess.Popen[str], timeout: float = 240) -> tuple[int, str, str]:
+def finish(process: subprocess.Popen[str], timeout: float = 240) -> tuple[int, str, str]:
     out, err = process.communicate(timeout=timeout)
     return process.returncode, out, err
 
 
-def test_two_sends_at_once_are_one_run_and_a_third_says_done(place: Path) -> None:
-    both = [ended(process) for process in [voco(place, "submit", "line.yaml"), voco(place, "submit", "line.yaml")]]
+def test_two_submissions_at_once_are_one_run_and_a_third_reports_it_done(root: Path) -> None:
+    both = [finish(process) for process in [voco(root, "submit", "line.yaml"), voco(root, "submit", "line.yaml")]]
     for code, out, err in both:
         assert code == 0, (out, err)
         assert "[2/2] two: ingest" in out, both
     assert sum("; following it" in out for _, out, _ in both) == 1
-    client = submit.connect(target(place))
+    client = submit.connect(target(root))
     assert len(client.list_jobs()) == 1
     started = time.monotonic()
-    code, out, _ = ended(voco(place, "submit", "line.yaml"))
+    code, out, _ = finish(voco(root, "submit", "line.yaml"))
     assert code == 0
     assert out.startswith("line: done already (line-")
     assert time.monotonic() - started < 30
     assert len(client.list_jobs()) == 1
-    # And the other half of the race: the second send finds the submission id taken.
+    # The other half of the race: the submission id is already in use.
     info = client.list_jobs()[0]
     with pytest.raises(RuntimeError, match="already exists"):
         client.submit_job(entrypoint="true", submission_id=info.submission_id)
 
 
-def test_the_printed_line_does_the_same_by_hand(place: Path) -> None:
-    running = voco(place, "submit", "slow.yaml")
+def test_the_printed_command_does_the_same_by_hand(root: Path) -> None:
+    running = voco(root, "submit", "slow.yaml")
     line = ""
     assert running.stdout is not None
     while "ray job submit" not in line.replace("/ray ", "ray "):
         line = running.stdout.readline()
         assert line, running.communicate()
-    assert (place / ".demo" / "token").read_text() not in line
-    wait_for(lambda: any((place / "out" / "slow").glob("units/*.json")))
-    # By hand while it runs: the driver is refused, because the run is held.
+    assert (root / ".demo" / "token").read_text() not in line
+    wait_for(lambda: any((root / "out" / "slow").glob("units/*.json")))
+    # By hand while it runs: the driver fails, because the output is claimed.
     by_hand = subprocess.run(["bash", "-c", line], cwd="/", env=clean_environment(), capture_output=True, text=True, timeout=60)
     assert by_hand.returncode == 1
     assert "is running already, as job slow-" in by_hand.stdout + by_hand.stderr
 
-    code, out, err = ended(voco(place, "stop", "slow.yaml"))
+    code, out, err = finish(voco(root, "stop", "slow.yaml"))
     assert code == 0, (out, err)
     assert "STOPPED" in out
-    code, out, _ = ended(running)
+    code, out, _ = finish(running)
     assert code == 130
     assert "stopped after unit" in out
     assert "Traceback" not in out
 
-    # By hand after that: it continues, and `voco stop` finds it by the job file although Ray gave it another name.
+    # By hand after that: it continues, and `voco stop` finds it by the job file although Ray named the job differently.
     hand = subprocess.Popen(["bash", "-c", line], cwd="/", env=clean_environment(), stdout=subprocess.PIPE, text=True)
-    told = ""
+    progress = ""
     assert hand.stdout is not None
-    while "units are done already" not in told:
-        told = hand.stdout.readline()
-        assert told, "the job ended without continuing"
-    assert ended(voco(place, "stop", "slow.yaml"))[0] == 0
+    while "units are done already" not in progress:
+        progress = hand.stdout.readline()
+        assert progress, "the job ended without continuing"
+    assert finish(voco(root, "stop", "slow.yaml"))[0] == 0
     hand.communicate(timeout=30)
-    code, out, _ = ended(voco(place, "status", "slow.yaml"))
+    code, out, _ = finish(voco(root, "status", "slow.yaml"))
     assert code == 0
     assert out.startswith("raysubmit_")
     assert ": STOPPED, " in out
 
 
-def test_a_wrong_token_and_an_unknown_run_are_refused(place: Path) -> None:
-    (place / "wrong").write_text("0" * 64)
-    code, _, err = ended(voco(place, "status", "slow.yaml", RAY_AUTH_TOKEN_PATH="wrong"))
+def test_a_wrong_token_and_an_unknown_run_are_refused(root: Path) -> None:
+    (root / "wrong").write_text("0" * 64)
+    code, _, err = finish(voco(root, "status", "slow.yaml", RAY_AUTH_TOKEN_PATH="wrong"))
     assert code == 2
     assert "does not accept the token of wrong" in err
     assert err.count("\n") == 1
-    code, _, err = ended(voco(place, "logs", "nobody-12345678"))
+    code, _, err = finish(voco(root, "logs", "nobody-12345678"))
     assert code == 2
     assert "knows no job of nobody-12345678" in err
 
 
-def test_start_reuses_and_stop_leaves_nothing(place: Path) -> None:
-    folder = place / ".demo"
-    held = cluster.read_cluster(folder)
-    assert held is not None
-    assert cluster.start(folder) == held
+def test_start_reuses_a_cluster_and_stop_leaves_no_process(root: Path) -> None:
+    folder = root / ".demo"
+    running = cluster.read_cluster(folder)
+    assert running is not None
+    assert cluster.start(folder) == running
     assert (folder / "token").stat().st_mode & 0o777 == 0o600
-    before = cluster.members(held.mark)
+    before = cluster.members(running.mark)
     assert len(before) > 5
     assert cluster.stop(folder) >= len(before)
     assert not [process for process in before if psutil.pid_exists(process.pid) and process.is_running()]
@@ -145,10 +145,10 @@ def test_start_reuses_and_stop_leaves_nothing(place: Path) -> None:
     assert cluster.stop(folder) == 0
 
 
-def target(place: Path) -> submit.ClusterTarget:
-    held = cluster.read_cluster(place / ".demo")
-    assert held is not None
-    return submit.ClusterTarget(held.dashboard, held.token_path, (held.temp_dir,))
+def target(root: Path) -> submit.ClusterTarget:
+    running = cluster.read_cluster(root / ".demo")
+    assert running is not None
+    return submit.ClusterTarget(running.dashboard, running.token_path, (running.temp_dir,))
 
 
 def wait_for(condition: object, seconds: float = 200) -> None:

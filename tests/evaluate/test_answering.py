@@ -17,7 +17,6 @@ import world
 import pipelines
 from voco.errors import Refused
 from voco.evaluate import answering, preflight
-from voco.evaluate.scores import ALL
 from voco.job.config import Evaluate, Model, Resources, Text
 from voco.job.spec import Job
 from voco.methods import fastv
@@ -28,6 +27,7 @@ from voco.precompute import feature_store, features, frame_cache
 from voco.run import manifest, units
 from voco.sequence.anyres import Anyres
 from voco.store import parquet, storage
+from voco.store.schemas import ALL
 
 LLAMA = {"layers": 3, "width": 32, "heads": 4, "kv_heads": 2, "mlp_width": 48, "vocabulary": 300}
 SLOTS, IMAGES = 4, 6  # vision tokens of an image of 32 pixels, and images, each with two questions

@@ -17,7 +17,7 @@ from ingest.web_server import certificate, serving
 import pipelines
 from voco.errors import Refused
 from voco.ingest.captions import image_request
-from voco.ingest.formats.cc3m_tsv import LINE, read
+from voco.ingest.formats.cc3m_tsv import LINE_BYTES, read
 from voco.ingest.media import download, web
 from voco.ingest.media.download import DownloadLimits, is_public
 from voco.ingest.media.web import WebMedia
@@ -90,7 +90,7 @@ BAD = {
     "no caption": (b" \thttp://h/x", "empty_text"),
     "not UTF-8": (b"\xff\thttp://h/x", "bad_record"),
     "a URL that is not UTF-8": (b"a\thttp://h/\xff", "bad_record"),
-    "a long line": (b"a" * (3 * LINE) + b"\thttp://h/x", "bad_record"),
+    "a long line": (b"a" * (3 * LINE_BYTES) + b"\thttp://h/x", "bad_record"),
     "a long URL": (b"a\thttp://h/" + b"x" * 9000, "bad_record"),
 }
 
@@ -172,7 +172,7 @@ def test_statuses_and_retries(server) -> None:
 
 
 @pytest.mark.parametrize("path", ["old/7.jpg", "chunked/7.jpg", "redirect/4"])
-def test_ways_to_send(server, path: str) -> None:
+def test_every_transfer_encoding_is_read(server, path: str) -> None:
     assert download.download(f"{server}/{path}", 1 << 20, OPEN) == image(5 if "redirect" in path else 7)
 
 
@@ -208,7 +208,7 @@ def test_robots(server) -> None:
     assert download.download(f"{server}/robots/all", 1 << 20, OPEN) == image(6)
 
 
-def test_nothing_there(server) -> None:
+def test_servers_that_do_not_answer_are_failed_downloads(server) -> None:
     assert lost("http://127.0.0.1:9/x").reason == "download_failed"
     assert lost(f"https{server[4:]}/image/1.jpg").reason == "download_failed"  # the server has no TLS
     assert lost(f"http://{'x' * 70}.invalid/x").reason == "download_failed"

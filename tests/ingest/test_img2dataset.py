@@ -35,7 +35,7 @@ DEAD = {3: "/status/404", 7: "/garbage/x", 12: "/loop", 20: "/robots/noai", 28: 
 PAGE = 15  # the server sends a page instead of the image
 
 
-def test_what_img2dataset_writes_is_read_as_it_is(tmp_path) -> None:
+def test_shards_of_img2dataset_are_read_unchanged(tmp_path) -> None:
     """Every image is byte-equal to the server's, with its caption. A failed download is a gap, which img2dataset counts too."""
     with serving() as web:
         urls = {index: web + DEAD.get(index, f"/image/{index}.jpg") for index in range(30)}

@@ -154,7 +154,7 @@ def test_read_streams_every_row(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("text", ['{"a": []}', "", '[{"a": 1}', '[{"a": 1}] x', '[{"a": NaN}]', "not json"])
-def test_a_file_that_is_no_whole_list_is_refused(tmp_path, text: str) -> None:
+def test_a_file_that_is_not_a_complete_list_is_refused(tmp_path, text: str) -> None:
     path = tmp_path / "mix.json"
     path.write_text(text)
     with pytest.raises(Refused, match=r"inputs.annotations: .*mix.json: "):

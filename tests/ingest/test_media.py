@@ -11,7 +11,8 @@ from ingest.source import image
 
 from voco.ingest.media.decoder import Decoder
 from voco.ingest.media.folder import MediaRoot
-from voco.ingest.media.image import MediaLimits, check_image, read_image
+from voco.ingest.media.image import check_image, read_image
+from voco.ingest.media.source import MediaLimits
 from voco.ingest.source_row import BadRow
 
 HEADER = MediaLimits("header", 1 << 20, 10_000, 200.0, 1 << 20)

@@ -14,7 +14,7 @@ from ingest import source
 
 import pipelines
 from voco.errors import Refused
-from voco.ingest.answer_keys import LETTER
+from voco.ingest.evaluation_row import LETTER
 from voco.ingest.formats.mmbench_tsv import TsvImages, field_text, read
 from voco.ingest.source_row import BadRow, Reject, SourceRow
 from voco.job import spec
@@ -175,7 +175,7 @@ def test_a_whole_job(tmp_path) -> None:
     assert json.loads(samples["4"]["conversations"][0]["extra"]) == {}
 
 
-def test_media_besides_are_refused(tmp_path) -> None:
+def test_a_separate_media_input_is_refused(tmp_path) -> None:
     write(tmp_path / "mmb.tsv", [row(1)])
     with pytest.raises(Refused, match=r"inputs\.media: expected nothing: mmbench_tsv"):
         pipelines.run(job(tmp_path, media=str(tmp_path)))

@@ -13,7 +13,8 @@ from ingest import source
 
 import pipelines
 from voco.errors import JobFailed, Refused
-from voco.ingest.answer_keys import SHORT, bare_question
+from voco.ingest.answer_keys import bare_question
+from voco.ingest.evaluation_row import SHORT
 from voco.ingest.formats.question_jsonl import read
 from voco.ingest.source_row import Reject, SourceRow
 from voco.job import spec
@@ -127,7 +128,7 @@ def test_gqas_own_questions_have_their_answers(tmp_path) -> None:
 @pytest.mark.parametrize(
     "text", ['{"questions": [{"question_id": 1}]}', '{"data_subtype": "val2014", "questions": [{"image_id": 1,']
 )
-def test_own_questions_that_are_not_whole_are_refused(tmp_path, text: str) -> None:
+def test_incomplete_own_questions_are_refused(tmp_path, text: str) -> None:
     (tmp_path / "own.json").write_text(text)
     with pytest.raises(Refused, match=r"inputs.annotations: .*own.json: "):
         list(read(str(tmp_path / "own.json"), TEST, None))
@@ -204,7 +205,7 @@ def test_mme_two_questions_of_the_same_id(tmp_path) -> None:
         f"Reference OCR token: a, b\nWhat brand?\n{SHORT}", f"What brand? Please answer yes or no.\n{SHORT}",
     ],
 )  # fmt: skip
-def test_the_question_without_what_is_around_it(text: str) -> None:
+def test_the_question_without_its_surrounding_text(text: str) -> None:
     assert bare_question({"text": text}) == "what brand?"
 
 
@@ -245,7 +246,7 @@ def test_bad_rows_are_rejected(tmp_path, name: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "no JSON", '{"annotations": [{"question_id": 1, "ans', "[]", "3"])
-def test_an_answers_file_that_is_none_is_refused(tmp_path, text: str) -> None:
+def test_a_file_that_is_no_answers_file_is_refused(tmp_path, text: str) -> None:
     (tmp_path / "a.json").write_text(text)
     path = lines(tmp_path / "q.jsonl", [question("1", "a.jpg", "What?")])
     with pytest.raises(Refused, match=r"inputs.answers: .*a.json: "):
@@ -293,7 +294,7 @@ def test_rows_without_an_answer_fail_the_job_by_default(tmp_path) -> None:
         pipelines.run(job(tmp_path, max_reject_share=0.01))
 
 
-def test_answers_are_only_for_formats_that_have_them_apart(tmp_path) -> None:
+def test_answers_are_only_for_formats_with_a_separate_answers_file(tmp_path) -> None:
     source.write(tmp_path, *source.good(2, 1))
     lines(tmp_path / "a.jsonl", [{"question_id": 2, "answer": "here"}])
     (tmp_path / "q.jsonl").write_text((tmp_path / "mix.json").read_text())

@@ -11,7 +11,7 @@ from ingest.clips import clip
 from ingest.source import good, job, part_hashes, row, write
 
 import pipelines
-from voco.ingest.media.image import MediaLimits
+from voco.ingest.media.source import MediaLimits
 from voco.ingest.write_samples import WriteSamples
 from voco.job.config import Resources
 from voco.run import units

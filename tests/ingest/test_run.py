@@ -169,7 +169,7 @@ def test_a_medium_that_is_too_large_for_a_table_lies_beside_it(tmp_path) -> None
 @pytest.mark.parametrize(
     ("limit", "path", "share"), [("max_missing_share", "gone.jpg", 0.02), ("max_reject_share", "text.jpg", 0.01)]
 )
-def test_a_job_that_loses_too_much_fails_and_goes_on_when_mended(tmp_path, limit: str, path: str, share: float) -> None:
+def test_a_job_that_loses_too_much_fails_and_continues_after_a_repair(tmp_path, limit: str, path: str, share: float) -> None:
     listed, images = good(96, 8)
     lost = [row(index, path, f"<image>\n{index}?", "Yes") for index in range(4)]
     write(tmp_path, listed + lost, {**images, "text.jpg": b"no image"})

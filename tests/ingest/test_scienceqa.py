@@ -11,7 +11,7 @@ from ingest import source
 
 import pipelines
 from voco.errors import Refused
-from voco.ingest.answer_keys import LETTER
+from voco.ingest.evaluation_row import LETTER
 from voco.ingest.formats.scienceqa import read
 from voco.ingest.source_row import Reject, SourceRow
 from voco.job.config import Ingest

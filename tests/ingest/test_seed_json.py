@@ -11,7 +11,7 @@ from ingest import source
 
 import pipelines
 from voco.errors import JobFailed, Refused
-from voco.ingest.answer_keys import LETTER
+from voco.ingest.evaluation_row import LETTER
 from voco.ingest.formats.seed_json import read
 from voco.ingest.source_row import Reject, SourceRow
 from voco.job import spec

@@ -93,7 +93,7 @@ def test_bad_rows(name: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["{}", '[{"q": 1}', b'["\xff"]'.decode("latin-1") + "x"])
-def test_a_file_that_is_no_whole_list_is_refused(tmp_path, text: str) -> None:
+def test_a_file_that_is_not_a_complete_list_is_refused(tmp_path, text: str) -> None:
     path = tmp_path / "vc.json"
     path.write_text(text, encoding="latin-1")
     with pytest.raises(Refused, match=r"inputs.annotations: .*vc.json: "):

@@ -16,7 +16,7 @@ from ingest.source import image
 
 from voco.ingest.media.decoder import Decoder
 from voco.ingest.media.folder import MediaRoot
-from voco.ingest.media.image import MediaLimits
+from voco.ingest.media.source import MediaLimits
 from voco.ingest.media.video import check_container, read_video
 from voco.ingest.source_row import BadRow
 
@@ -89,7 +89,7 @@ def test_an_empty_file_and_a_file_without_a_picture(tmp_path, probe) -> None:
     assert reason(tmp_path, probe, b"RIFF\x04\0\0\0AVI ") == "corrupt_media"
 
 
-def test_what_is_behind_the_video_is_no_fault() -> None:
+def test_trailing_bytes_after_a_video_are_no_fault() -> None:
     assert check_container(clip() + b"\0" * 100) == "mp4"
     assert check_container(clip() + b"\0\0\xff\xfffree") == "mp4"  # cut inside a box without content
     assert check_container(clip("matroska") + b"more") == "mkv"

@@ -42,7 +42,7 @@ def test_zip64_with_long_sizes_offsets_and_counts(tmp_path, monkeypatch) -> None
     assert read_all(path) == MEMBERS
 
 
-def test_an_archive_behind_something_else(tmp_path) -> None:
+def test_an_archive_after_other_bytes(tmp_path) -> None:
     path = pack(tmp_path / "x.zip")
     path.write_bytes(b"#!/bin/sh\n" * 50 + path.read_bytes())
     assert read_all(path) == MEMBERS
@@ -54,7 +54,7 @@ def test_the_directory_is_read_in_pieces(tmp_path, monkeypatch, piece: int) -> N
     assert read_all(pack(tmp_path / "x.zip")) == MEMBERS
 
 
-def test_a_long_local_extra_field_and_a_name_that_is_there_twice(tmp_path) -> None:
+def test_a_long_local_extra_field_and_a_name_used_twice(tmp_path) -> None:
     info = zipfile.ZipInfo("a.jpg")
     info.extra = b"\xfe\xca" + (1000).to_bytes(2, "little") + bytes(1000)
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as packed:

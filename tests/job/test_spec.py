@@ -1,4 +1,4 @@
-"""A mistake in a job file is one line that names the place; run ids depend on what matters and nothing else."""
+"""A mistake in a job file is one line that names its key; run ids depend on content and inputs only."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ INGEST: dict[str, Any] = {
 
 def changed(job: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
     """A copy with one key set; `path` is dotted."""
-    made = copy.deepcopy(job)
-    place = made
+    copied = copy.deepcopy(job)
+    block = copied
     *parents, last = path.split(".")
     for key in parents:
-        place = place[key]
-    place[last] = value
-    return made
+        block = block[key]
+    block[last] = value
+    return copied
 
 
 def of_stages(*stages: dict[str, Any]) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def without(job: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("raw", "said"),
+    ("raw", "message"),
     [
         (changed(TRAIN, "image_sft.epoch", 2), "image_sft.epoch: unknown key; did you mean epochs?"),
         (changed(TRAIN, "imagesft", {}), "imagesft: unknown key; did you mean image_sft?"),
@@ -91,15 +91,15 @@ def without(job: dict[str, Any], key: str) -> dict[str, Any]:
         ),
     ],
 )  # fmt: skip
-def test_a_mistake_is_one_line_with_its_place(raw: dict[str, Any], said: str) -> None:
+def test_a_mistake_is_one_line_with_its_key(raw: dict[str, Any], message: str) -> None:
     with pytest.raises(Refused) as refused:
         build_job("job.yaml", raw)
     assert str(refused.value).startswith("job.yaml: ")
-    assert said in str(refused.value)
+    assert message in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
-def test_files_that_are_no_job(tmp_path: Path) -> None:
+def test_files_that_are_not_jobs(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="no such file"):
         load_job(str(tmp_path / "none.yaml"))
     with pytest.raises(Refused, match="not YAML"):
@@ -145,7 +145,7 @@ def test_a_stage_takes_its_defaults_from_the_flow() -> None:
 
 
 @pytest.mark.parametrize(
-    ("block", "said"),
+    ("block", "message"),
     [
         ({"read_as": "fastv"}, "expected {layer: K, keep: share} with `read_as: fastv`, and only with it"),
         ({"fastv": {"layer": 2, "keep": 0.5}}, "expected {layer: K, keep: share} with `read_as: fastv`, and only with it"),
@@ -157,17 +157,17 @@ def test_a_stage_takes_its_defaults_from_the_flow() -> None:
         ({"tokens": [0]}, "evaluate.tokens[0]: expected greater than or equal to 1"),
     ],
 )
-def test_ways_to_read_a_checkpoint_that_cannot_be(block: dict[str, Any], said: str) -> None:
+def test_impossible_ways_to_read_a_checkpoint(block: dict[str, Any], message: str) -> None:
     inputs = {"samples": [{"uri": "a"}], "features": "f", "checkpoint": "c"}
     job = {"name": "ask", "kind": "evaluate", "output": "o", "inputs": inputs, "evaluate": {"benchmark": "gqa", **block}}
-    with pytest.raises(Refused) as told:
+    with pytest.raises(Refused) as refused:
         build_job("j.yaml", job)
-    assert said in str(told.value)
-    assert "\n" not in str(told.value)
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
 
 
 def test_fastv_reads_no_frame_cache() -> None:
     inputs = {"samples": [{"uri": "a"}], "frame_cache": "f", "checkpoint": "c"}
     block = {"benchmark": "gqa", "read_as": "fastv", "fastv": {"layer": 2, "keep": 0.5}}
-    with pytest.raises(Refused, match=r"evaluate\.fastv: reads images whole: expected `inputs\.features`"):
+    with pytest.raises(Refused, match=r"evaluate\.fastv: reads uncompressed images: expected `inputs\.features`"):
         build_job("j.yaml", {"name": "ask", "kind": "evaluate", "output": "o", "inputs": inputs, "evaluate": block})

@@ -1,4 +1,4 @@
-"""The points of a sweep: names, values put in their places, bounds, and what is refused."""
+"""The trials of a sweep: names, values at their keys, bounds, and what is refused."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ ASK = {
 
 
 def sweep(axes: dict[str, list[Any]], **changes: Any) -> spec.Job:
-    whole = {"axes": axes, "train": copy.deepcopy(TRAIN), "evaluate": copy.deepcopy(ASK), **changes}
-    return build_job("s.yaml", {"name": "sweep", "kind": "sweep", "output": "out", "seed": 7, "sweep": whole})
+    block = {"axes": axes, "train": copy.deepcopy(TRAIN), "evaluate": copy.deepcopy(ASK), **changes}
+    return build_job("s.yaml", {"name": "sweep", "kind": "sweep", "output": "out", "seed": 7, "sweep": block})
 
 
 def test_the_last_axis_is_the_fastest_and_a_block_may_be_an_axis() -> None:
@@ -37,31 +37,31 @@ def test_the_last_axis_is_the_fastest_and_a_block_may_be_an_axis() -> None:
     )
 
 
-def test_values_are_put_in_their_places_and_nowhere_else() -> None:
+def test_values_are_set_at_their_keys_and_nowhere_else() -> None:
     before = copy.deepcopy(TRAIN)
     changed = with_values(TRAIN, {"compression.tokens": 4, "image_sft.learning_rate": 0.01})
     assert (changed["compression"]["tokens"], changed["image_sft"]["learning_rate"]) == (4, 0.01)
     assert before == TRAIN
-    with pytest.raises(KeyError, match=r"name\.first: name is no block"):
+    with pytest.raises(KeyError, match=r"name\.first: name is not a block"):
         with_values(TRAIN, {"name.first": 1})
 
 
-def test_each_trial_is_a_job_of_its_own_measured_by_the_bound_that_shares_its_other_values() -> None:
+def test_each_trial_is_a_job_and_is_scored_against_the_bounds_with_its_other_values() -> None:
     axes = {
         "compression": [{"method": "none", "tokens": 1}, {"method": "voco", "tokens": 2}],
         "image_sft.learning_rate": [0.001, 0.002],
     }
-    found = {trial.name: trial for trial in sweep_trials(sweep(axes))}
-    assert list(found) == ["none-1-0-001", "none-1-0-002", "voco-2-0-001", "voco-2-0-002"]
-    one = found["voco-2-0-002"]
-    assert one.train.output == "out/runs/voco-2-0-002/train"
-    assert one.train.seed == 7  # the sweep's
-    (answers,) = one.evaluations
-    assert answers.inputs.checkpoint == one.train.output
+    trials = {item.name: item for item in sweep_trials(sweep(axes))}
+    assert list(trials) == ["none-1-0-001", "none-1-0-002", "voco-2-0-001", "voco-2-0-002"]
+    trial = trials["voco-2-0-002"]
+    assert trial.train.output == "out/runs/voco-2-0-002/train"
+    assert trial.train.seed == 7  # the sweep's
+    (answers,) = trial.evaluations
+    assert answers.inputs.checkpoint == trial.train.output
     assert (answers.inputs.upper, answers.inputs.lower) == ("out/runs/none-1-0-002/answers", "out/runs/none-1-0-002/lower")
-    bound = found["none-1-0-001"]
-    assert [evaluation.block.read_as for evaluation in bound.evaluations] == ["own", "voco"]
-    assert all(evaluation.inputs.upper is None for evaluation in bound.evaluations)
+    upper = trials["none-1-0-001"]
+    assert [evaluation.block.read_as for evaluation in upper.evaluations] == ["own", "voco"]
+    assert all(evaluation.inputs.upper is None for evaluation in upper.evaluations)
 
 
 def test_without_a_trial_of_method_none_there_are_no_bounds() -> None:
@@ -78,17 +78,17 @@ def test_without_a_trial_of_method_none_there_are_no_bounds() -> None:
         ({"compression.tokens": [0]}, "sweep.axes: compression.tokens: expected greater than or equal to 1, got 0"),
         ({"compression.tokens": [1, 1]}, "sweep.axes: two trials would be called 1"),
         ({"image_sft.global_batch": [9]}, "sweep.axes: image_sft.global_batch: expected a multiple of workers x micro_batch = 2"),
-        ({"seed.x": [1]}, "sweep.axes: seed.x: seed is no block"),
+        ({"seed.x": [1]}, "sweep.axes: seed.x: seed is not a block"),
         ({"inputs.checkpoint": ["a"]}, "sweep.axes: inputs.checkpoint: expected a key of a block"),
     ],
 )  # fmt: skip
-def test_a_trial_that_cannot_be_is_refused_before_anything_starts(axes: dict[str, list[Any]], line: str) -> None:
+def test_an_impossible_trial_is_refused_before_anything_starts(axes: dict[str, list[Any]], line: str) -> None:
     with pytest.raises(Refused, match=r"^s\.yaml: ") as error:
         sweep(axes)
     assert line in str(error.value)
 
 
-def test_what_a_sweep_may_hold() -> None:
+def test_a_sweep_contains_a_training_job_and_its_evaluation() -> None:
     with pytest.raises(Refused, match=r'checkpoint: expected "@train"'):
         sweep({"seed": [1]}, evaluate={**ASK, "inputs": {**ASK["inputs"], "checkpoint": "other"}})  # type: ignore[dict-item]
     with pytest.raises(Refused, match=r"sweep.train.kind: expected image_sft or video_sft, got evaluate"):
@@ -130,22 +130,25 @@ def test_a_flow_reaches_into_a_sweep_by_path() -> None:
         ({"kind": "frame_cache", "frame_cache": {"fps": 1.0}, "image_sft": None}, "inputs.features: not for a job of kind"),
     ],
 )  # fmt: skip
-def test_combinations_that_cannot_be(changes: dict[str, Any], line: str) -> None:
+def test_impossible_combinations(changes: dict[str, Any], line: str) -> None:
     raw = {**copy.deepcopy(TRAIN), "output": "out", **changes}
     with pytest.raises(Refused) as error:
         build_job("j.yaml", {key: value for key, value in raw.items() if value is not None})
     assert line in str(error.value)
 
 
-def test_every_n_is_asked_of_voco_trials_alone_and_at_most_theirs() -> None:
+def test_evaluated_tokens_are_for_voco_trials_and_at_most_their_n() -> None:
     both = {
         "compression": [{"method": "none", "tokens": 1}, {"method": "voco", "tokens": 4}, {"method": "avg_pool", "tokens": 4}]
     }
-    asked = {**ASK, "evaluate": {"benchmark": "gqa", "tokens": [1, 4]}}
-    found = {trial.name: [one.block.tokens for one in trial.evaluations] for trial in sweep_trials(sweep(both, evaluate=asked))}
-    assert found == {"none-1": [None, None], "voco-4": [[1, 4]], "avg-pool-4": [None]}
+    at_1_and_4 = {**ASK, "evaluate": {"benchmark": "gqa", "tokens": [1, 4]}}
+    tokens = {
+        trial.name: [evaluation.block.tokens for evaluation in trial.evaluations]
+        for trial in sweep_trials(sweep(both, evaluate=at_1_and_4))
+    }
+    assert tokens == {"none-1": [None, None], "voco-4": [[1, 4]], "avg-pool-4": [None]}
     with pytest.raises(Refused, match=r"tokens: expected at most each trial's N, got \[1, 4\]: trial 2 has 2"):
-        sweep({"compression.tokens": [2, 4]}, evaluate=asked)
+        sweep({"compression.tokens": [2, 4]}, evaluate=at_1_and_4)
     for read_as in ({"read_as": "voco"}, {"read_as": "fastv", "fastv": {"layer": 2, "keep": 0.5}}):
         with pytest.raises(Refused, match="a sweep reads its own bounds: expected own"):
             sweep({"compression.tokens": [2]}, evaluate={**ASK, "evaluate": {"benchmark": "gqa", **read_as}})

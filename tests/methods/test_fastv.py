@@ -175,7 +175,7 @@ def test_the_shares_of_the_papers_table_are_its_tokens() -> None:
     assert [fastv.kept_tokens(576, keep) for keep in (1 - 0.889, 1 - 0.998, 0.5, 1.0)] == [64, 1, 288, 576]
 
 
-def test_what_cannot_be_is_refused() -> None:
+def test_impossible_arguments_are_errors() -> None:
     model, other = tiny.model("none", 1, max_position_embeddings=40), tiny.model("voco", 1)
     views, prompts = samples_of(model, [(2, "what is it?")])
     start = 2 * (model.layout.prefix_length + 1)

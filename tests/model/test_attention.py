@@ -36,7 +36,7 @@ def cases() -> Iterator[tuple[str, str, torch.dtype]]:
 
 
 SHAPES = [
-    (1, ["what is it?", "and where in the picture?"]), (0, ["a text of its own"]), (2, ["left?"]), (0, ["x"]), (12, ["so?"]),
+    (1, ["what is it?", "and where in the picture?"]), (0, ["a text on its own"]), (2, ["left?"]), (0, ["x"]), (12, ["so?"]),
 ]  # fmt: skip
 
 

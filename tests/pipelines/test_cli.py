@@ -16,6 +16,9 @@ from ingest import source
 from pipelines import cli
 from voco.job.spec import Job
 
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "platform"), str(ROOT)])}
+
 
 def job_file(folder: Path, job: Job) -> Path:
     file = folder / "job.yaml"
@@ -23,16 +26,16 @@ def job_file(folder: Path, job: Job) -> Path:
     return file
 
 
-def test_refused_is_two_and_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_refused_is_exit_code_two_and_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "job.yaml"
     file.write_text("name: x\nkind: ingset\n")
     for command in ("plan", "run", "submit"):
         assert cli.main([command, str(file), *(["--address", "http://127.0.0.1:9"] if command == "submit" else [])]) == 2
-        said = capfd.readouterr()
-        assert said.out == ""
-        assert said.err.startswith(f"refused: {file}: kind: expected ")
-        assert said.err.endswith("got 'ingset'; did you mean ingest?\n")
-        assert said.err.count("\n") == 1
+        printed = capfd.readouterr()
+        assert printed.out == ""
+        assert printed.err.startswith(f"refused: {file}: kind: expected ")
+        assert printed.err.endswith("got 'ingset'; did you mean ingest?\n")
+        assert printed.err.count("\n") == 1
 
 
 def test_no_cluster_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,15 +46,24 @@ def test_no_cluster_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]
     assert "no cluster: give --address" in capfd.readouterr().err
 
 
-def test_unknown_commands_and_options_are_two() -> None:
-    for words in (["fly"], ["plan"], ["plan", "x", "--address", "y"]):
-        with pytest.raises(SystemExit) as ended:
-            cli.main(words)
-        assert ended.value.code == 2
+def test_plan_into_a_closed_pipe_ends_without_a_traceback() -> None:
+    command = [sys.executable, "-m", "pipelines", "plan", "jobs/paper/flow.yaml"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_unknown_commands_and_options_are_exit_code_two() -> None:
+    for arguments in (["fly"], ["plan"], ["plan", "x", "--address", "y"]):
+        with pytest.raises(SystemExit) as exit_info:
+            cli.main(arguments)
+        assert exit_info.value.code == 2
 
 
 @pytest.mark.ray
-def test_run_in_a_ray_of_its_own_fails_stops_and_continues(tmp_path: Path) -> None:
+def test_run_in_its_own_ray_fails_stops_and_continues(tmp_path: Path) -> None:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     listed, images = source.good(400, 400)
     source.write(tmp_path / "source", listed, images)
@@ -71,5 +83,5 @@ def test_run_in_a_ray_of_its_own_fails_stops_and_continues(tmp_path: Path) -> No
 
     (tmp_path / "source" / "mix.json").write_text("[]")
     failed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
-    assert failed.returncode == 2  # the input changed, so the output is another run's
+    assert failed.returncode == 2  # the input changed, so the output belongs to another run
     assert "holds run" in failed.stderr

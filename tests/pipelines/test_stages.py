@@ -1,6 +1,6 @@
-"""The stages of the whole mission through `pipelines.run` on a real local Ray: align, sweep, frame caches, video SFT, answers.
+"""All stages of the mission through `pipelines.run` on a real local Ray: align, sweep, frame caches, video SFT, answers.
 
-Tiny, but every part real: encoded clips, Ray Data pools, Ray Train workers with DeepSpeed, Ray Tune trials.
+Tiny, but every part is real: encoded clips, Ray Data pools, Ray Train workers with DeepSpeed, Ray Tune trials.
 """
 
 from __future__ import annotations
@@ -26,8 +26,6 @@ from voco.store import parquet, storage
 pytestmark = pytest.mark.slow
 SFT = {"epochs": 1, "global_batch": 8, "micro_batch": 4, "learning_rate": 0.003, "precision": "fp32", "zero_stage": 2}
 LLAMA = {"layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "mlp_width": 48, "vocabulary": 320}
-
-
 POOLED = (("avg-pool-1", "avg_pool"), ("q-former-2", "q_former"))
 
 
@@ -37,42 +35,42 @@ def job(kind: str, output: Path, inputs: dict[str, Any], **blocks: Any) -> Job:
 
 
 @pytest.fixture(scope="module")
-def place(ray_local: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root(ray_local: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Samples (images, videos, each for training and for evaluation) and features of the images."""
-    place = tmp_path_factory.mktemp("stages")
-    world.write_samples(str(place / "images"), world.sample_rows(40))
-    world.write_samples(str(place / "images-test"), world.sample_rows(10, evaluation=True, first=100, text_every=0))
-    world.write_samples(str(place / "videos"), video_world.sample_rows(24))
-    world.write_samples(str(place / "videos-test"), video_world.sample_rows(8, evaluation=True, first=50))
-    pipelines.run(world.features_job([str(place / "images"), str(place / "images-test")], str(place / "features")))
-    return place
+    root = tmp_path_factory.mktemp("stages")
+    world.write_samples(str(root / "images"), world.sample_rows(40))
+    world.write_samples(str(root / "images-test"), world.sample_rows(10, evaluation=True, first=100, text_every=0))
+    world.write_samples(str(root / "videos"), video_world.sample_rows(24))
+    world.write_samples(str(root / "videos-test"), video_world.sample_rows(8, evaluation=True, first=50))
+    pipelines.run(world.features_job([str(root / "images"), str(root / "images-test")], str(root / "features")))
+    return root
 
 
-def samples(place: Path, *names: str) -> dict[str, Any]:
-    return {"samples": [{"uri": str(place / name)} for name in names]}
+def samples(root: Path, *names: str) -> dict[str, Any]:
+    return {"samples": [{"uri": str(root / name)} for name in names]}
 
 
 @pytest.fixture(scope="module")
-def aligned(place: Path) -> Path:
+def aligned(root: Path) -> Path:
     inputs = {
-        **samples(place, "images"),
-        "features": str(place / "features"),
-        "vocabulary": [str(place / n) for n in ("images", "videos")],
+        **samples(root, "images"),
+        "features": str(root / "features"),
+        "vocabulary": [str(root / n) for n in ("images", "videos")],
     }
     block = {**SFT, "text": {"template": "plain"}, "precision": "bf16"}
-    pipelines.run(job("align", place / "align", inputs, model={"llama": LLAMA, "tower": world.TOWER}, align=block))
-    return place / "align"
+    pipelines.run(job("align", root / "align", inputs, model={"llama": LLAMA, "tower": world.TOWER}, align=block))
+    return root / "align"
 
 
 @pytest.fixture(scope="module")
-def swept(place: Path, aligned: Path) -> Path:
-    pipelines.run(sweep(place, place / "sweep"))
-    return place / "sweep"
+def sweep_output(root: Path, aligned: Path) -> Path:
+    pipelines.run(sweep(root, root / "sweep"))
+    return root / "sweep"
 
 
-def sweep(place: Path, output: Path) -> Job:
-    images = {**samples(place, "images"), "features": str(place / "features"), "checkpoint": str(place / "align")}
-    tests = {**samples(place, "images-test"), "features": str(place / "features"), "checkpoint": "@train"}
+def sweep(root: Path, output: Path) -> Job:
+    images = {**samples(root, "images"), "features": str(root / "features"), "checkpoint": str(root / "align")}
+    tests = {**samples(root, "images-test"), "features": str(root / "features"), "checkpoint": "@train"}
     train = {
         "name": "sft", "kind": "image_sft", "inputs": images, "compression": {"method": "voco", "tokens": 1},
         "image_sft": {**SFT, "text": {"template": "question_answer"}}, "resources": {"workers": 1},
@@ -90,16 +88,20 @@ def sweep(place: Path, output: Path) -> Job:
 
 
 @pytest.fixture(scope="module")
-def cached(place: Path, swept: Path) -> Path:
-    inputs = {**samples(place, "videos", "videos-test", "images"), "checkpoint": str(swept / "runs/voco-2/train")}
-    pipelines.run(job("frame_cache", place / "frames", inputs, frame_cache={"fps": 1.0, "unit_samples": 20}))
-    return place / "frames"
+def frame_caches(root: Path, sweep_output: Path) -> Path:
+    inputs = {**samples(root, "videos", "videos-test", "images"), "checkpoint": str(sweep_output / "runs/voco-2/train")}
+    pipelines.run(job("frame_cache", root / "frames", inputs, frame_cache={"fps": 1.0, "unit_samples": 20}))
+    return root / "frames"
 
 
 @pytest.fixture(scope="module", params=[2, 3], ids=["zero-2", "zero-3"])
-def video_model(request: Any, place: Path, swept: Path, cached: Path) -> Path:
-    inputs = {**samples(place, "videos", "images"), "frame_cache": str(cached), "checkpoint": str(swept / "runs/voco-2/train")}
-    output = place / f"video-{request.param}"
+def video_model(request: Any, root: Path, sweep_output: Path, frame_caches: Path) -> Path:
+    inputs = {
+        **samples(root, "videos", "images"),
+        "frame_cache": str(frame_caches),
+        "checkpoint": str(sweep_output / "runs/voco-2/train"),
+    }
+    output = root / f"video-{request.param}"
     block = {**SFT, "epochs": 3, "zero_stage": request.param}
     pipelines.run(job("video_sft", output, inputs, compression={"method": "voco", "tokens": 2}, video_sft=block))
     return output
@@ -122,108 +124,112 @@ def test_align_moves_the_projector_and_nothing_else(aligned: Path) -> None:
     assert (layout["method"], layout["tokens"], layout["template"]) == ("none", 0, "plain")
 
 
-def test_a_run_that_learns_from_nothing_fails_and_says_why(place: Path, aligned: Path) -> None:
-    inputs = {**samples(place, "images-test"), "features": str(place / "features"), "checkpoint": str(aligned)}
+def test_a_run_without_a_token_to_learn_from_fails_and_says_why(root: Path, aligned: Path) -> None:
+    inputs = {**samples(root, "images-test"), "features": str(root / "features"), "checkpoint": str(aligned)}
     compression = {"method": "voco", "tokens": 1}
     with pytest.raises(JobFailed, match=r"no token to learn from: answers are cut .*, or turns end with a question"):
-        pipelines.run(job("image_sft", place / "nothing", inputs, compression=compression, image_sft=SFT))
-    few = {**inputs, "samples": [{"uri": str(place / "images"), "weight": 0.01}]}
+        pipelines.run(job("image_sft", root / "nothing", inputs, compression=compression, image_sft=SFT))
+    few = {**inputs, "samples": [{"uri": str(root / "images"), "weight": 0.01}]}
     with pytest.raises(Refused, match=r"inputs\.samples: an epoch of these tables with these weights has no sample"):
-        pipelines.run(job("image_sft", place / "few", few, compression=compression, image_sft=SFT))
+        pipelines.run(job("image_sft", root / "few", few, compression=compression, image_sft=SFT))
 
 
-def test_a_sweep_trains_every_trial_and_scores_it_against_its_own_bounds(swept: Path) -> None:
-    table = parquet.read_table(str(swept / "trials" / "part-00000.parquet")).to_pylist()
-    whole = {(row["trial"], row["method"]): row for row in table if row["category"] == "all"}
-    assert set(whole) == {("none-1", "none"), ("none-1", "lower_bound"), ("voco-2", "voco"), *POOLED}
-    upper, lower = whole["none-1", "none"]["score"], whole["none-1", "lower_bound"]["score"]
+def test_a_sweep_trains_every_trial_and_scores_it_against_its_own_bounds(sweep_output: Path) -> None:
+    table = parquet.read_table(str(sweep_output / "trials" / "part-00000.parquet")).to_pylist()
+    overall = {(row["trial"], row["method"]): row for row in table if row["category"] == "all"}
+    assert set(overall) == {("none-1", "none"), ("none-1", "lower_bound"), ("voco-2", "voco"), *POOLED}
+    upper, lower = overall["none-1", "none"]["score"], overall["none-1", "lower_bound"]["score"]
     for key in (("voco-2", "voco"), *POOLED):
-        assert (whole[key]["upper_bound"], whole[key]["lower_bound"]) == (upper, lower)
-        assert whole[key]["questions"] == 20
-        assert whole[key]["train_seconds"] > 0
-    parents = {parent["uri"] for parent in manifest.read_manifest(str(swept)).parents}  # type: ignore[union-attr]
-    assert str(swept / "runs" / "voco-2" / "train") in parents
-    starts = {name: state(swept / "runs" / name / "train") for name in ("none-1", "voco-2")}
+        assert (overall[key]["upper_bound"], overall[key]["lower_bound"]) == (upper, lower)
+        assert overall[key]["questions"] == 20
+        assert overall[key]["train_seconds"] > 0
+    parents = {parent["uri"] for parent in manifest.read_manifest(str(sweep_output)).parents}  # type: ignore[union-attr]
+    assert str(sweep_output / "runs" / "voco-2" / "train") in parents
+    starts = {name: state(sweep_output / "runs" / name / "train") for name in ("none-1", "voco-2")}
     assert any(not torch.equal(starts["none-1"][name], starts["voco-2"][name]) for name in starts["none-1"])
 
 
-def test_a_trained_q_former_goes_on_with_its_own_shape_only(place: Path, aligned: Path, swept: Path) -> None:
-    """The trial's was made new beside the aligned checkpoint, from the seed, and every part of it learned."""
-    trained = str(swept / "runs/q-former-2/train")
+def test_a_trained_q_former_continues_only_with_its_own_shape(root: Path, aligned: Path, sweep_output: Path) -> None:
+    """The trial drew its Q-Former from the seed, beside the aligned checkpoint, and trained every part of it."""
+    trained = str(sweep_output / "runs/q-former-2/train")
     assert weights.read_config(trained)["layout"]["q_former_layers"] == 2
     layout = weights.load_checkpoint(trained).layout
     before = weights.own_state(weights.load_checkpoint(str(aligned), layout, method_seed=0))
     after = weights.own_state(weights.load_checkpoint(trained))
     reader = [name for name in after if name.startswith("q_former.")]
-    # a key's bias moves all scores of a query alike: nothing learns there, and one query's self-attention has no choice
+    # a key's bias shifts all scores of a query equally, so it gets no gradient
     assert all(not torch.equal(before[name], after[name]) for name in reader if not name.endswith("key.bias"))
     losses = parquet.read_table(f"{trained}/metrics.parquet")["loss"].to_pylist()
     assert losses[-1] < losses[0]
-    inputs = {**samples(place, "images"), "features": str(place / "features"), "checkpoint": trained}
+    inputs = {**samples(root, "images"), "features": str(root / "features"), "checkpoint": trained}
     other = {"method": "q_former", "tokens": 3}
     with pytest.raises(Refused, match="the checkpoint's Q-Former has 2 queries and 2 layers, got 3 and 2"):
-        pipelines.run(job("image_sft", place / "other-queries", inputs, compression=other, image_sft=SFT))
+        pipelines.run(job("image_sft", root / "other-queries", inputs, compression=other, image_sft=SFT))
 
 
 @pytest.mark.parametrize("teacher", [None, "runs/none-1/train"], ids=["itself", "another"])
-def test_a_model_learns_from_the_uncompressed_one(place: Path, swept: Path, teacher: str | None) -> None:
-    inputs = {**samples(place, "images"), "features": str(place / "features"), "checkpoint": str(swept / "runs/voco-2/train")}
-    # itself: the hard labels alone pull both apart again, so only the divergence is followed down
+def test_a_model_learns_from_the_uncompressed_one(root: Path, sweep_output: Path, teacher: str | None) -> None:
+    inputs = {
+        **samples(root, "images"),
+        "features": str(root / "features"),
+        "checkpoint": str(sweep_output / "runs/voco-2/train"),
+    }
+    # when a model teaches itself, the hard labels pull student and teacher apart again: the divergence need not fall
     block = {**SFT, "epochs": 4, "zero_stage": 3 if teacher else 2, "distill": {"weight": 5.0, "temperature": 2.0}}
     if teacher:
-        inputs["teacher"] = str(swept / teacher)
-    output = place / f"taught-{'other' if teacher else 'self'}"
-    found = pipelines.run(job("image_sft", output, inputs, compression={"method": "voco", "tokens": 2}, image_sft=block))
+        inputs["teacher"] = str(sweep_output / teacher)
+    output = root / f"taught-{'other' if teacher else 'self'}"
+    done = pipelines.run(job("image_sft", output, inputs, compression={"method": "voco", "tokens": 2}, image_sft=block))
     table = parquet.read_table(str(output / "metrics.parquet"))
     kl, loss = table["kl"].to_pylist(), table["loss"].to_pylist()
-    assert all(5.0 * 4.0 * one < whole for one, whole in zip(kl, loss, strict=True))
+    assert all(5.0 * 4.0 * divergence < total for divergence, total in zip(kl, loss, strict=True))
     if teacher:
         assert sum(kl[-3:]) < sum(kl[:3])
-        assert inputs["teacher"] in [parent["uri"] for parent in found.parents]
+        assert inputs["teacher"] in [parent["uri"] for parent in done.parents]
 
 
-def test_a_teacher_of_another_kind_is_refused(place: Path, aligned: Path, swept: Path) -> None:
-    inputs = {**samples(place, "images"), "features": str(place / "features"), "checkpoint": str(aligned)}
+def test_a_teacher_of_another_kind_is_refused(root: Path, aligned: Path, sweep_output: Path) -> None:
+    inputs = {**samples(root, "images"), "features": str(root / "features"), "checkpoint": str(aligned)}
     block = {**SFT, "distill": {"weight": 1.0}}
-    for teacher, said in ((swept / "runs/voco-2/train", "of method none"), (place / "small", "another vocabulary")):
+    for teacher, message in ((sweep_output / "runs/voco-2/train", "of method none"), (root / "small", "another vocabulary")):
         if teacher.name == "small" and not teacher.exists():
-            few = {**samples(place, "images"), "features": str(place / "features")}
+            few = {**samples(root, "images"), "features": str(root / "features")}
             model = {"llama": {**LLAMA, "vocabulary": 300}, "tower": world.TOWER}
             pipelines.run(job("image_sft", teacher, few, model=model, compression={"method": "none", "tokens": 1}, image_sft=SFT))
         taught = {**inputs, "teacher": str(teacher)}
-        made = job(
-            "image_sft", place / f"no-{teacher.name}", taught, compression={"method": "voco", "tokens": 2}, image_sft=block
+        student = job(
+            "image_sft", root / f"no-{teacher.name}", taught, compression={"method": "voco", "tokens": 2}, image_sft=block
         )
-        with pytest.raises(Refused, match=f"inputs.teacher: .*{said}"):
-            pipelines.run(made)
+        with pytest.raises(Refused, match=f"inputs.teacher: .*{message}"):
+            pipelines.run(student)
 
 
-def test_a_sweep_again_is_done_and_a_lost_trial_is_made_again_alone(place: Path, swept: Path, capfd: Any) -> None:
-    again = pipelines.run(sweep(place, swept))
+def test_a_finished_sweep_is_left_alone_and_only_a_lost_trial_runs_again(root: Path, sweep_output: Path, capfd: Any) -> None:
+    again = pipelines.run(sweep(root, sweep_output))
     assert "done already" in capfd.readouterr().out
     assert again.kind == "sweep"
-    kept = (swept / "runs/voco-2/train/manifest.json").read_bytes()
-    (swept / "manifest.json").unlink()
-    shutil.rmtree(swept / "runs" / "avg-pool-1")
-    pipelines.run(sweep(place, swept))
-    assert (swept / "runs/voco-2/train/manifest.json").read_bytes() == kept
-    assert (swept / "runs/avg-pool-1/train/manifest.json").exists()
+    before = (sweep_output / "runs/voco-2/train/manifest.json").read_bytes()
+    (sweep_output / "manifest.json").unlink()
+    shutil.rmtree(sweep_output / "runs" / "avg-pool-1")
+    pipelines.run(sweep(root, sweep_output))
+    assert (sweep_output / "runs/voco-2/train/manifest.json").read_bytes() == before
+    assert (sweep_output / "runs/avg-pool-1/train/manifest.json").exists()
 
 
-def test_a_trial_that_cannot_be_is_told_by_its_name(place: Path, aligned: Path) -> None:
-    raw = sweep(place, place / "bad").model_dump(exclude_none=True)
+def test_an_impossible_trial_is_reported_by_its_name(root: Path, aligned: Path) -> None:
+    raw = sweep(root, root / "bad").model_dump(exclude_none=True)
     raw["sweep"]["axes"] = {"compression": [{"method": "avg_pool", "tokens": 3}]}  # no divisor of four positions
     with pytest.raises(JobFailed, match=r"avg-pool-3.*divisor"):
         pipelines.run(Job.model_validate(raw))
 
 
-def test_frame_caches_hold_every_video_and_image_once(place: Path, cached: Path) -> None:
-    index = parquet.read_table(str(cached / "index.parquet")).to_pylist()
+def test_frame_caches_hold_every_video_and_image_once(root: Path, frame_caches: Path) -> None:
+    index = parquet.read_table(str(frame_caches / "index.parquet")).to_pylist()
     by_sample = {line["sample_id"]: line["frames"] for line in index}
-    listed = [row for name in ("videos", "videos-test", "images") for row in rows_of(place / name)]
+    listed = [row for name in ("videos", "videos-test", "images") for row in rows_of(root / name)]
     expected = {row["sample_id"]: video_world.SECONDS if row["modality"] == "video" else 1 for row in listed if row["media"]}
     assert by_sample == expected
-    done = manifest.read_manifest(str(cached))
+    done = manifest.read_manifest(str(frame_caches))
     assert done is not None
     assert done.counts["written"] == sum(expected.values())
     assert done.statistics["bytes_per_frame"] == 2 * 2 * 2 * 8 * 2 * 4  # K and V, layers, kv heads, head width, N, fp32
@@ -234,58 +240,58 @@ def rows_of(output: Path) -> list[dict[str, Any]]:
         return file.read(columns=["sample_id", "modality", "media.list.element.sha256"]).to_pylist()
 
 
-def test_a_video_model_keeps_its_frozen_compressor(video_model: Path, swept: Path) -> None:
-    image = weights.read_config(str(swept / "runs/voco-2/train"))
+def test_a_video_model_keeps_its_frozen_compressor(video_model: Path, sweep_output: Path) -> None:
+    image = weights.read_config(str(sweep_output / "runs/voco-2/train"))
     video = weights.read_config(str(video_model))
     assert video["compressor"] == image["compressor"]
     assert weights.load_compressor(str(video_model)).compressor == image["compressor"]
-    ours, theirs = state(video_model), state(swept / "runs/voco-2/train")
-    moved = {name.split(".")[0] for name in ours if not torch.equal(ours[name], theirs[name])}
+    trained, start = state(video_model), state(sweep_output / "runs/voco-2/train")
+    moved = {name.split(".")[0] for name in trained if not torch.equal(trained[name], start[name])}
     assert moved == {"language_model"}
     losses = parquet.read_table(str(video_model / "metrics.parquet"))["loss"].to_pylist()
     assert losses[-1] < losses[0]
 
 
-def test_zero_2_and_3_train_the_same_video_model(place: Path, video_model: Path) -> None:
-    other = place / ("video-3" if video_model.name == "video-2" else "video-2")
+def test_zero_2_and_3_train_the_same_video_model(root: Path, video_model: Path) -> None:
+    other = root / ("video-3" if video_model.name == "video-2" else "video-2")
     if not (other / "manifest.json").exists():
-        pytest.skip("the other stage comes later")
-    ours, theirs = state(video_model), state(other)
-    assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) < 1e-4
+        pytest.skip("the other ZeRO stage runs later")
+    left, right = state(video_model), state(other)
+    assert max(float((left[name] - right[name]).abs().max()) for name in left) < 1e-4
 
 
-def test_answers_about_videos_in_order_shuffled_and_from_one_frame(place: Path, video_model: Path, cached: Path) -> None:
-    found = {}
+def test_answers_about_videos_in_order_shuffled_and_from_one_frame(root: Path, video_model: Path, frame_caches: Path) -> None:
+    answers_by_frames = {}
     for frames in ("all", "shuffled", "one"):
-        inputs = {**samples(place, "videos-test"), "frame_cache": str(cached), "checkpoint": str(video_model)}
-        output = place / f"answers-{video_model.name}-{frames}"
+        inputs = {**samples(root, "videos-test"), "frame_cache": str(frame_caches), "checkpoint": str(video_model)}
+        output = root / f"answers-{video_model.name}-{frames}"
         block = {"benchmark": "shades", "frames": frames, "resamples": 100}
         pipelines.run(job("evaluate", output, inputs, evaluate=block))
-        found[frames] = parquet.read_table(str(output / "answers" / "part-00000.parquet")).to_pylist()
-    assert {frames: answers[0]["method"] for frames, answers in found.items()} == {
+        answers_by_frames[frames] = parquet.read_table(str(output / "answers" / "part-00000.parquet")).to_pylist()
+    assert {frames: answers[0]["method"] for frames, answers in answers_by_frames.items()} == {
         "all": "voco", "shuffled": "shuffled_frames", "one": "one_frame",
     }  # fmt: skip
-    assert [len(answers) for answers in found.values()] == [16, 16, 16]
+    assert [len(answers) for answers in answers_by_frames.values()] == [16, 16, 16]
 
 
-def test_a_video_model_does_not_compress_images_itself(place: Path, video_model: Path) -> None:
-    """Its caches are its frozen compressor's: images are one-frame media of a frame cache."""
-    inputs = {**samples(place, "images-test"), "features": str(place / "features"), "checkpoint": str(video_model)}
+def test_a_video_model_does_not_compress_images_itself(root: Path, video_model: Path) -> None:
+    """Its caches come from its frozen compressor: images are one-frame media of a frame cache."""
+    inputs = {**samples(root, "images-test"), "features": str(root / "features"), "checkpoint": str(video_model)}
     with pytest.raises(Refused, match=r"inputs\.features: this checkpoint reads the caches of a frozen compressor"):
-        pipelines.run(job("evaluate", place / f"wrong-{video_model.name}", inputs, evaluate={"benchmark": "halves"}))
+        pipelines.run(job("evaluate", root / f"wrong-{video_model.name}", inputs, evaluate={"benchmark": "halves"}))
 
 
-def test_a_video_job_on_foreign_caches_is_refused(place: Path, swept: Path, cached: Path) -> None:
+def test_a_video_job_on_foreign_caches_is_refused(root: Path, sweep_output: Path, frame_caches: Path) -> None:
     """Caches of the voco-2 model cannot be read by a job that starts from another checkpoint."""
-    inputs = {**samples(place, "videos"), "frame_cache": str(cached), "checkpoint": str(swept / "runs/none-1/train")}
+    inputs = {**samples(root, "videos"), "frame_cache": str(frame_caches), "checkpoint": str(sweep_output / "runs/none-1/train")}
     block = {**SFT, "epochs": 1}
     with pytest.raises(Refused, match="was made with compressor"):
-        pipelines.run(job("video_sft", place / "foreign", inputs, compression={"method": "voco", "tokens": 2}, video_sft=block))
-    inputs["checkpoint"] = str(swept / "runs/voco-2/train")
+        pipelines.run(job("video_sft", root / "foreign", inputs, compression={"method": "voco", "tokens": 2}, video_sft=block))
+    inputs["checkpoint"] = str(sweep_output / "runs/voco-2/train")
     few = {**block, "max_tokens": 8}
     with pytest.raises(Refused, match="max_frames: a sample has 4 frames of 2 tokens"):
-        pipelines.run(job("video_sft", place / "foreign2", inputs, compression={"method": "voco", "tokens": 2}, video_sft=few))
-    inputs = {**samples(place, "videos"), "checkpoint": str(swept / "runs/none-1/train")}
+        pipelines.run(job("video_sft", root / "foreign2", inputs, compression={"method": "voco", "tokens": 2}, video_sft=few))
+    inputs = {**samples(root, "videos"), "checkpoint": str(sweep_output / "runs/none-1/train")}
     with pytest.raises(Refused, match="frame caches need a checkpoint of method voco, got none"):
-        pipelines.run(job("frame_cache", place / "foreign3", inputs, frame_cache={"fps": 1.0}))
-    assert not storage.exists(str(place / "foreign" / "manifest.json"))
+        pipelines.run(job("frame_cache", root / "foreign3", inputs, frame_cache={"fps": 1.0}))
+    assert not storage.exists(str(root / "foreign" / "manifest.json"))

@@ -26,16 +26,16 @@ TOWER = {**world.TOWER, "grid_pinpoints": [[32, 64], [64, 32], [64, 64]]}
 SIZES = [(64, 64), (64, 20), (30, 64), (40, 40)]  # width and height
 
 
-def of_many_sizes(made: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def of_many_sizes(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The same rows with images of four shapes."""
-    for at, row in enumerate(made):
+    for index, row in enumerate(rows):
         for medium in row["media"]:
-            held = io.BytesIO()
-            width, height = SIZES[at % 4]
-            Image.open(io.BytesIO(medium["bytes"])).resize((width, height)).save(held, "PNG")
-            data = held.getvalue()
+            buffer = io.BytesIO()
+            width, height = SIZES[index % 4]
+            Image.open(io.BytesIO(medium["bytes"])).resize((width, height)).save(buffer, "PNG")
+            data = buffer.getvalue()
             medium |= {"bytes": data, "sha256": hashlib.sha256(data).hexdigest(), "width": width, "height": height}
-    return made
+    return rows
 
 
 def changed(job: Job, **changes: Any) -> Job:
@@ -43,22 +43,22 @@ def changed(job: Job, **changes: Any) -> Job:
 
 
 @pytest.fixture(scope="module")
-def place(ray_local: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("tiles")
-    world.write_samples(str(place / "train"), of_many_sizes(world.sample_rows(24)))
-    world.write_samples(str(place / "test"), of_many_sizes(world.sample_rows(8, evaluation=True, first=100, text_every=0)))
-    job = world.features_job([str(place / "train"), str(place / "test")], str(place / "features"))
+def root(ray_local: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("tiles")
+    world.write_samples(str(root / "train"), of_many_sizes(world.sample_rows(24)))
+    world.write_samples(str(root / "test"), of_many_sizes(world.sample_rows(8, evaluation=True, first=100, text_every=0)))
+    job = world.features_job([str(root / "train"), str(root / "test")], str(root / "features"))
     pipelines.run(changed(job, features={"tower": TOWER, "unit_images": 16, "batch": 3}))
-    return place
+    return root
 
 
-def sft(place: Path, method: str, **changes: Any) -> Job:
-    job = world.sft_job(str(place / "train"), str(place / "features"), str(place / method), method, **changes)
+def sft(root: Path, method: str, **changes: Any) -> Job:
+    job = world.sft_job(str(root / "train"), str(root / "features"), str(root / method), method, **changes)
     return changed(job, model={"llama": job.model.llama.model_dump(), "tower": TOWER})
 
 
-def test_features_hold_every_tile(place: Path) -> None:
-    store = FeatureStore(str(place / "features"))
+def test_features_hold_every_tile(root: Path) -> None:
+    store = FeatureStore(str(root / "features"))
     assert store.shape[0] == 4
     (row,) = (row for row in of_many_sizes(world.sample_rows(2)) if row["media"])
     assert store(row["media"][0]["sha256"]).shape == (3, *store.shape)
@@ -69,17 +69,17 @@ def test_features_hold_every_tile(place: Path) -> None:
 
 
 @pytest.mark.parametrize(("method", "stage"), [("voco", 2), ("none", 3), ("q_former", 2)])
-def test_trained_and_asked(place: Path, method: str, stage: int) -> None:
-    pipelines.run(sft(place, method, zero_stage=stage))
-    model, start = weights.load_checkpoint(str(place / method)), weights.load_checkpoint(str(place / method / "initial"))
+def test_train_and_evaluate(root: Path, method: str, stage: int) -> None:
+    pipelines.run(sft(root, method, zero_stage=stage))
+    model, start = weights.load_checkpoint(str(root / method)), weights.load_checkpoint(str(root / method / "initial"))
     assert model.layout.anyres is not None
     assert not torch.equal(model.projector[0].weight, start.projector[0].weight)
     assert torch.equal(model.image_newline, start.image_newline) == (method != "none")
-    output = str(place / f"answers-{method}")
+    output = str(root / f"answers-{method}")
     job = {
         "name": f"ask-{method.replace('_', '-')}", "kind": "evaluate", "output": output, "resources": {"workers": 2},
         "inputs": {
-            "samples": [{"uri": str(place / "test")}], "features": str(place / "features"), "checkpoint": str(place / method),
+            "samples": [{"uri": str(root / "test")}], "features": str(root / "features"), "checkpoint": str(root / method),
         },
         "evaluate": {"benchmark": "tiles"},
     }  # fmt: skip
@@ -95,13 +95,13 @@ def test_trained_and_asked(place: Path, method: str, stage: int) -> None:
     assert score["full_cache_bytes"] > score["cache_bytes"] or method == "none"
 
 
-def test_a_prefix_that_is_too_long_is_refused_before_anything_starts(place: Path) -> None:
-    job = sft(place, "voco", max_tokens=30)
+def test_a_prefix_that_is_too_long_is_refused_before_anything_starts(root: Path) -> None:
+    job = sft(root, "voco", max_tokens=30)
     with pytest.raises(Refused, match=r"image_sft\.max_tokens: expected more than the prefix's 35 tokens, got 30"):
-        pipelines.run(changed(job, output=str(place / "refused")))
+        pipelines.run(changed(job, output=str(root / "refused")))
 
 
-def test_nothing_is_distilled_from_tiles(place: Path) -> None:
-    job = sft(place, "voco", distill={"weight": 1.0})
+def test_tiles_cannot_be_distilled(root: Path) -> None:
+    job = sft(root, "voco", distill={"weight": 1.0})
     with pytest.raises(Refused, match=r"image_sft\.distill: not for a checkpoint that cuts images into tiles"):
-        pipelines.run(changed(job, output=str(place / "taught")))
+        pipelines.run(changed(job, output=str(root / "taught")))

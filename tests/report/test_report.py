@@ -11,7 +11,6 @@ import report.report_world as report_world
 from report.page_tags import Tags
 
 from voco.errors import Refused
-from voco.evaluate.scores import ALL
 from voco.report import html as report_html
 from voco.report import plots
 from voco.report.answers_section import QUESTIONS_SHOWN, choose_questions
@@ -20,6 +19,7 @@ from voco.report.flow_layout import direct_parents
 from voco.report.outputs import gather_outputs
 from voco.run import manifest
 from voco.store import storage
+from voco.store.schemas import ALL
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Outputs name their run; a flow with --replace makes again what changed and keeps the rest."""
+"""Outputs name their run; a flow with --replace runs changed stages again and keeps the rest."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def written(output: Path) -> dict[str, int]:
     return {name: (output / name / "manifest.json").stat().st_mtime_ns for name in ("one", "two")}
 
 
-def test_a_flow_again_is_done_and_a_changed_stage_is_made_again_alone(folder: Path, tmp_path: Path) -> None:
+def test_a_finished_flow_is_left_alone_and_only_a_changed_stage_runs_again(folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     done = pipelines.run(flow(folder, output))
     assert set(done.statistics["stage_seconds"]) == {"one", "two"}
@@ -53,18 +53,18 @@ def test_a_flow_again_is_done_and_a_changed_stage_is_made_again_alone(folder: Pa
     assert now["two"] != first["two"]
 
 
-def test_a_replacing_flow_that_was_killed_goes_on_replacing(folder: Path, tmp_path: Path) -> None:
+def test_a_replacing_flow_that_was_killed_continues_to_replace(folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     pipelines.run(flow(folder, output))
     new = flow(folder, output, second="c")
-    assert manifest.claim_output(new, manifest.job_run_id(new), replace=True) is None  # and here the driver dies
+    assert manifest.claim_output(new, manifest.job_run_id(new), replace=True) is None  # here the driver dies
     assert pipelines.run(new).run_id == manifest.job_run_id(new)
 
 
-def test_a_job_killed_while_it_clears_another_runs_files_clears_them_when_sent_again(
+def test_a_job_killed_while_it_clears_another_runs_files_clears_them_when_run_again(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The kill comes when the manifest is gone and the rest is not: nothing of the old run may be taken for the new one's."""
+    """The kill comes when the manifest is gone and other files are not: no file of the old run may pass for the new run's."""
     output = tmp_path / "out"
     pipelines.run(source.job(folder, output))
     new = source.job(folder, output, dataset="other")
@@ -87,7 +87,9 @@ def test_a_job_killed_while_it_clears_another_runs_files_clears_them_when_sent_a
     assert set(table["dataset"].to_pylist()) == {"other"}
 
 
-def test_what_killed_writes_left_is_gone_when_the_job_ends(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_left_by_killed_writes_are_gone_when_the_job_ends(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     output = tmp_path / "out"
     job = source.job(folder, output)
     done = pipelines.run(job)
@@ -108,21 +110,21 @@ def test_what_killed_writes_left_is_gone_when_the_job_ends(folder: Path, tmp_pat
 
 
 def test_a_stale_input_is_refused(folder: Path, tmp_path: Path) -> None:
-    """An output whose own parent was made anew since is no input: what it holds is of other data."""
+    """An output whose parent was replaced since is no input: it comes from other data."""
     first = pipelines.run(flow(folder, tmp_path / "out"))
     assert first.parents
-    held = tmp_path / "out" / "one" / "manifest.json"
-    held.write_text(held.read_text() + "\n")
+    parent = tmp_path / "out" / "one" / "manifest.json"
+    parent.write_text(parent.read_text() + "\n")
     with pytest.raises(Refused, match=r"inputs\.outputs\[0\]: .*out is stale: line: its parent .*one has manifest"):
         manifest.input_state("inputs.outputs[0]", str(tmp_path / "out"))
 
 
-def test_a_parent_that_changed_is_told_and_replaced(folder: Path, tmp_path: Path) -> None:
+def test_an_output_of_a_changed_parent_is_refused_and_can_be_replaced(folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     job = flow(folder, output)
     pipelines.run(job)
-    held = output / "one" / "manifest.json"
-    held.write_text(held.read_text() + "\n")
+    parent = output / "one" / "manifest.json"
+    parent.write_text(parent.read_text() + "\n")
     with pytest.raises(Refused, match=r"its parent .*one has manifest"):
         pipelines.run(job)
     assert pipelines.run(job, replace=True).run_id == manifest.job_run_id(job)
@@ -142,7 +144,7 @@ def test_foreign_outputs_are_refused(folder: Path, tmp_path: Path) -> None:
     assert pipelines.run(source.job(folder, output, split="test"), replace=True).name == "ingest-test"
 
 
-def test_inputs_that_are_not_there(folder: Path, tmp_path: Path) -> None:
+def test_missing_inputs_are_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(Refused, match=r"inputs\.annotations: .* does not exist"):
         manifest.job_run_id(source.job(tmp_path / "none", tmp_path / "out"))
     with pytest.raises(Refused, match="is a placeholder"):

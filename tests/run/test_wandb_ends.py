@@ -20,14 +20,14 @@ from voco.run import wandb_tracking
 def test_the_exit_code_says_how_the_job_ended(tmp_path: Path, raised: str, code: int) -> None:
     raw = raw_job(tmp_path, str(tmp_path / "out"))
     script = f"from voco.errors import Stopped\nwith run:\n    run.log_steps(rows(0, 3))\n    raise {raised}\n"
-    ends = -signal.SIGINT if raised == "KeyboardInterrupt" else 1
-    attempt(raw, script, tmp_path, ends=ends)
+    exit_code = -signal.SIGINT if raised == "KeyboardInterrupt" else 1
+    attempt(raw, script, tmp_path, exit_code=exit_code)
     (records,) = attempts(raw["output"])
     assert [line.exit_code for line in of(records, "exit")] == [code]
     assert len(steps(records)) == 3
 
 
-def test_ctrl_c_to_the_whole_process_group_ends_it_with_its_steps(tmp_path: Path) -> None:
+def test_ctrl_c_to_the_process_group_ends_it_and_keeps_its_steps(tmp_path: Path) -> None:
     raw = raw_job(tmp_path, str(tmp_path / "out"))
     script = "with run:\n    run.log_steps(rows(0, 3))\n    print('ready', flush=True)\n    time.sleep(100)\n"
     process = subprocess.Popen(
@@ -49,7 +49,7 @@ def test_a_dead_or_hanging_wandb_core_ends_the_tracking_and_not_the_job(tmp_path
     script = f"""
     import psutil
     run.log_steps(rows(0, 3))
-    (core,) = [each for each in psutil.Process().children() if each.name() == "wandb-core"]
+    (core,) = [child for child in psutil.Process().children() if child.name() == "wandb-core"]
     core.send_signal(signal.{stopped})
     wandb_tracking.CALL_S = 2.0
     run.finish(0)
@@ -74,25 +74,25 @@ def test_nothing_is_recorded_or_imported_when_it_is_off(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", [{}, {"WANDB_API_KEY": SECRETS["WANDB_API_KEY"], "WANDB_BASE_URL": "http://127.0.0.1:9"}])
-def test_online_that_cannot_be_asks_nothing_on_a_terminal_and_records_offline(tmp_path: Path, key: dict[str, str]) -> None:
+def test_online_without_a_server_does_not_prompt_and_records_offline(tmp_path: Path, key: dict[str, str]) -> None:
     """Without an API key, and with one whose server does not answer."""
     raw = raw_job(tmp_path, str(tmp_path / "out"))
-    ours, theirs = pty.openpty()
+    master, terminal = pty.openpty()
     process = subprocess.Popen(
         command(raw, "run.log_steps(rows(0, 3)); run.finish(0)"),
         env=environment(tmp_path, WANDB_MODE="online", **key),
         cwd=tmp_path,
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
     )
-    os.close(theirs)
+    os.close(terminal)
     assert process.wait(150) == 0
-    said = os.read(ours, 65536).decode()
-    os.close(ours)
-    assert "recording offline" in said
-    assert ("no API key" in said) == (not key)
-    assert len(said.splitlines()) == 1, said
+    printed = os.read(master, 65536).decode()
+    os.close(master)
+    assert "recording offline" in printed
+    assert ("no API key" in printed) == (not key)
+    assert len(printed.splitlines()) == 1, printed
     assert len(steps(attempts(raw["output"])[-1])) == 3
 
 

@@ -1,4 +1,4 @@
-"""W&B's own offline files, read back: what a run records, exactly once over attempts that were really killed, and no secret."""
+"""W&B's own offline files, read back: what a run records, exactly once over attempts killed by a signal, and no secret."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from voco.job.spec import Job
 from voco.run import manifest, wandb_records, wandb_tracking
 from voco.store import storage
 
-WHOLE = """
+LOG_ALL = """
 import psutil
 run.log_steps(rows(0, 5))
 pictures = [open(name, "rb").read() for name in ("red.png", "blue.png")]
@@ -48,17 +48,17 @@ run.log_steps(rows(3, 8))  # from 5 on
 run.log_summary({"score": 0.75, "retention": {"low": 0.5}, "upper": None})
 done = __import__("voco.run.manifest", fromlist=["x"]).Manifest.model_validate_json(open("out/manifest.json").read())
 run.log_output(done, job.output)
-everyone = [psutil.Process(), *psutil.Process().children(recursive=True)]
-assert any(each.name() == "wandb-core" for each in everyone)
-assert not [line for each in everyone for line in each.net_connections("inet")]
+processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+assert any(process.name() == "wandb-core" for process in processes)
+assert not [line for process in processes for line in process.net_connections("inet")]
 run.finish(0)
 run.finish(1)  # once is enough
 """
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Job]:
-    """A run that logs everything, with secrets in its environment. Gives the folder that is its home, and the job."""
+def logged_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Job]:
+    """A run that logs everything, with secrets in its environment. Returns its home folder and the job."""
     home = tmp_path_factory.mktemp("whole")
     raw = raw_job(home, str(home / "out"))
     job = build_job("job.yaml", raw)
@@ -66,13 +66,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Job]:
     (home / "blue.png").write_bytes(png((5, 5, 250)))
     manifest.claim_output(job, RUN)
     manifest.write_manifest(job, RUN, time.time())
-    done = attempt(raw, WHOLE, home, **SECRETS)
+    done = attempt(raw, LOG_ALL, home, **SECRETS)
     assert (done.stdout, done.stderr) == ("", ""), "W&B is quiet"
     return home, job
 
 
-def test_a_run_says_what_it_is_and_what_it_came_from(whole: tuple[Path, Job]) -> None:
-    home, job = whole
+def test_a_run_says_what_it_is_and_what_it_came_from(logged_run: tuple[Path, Job]) -> None:
+    home, job = logged_run
     (records,) = attempts(job.output)
     (run,) = of(records, "run")
     assert (run.run_id, run.run_group, run.job_type) == (RUN, "flow-11223344", "image_sft")
@@ -88,8 +88,8 @@ def test_a_run_says_what_it_is_and_what_it_came_from(whole: tuple[Path, Job]) ->
     assert [line.exit_code for line in of(records, "exit")] == [0]
 
 
-def test_curves_hold_every_step_once_and_figures_stand_in_the_summary(whole: tuple[Path, Job]) -> None:
-    (records,) = attempts(whole[1].output)
+def test_curves_have_every_step_once_and_the_summary_has_the_figures(logged_run: tuple[Path, Job]) -> None:
+    (records,) = attempts(logged_run[1].output)
     lines = steps(records)
     assert [line["step"] for line in lines] == list(range(8)) == [line["_step"] for line in lines]
     assert [line["loss"] for line in lines] == [1 / (1 + step) for step in range(8)]
@@ -103,8 +103,8 @@ def test_curves_hold_every_step_once_and_figures_stand_in_the_summary(whole: tup
     assert "upper" not in summary
 
 
-def test_predictions_are_a_table_with_small_pictures(whole: tuple[Path, Job]) -> None:
-    home, job = whole
+def test_predictions_are_a_table_with_small_pictures(logged_run: tuple[Path, Job]) -> None:
+    home, job = logged_run
     (records,) = attempts(job.output)
     (artifact,) = [item for item in of(records, "artifact") if item.type == "run_table"]
     paths = {item.path: Path(item.local_path) for item in artifact.manifest.contents}
@@ -127,16 +127,16 @@ def test_predictions_are_a_table_with_small_pictures(whole: tuple[Path, Job]) ->
     assert "predictions/path" in items([item for line in of(records, "history") for item in line.item])
 
 
-def test_the_output_is_an_artifact_with_its_lineage_and_no_weights(whole: tuple[Path, Job]) -> None:
-    _, job = whole
+def test_the_output_is_an_artifact_with_its_lineage_and_no_weights(logged_run: tuple[Path, Job]) -> None:
+    _, job = logged_run
     (records,) = attempts(job.output)
     (artifact,) = [item for item in of(records, "artifact") if item.type != "run_table"]
     assert (artifact.name, artifact.type) == ("voco1-sft", "image_sft")
-    made = manifest.read_manifest(job.output)
-    assert made is not None
-    assert len(made.parents) == 2
+    written = manifest.read_manifest(job.output)
+    assert written is not None
+    assert len(written.parents) == 2
     hashed = manifest.manifest_sha256(job.output)
-    facts = {"uri": job.output, "run_id": RUN, "manifest_sha256": hashed, "parents": made.parents}
+    facts = {"uri": job.output, "run_id": RUN, "manifest_sha256": hashed, "parents": written.parents}
     assert json.loads(artifact.metadata) == facts
     ((path, local),) = [(item.path, Path(item.local_path)) for item in artifact.manifest.contents]
     assert path == "manifest.json"
@@ -144,14 +144,14 @@ def test_the_output_is_an_artifact_with_its_lineage_and_no_weights(whole: tuple[
     assert not of(records, "use_artifact")
 
 
-def test_no_secret_and_nothing_of_the_machine_is_kept(whole: tuple[Path, Job]) -> None:
-    home, job = whole
-    kept = files(Path(job.output) / "wandb") + files(home / ".cache") + files(home / ".config")
-    assert len(kept) > 5
-    for path in kept:
+def test_neither_secrets_nor_facts_of_the_machine_are_recorded(logged_run: tuple[Path, Job]) -> None:
+    home, job = logged_run
+    paths = files(Path(job.output) / "wandb") + files(home / ".cache") + files(home / ".config")
+    assert len(paths) > 5
+    for path in paths:
         content = path.read_bytes()
         assert not [value for value in SECRETS.values() if value.encode() in content], path
-    names = {path.name for path in kept}
+    names = {path.name for path in paths}
     assert not names & {"wandb-metadata.json", "requirements.txt", "output.log", "diff.patch", "code"}
     assert not (home / ".local").exists()
     (records,) = attempts(job.output)
@@ -163,14 +163,14 @@ def test_no_secret_and_nothing_of_the_machine_is_kept(whole: tuple[Path, Job]) -
 
 @pytest.mark.parametrize("pause", [0.0, 0.4, 1.6])
 def test_no_step_is_logged_twice_after_sigkill(tmp_path: Path, pause: float) -> None:
-    """Killed at step 58 with a checkpoint at 50: however much had reached the file, each step is there once in the end."""
+    """Killed at step 58 with a checkpoint at 50: however many steps had reached the file, it ends with each of them once."""
     raw = raw_job(tmp_path, str(tmp_path / "out"))
     killed = f"""
     run.log_steps(rows(0, 50)); run.flush()
     for step in range(50, 58): run.log_steps(rows(step, step + 1))
     time.sleep({pause}); os.kill(os.getpid(), signal.SIGKILL)
     """
-    attempt(raw, killed, tmp_path, ends=-signal.SIGKILL)
+    attempt(raw, killed, tmp_path, exit_code=-signal.SIGKILL)
     before = [line["step"] for line in steps(attempts(raw["output"])[0])] if pause > 1 else []
     assert before == (list(range(58)) if pause > 1 else []), "the kill came past the checkpoint"
     resumed = """
@@ -181,13 +181,13 @@ def test_no_step_is_logged_twice_after_sigkill(tmp_path: Path, pause: float) -> 
     attempt(raw, resumed, tmp_path)
     both = attempts(raw["output"])
     assert len(both) == 2
-    assert [len(of(each, "exit")) for each in both] == [0, 1]
-    assert {run.run_id for each in both for run in of(each, "run")} == {RUN}
-    lines = [line for each in both for line in steps(each)]
+    assert [len(of(records, "exit")) for records in both] == [0, 1]
+    assert {run.run_id for records in both for run in of(records, "run")} == {RUN}
+    lines = [line for records in both for line in steps(records)]
     assert sorted(line["step"] for line in lines) == list(range(80))
     assert all(line["loss"] == 1 / (1 + line["step"]) for line in lines)
     attempt(raw, "assert run.recorded == set(range(80)); run.log_steps(rows(0, 80)); run.finish(0)", tmp_path)
-    assert sum(len(steps(each)) for each in attempts(raw["output"])) == 80
+    assert sum(len(steps(records)) for records in attempts(raw["output"])) == 80
     listed = subprocess.run(
         [str(Path(sys.executable).parent / "wandb"), "sync", "--dry-run"],
         env=environment(tmp_path),
@@ -213,9 +213,9 @@ def test_a_file_cut_or_damaged_anywhere_gives_the_records_before(tmp_path: Path)
         got = list(wandb_records.read_records(data[:cut]))
         assert [end for _, end in got] == [end for end in ends if end <= cut]
         assert got == every[: len(got)]
-    for place in (draw.randrange(wandb_records.HEADER, len(data)) for _ in range(30)):
-        hurt = data[:place] + bytes([data[place] ^ 0x40]) + data[place + 1 :]
-        assert len(list(wandb_records.read_records(hurt))) <= sum(end <= place for end in ends) or data[place] == 0
+    for offset in (draw.randrange(wandb_records.HEADER, len(data)) for _ in range(30)):
+        hurt = data[:offset] + bytes([data[offset] ^ 0x40]) + data[offset + 1 :]
+        assert len(list(wandb_records.read_records(hurt))) <= sum(end <= offset for end in ends) or data[offset] == 0
     with pytest.raises(ValueError, match="record file"):
         list(wandb_records.read_records(b"PAR1" * 10))
 
@@ -231,7 +231,7 @@ def test_a_cut_attempt_is_sealed_and_the_next_fills_in_what_it_lacks(tmp_path: P
     still_open.write(data[len(data) // 2 :])
     still_open.close()
     both = attempts(raw["output"])
-    assert sorted(line["step"] for each in both for line in steps(each)) == list(range(60))
+    assert sorted(line["step"] for records in both for line in steps(records)) == list(range(60))
     assert list(wandb_records.read_records(file.read_bytes()))[-1][1] == file.stat().st_size
 
 
@@ -243,7 +243,7 @@ def test_s3_outputs_get_the_files_and_no_step_twice(s3_server: Path, tmp_path: P
     run.log_steps(rows(0, 20)); time.sleep(1.6); run.flush(); run.log_steps(rows(20, 30)); time.sleep(1.6)
     os.kill(os.getpid(), signal.SIGKILL)
     """
-    attempt(raw, killed, tmp_path, ends=-signal.SIGKILL)
+    attempt(raw, killed, tmp_path, exit_code=-signal.SIGKILL)
     assert [line["step"] for line in steps(attempts(raw["output"])[0])] == list(range(20))
     resumed = """
     assert run.recorded == set(range(20))
@@ -254,10 +254,10 @@ def test_s3_outputs_get_the_files_and_no_step_twice(s3_server: Path, tmp_path: P
     """
     assert attempt(raw, resumed, tmp_path).stderr == ""
     both = attempts(raw["output"])
-    assert sorted(line["step"] for each in both for line in steps(each)) == list(range(40))
+    assert sorted(line["step"] for records in both for line in steps(records)) == list(range(40))
     own = tmp_path / f"voco-wandb-{os.getuid()}"
     assert not list(own.iterdir()), "the local copy is gone"
-    (artifact,) = [item for each in both for item in of(each, "artifact")]
+    (artifact,) = [item for records in both for item in of(records, "artifact")]
     for item in artifact.manifest.contents:  # wandb's absolute paths, and where the same files lie on S3
         name = Path(item.local_path).relative_to(own / RUN).as_posix()
         assert len(storage.read_bytes(f"s3://bucket/sft/{name}")) == item.size
@@ -293,5 +293,5 @@ def test_rank_zero_killed_inside_a_ray_worker(ray_local: str, tmp_path: Path, mo
     ray.get(second.train.remote(20, 50))
     ray.get(second.finish.remote())
     both = attempts(str(tmp_path / "out"))
-    assert sorted(line["step"] for each in both for line in steps(each)) == list(range(50))
+    assert sorted(line["step"] for records in both for line in steps(records)) == list(range(50))
     ray.kill(second)

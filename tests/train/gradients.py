@@ -33,7 +33,7 @@ def main(folder: str, cases: list[str]) -> None:
     rank, world = dist.get_rank(), dist.get_world_size()
     tables = SampleTables([f"{folder}/samples"])
     order = epoch_order(TableMix(tables.sizes, tables.owners, (1.0,)), 0, 0, BATCH)
-    found = {}
+    results = {}
     for case in cases:
         name, accumulation, share, stage = case.split(":")
         layout = Layout(**weights.read_config(f"{folder}/initial")["layout"])
@@ -49,44 +49,46 @@ def main(folder: str, cases: list[str]) -> None:
             precision="bf16" if name == "bf16" else "fp32", zero_stage=int(stage), max_tokens=512,
         )  # fmt: skip
         samples = TrainingSamples(tables, model.tokenizer, model.layout, block, images_of)
-        mine = order.rank_rows(0, rank, world)
-        taken = samples.take(mine)
-        parts = [[taken[at] for at in row] for row in split_evenly([len(one) for one in taken], int(accumulation))]
-        if share == "alone":  # the same conversations, each a sample of its own
-            one_each = block.model_copy(update={"share_vision": False})
+        own_rows = order.rank_rows(0, rank, world)
+        own_samples = samples.take(own_rows)
+        parts = [
+            [own_samples[at] for at in row] for row in split_evenly([len(sample) for sample in own_samples], int(accumulation))
+        ]
+        if share == "alone":  # the same conversations, each a separate sample
+            unshared = block.model_copy(update={"share_vision": False})
             loose = SampleTables([f"{folder}/samples"], share_vision=False)
-            apart = TrainingSamples(loose, model.tokenizer, model.layout, one_each, images_of)
-            every = np.array([(g, p) for g, size in enumerate(apart.tables.sizes) for p in range(size)])
-            single = apart.take(every)
+            apart = TrainingSamples(loose, model.tokenizer, model.layout, unshared, images_of)
+            all_rows = np.array([(g, p) for g, size in enumerate(apart.tables.sizes) for p in range(size)])
+            single = apart.take(all_rows)
             assert len(single) == 28  # 12 images with two questions, 4 rows of text
-            parts = [[s for s in single if s.sample_id in {one.sample_id for one in part}] for part in parts]
+            parts = [[s for s in single if s.sample_id in {sample.sample_id for sample in part}] for part in parts]
         store = FeatureStore(f"{folder}/features")
         batches = [collate(part, store, store.shape) for part in parts]
         if "taught" in name:
             plain = layout.model_copy(update={"method": "none"})
-            theirs = TrainingSamples(tables, model.tokenizer, plain, block, images_of).take(mine)
-            rows = split_evenly([len(one) for one in taken], int(accumulation))
-            read = [collate([theirs[at] for at in row], store, store.shape) for row in rows]
-            batches = [with_teacher(batch, teacher) for batch, teacher in zip(batches, read, strict=True)]
+            teacher_samples = TrainingSamples(tables, model.tokenizer, plain, block, images_of).take(own_rows)
+            rows = split_evenly([len(sample) for sample in own_samples], int(accumulation))
+            teacher_batches = [collate([teacher_samples[at] for at in row], store, store.shape) for row in rows]
+            batches = [with_teacher(batch, teacher) for batch, teacher in zip(batches, teacher_batches, strict=True)]
             other = weights.load_checkpoint(f"{folder}/other", plain, torch.float32) if "other" in name else None
             model.distillation = Distillation(0.7, 2.0, other)
         if stage == "1" and name.startswith("plain"):  # the obvious form: one backward, no DeepSpeed
             (batch,) = batches
             summed = model(batch.to("cpu", torch.float32))
-            loss, kl = (one / len(batch.predict_id) for one in (summed if "taught" in name else (summed, torch.zeros(()))))
+            loss, kl = (term / len(batch.predict_id) for term in (summed if "taught" in name else (summed, torch.zeros(()))))
             loss.backward()
-            found[name] = {"loss": float(loss), "kl": float(kl), "grads": {n: p.grad for n, p in model.named_parameters()}}
+            results[name] = {"loss": float(loss), "kl": float(kl), "grads": {n: p.grad for n, p in model.named_parameters()}}
             continue
         engine, *_ = deepspeed.initialize(
             model=model, model_parameters=list(model.parameters()), config=deepspeed_config(block, world)
         )
         done = backward(engine, batches, 0, stop=False, cut=rank + 1)
         grads = {n: deepspeed.utils.safe_get_full_grad(p).float().clone() for n, p in model.named_parameters()}
-        found[name] = {"loss": done.loss, "kl": done.kl or 0.0, "tokens": done.tokens, "cut": done.cut, "grads": grads}
+        results[name] = {"loss": done.loss, "kl": done.kl or 0.0, "tokens": done.tokens, "cut": done.cut, "grads": grads}
     if rank == 0:
-        torch.save(found, f"{folder}/world{world}.pt")
+        torch.save(results, f"{folder}/world{world}.pt")
     dist.barrier()
-    dist.destroy_process_group()  # or a thread of gloo may outlive the interpreter, and the process aborts
+    dist.destroy_process_group()  # otherwise a thread of gloo may outlive the interpreter, and the process aborts
 
 
 if __name__ == "__main__":

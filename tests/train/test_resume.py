@@ -27,35 +27,35 @@ STEPS = {"epochs": 12, "save_every": 8}  # 5 steps an epoch
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory, ray_local):
-    place = str(tmp_path_factory.mktemp("resume"))
-    world.write_samples(f"{place}/samples", world.sample_rows(37))  # an epoch's last step is short
-    pipelines.run(world.features_job([f"{place}/samples"], f"{place}/features"))
-    return place
+    root = str(tmp_path_factory.mktemp("resume"))
+    world.write_samples(f"{root}/samples", world.sample_rows(37))  # the last step of an epoch is short
+    pipelines.run(world.features_job([f"{root}/samples"], f"{root}/features"))
+    return root
 
 
-def job(place, name, **changes):
-    return world.sft_job(f"{place}/samples", f"{place}/features", f"{place}/{name}", **{**STEPS, **changes})
+def job(root, name, **changes):
+    return world.sft_job(f"{root}/samples", f"{root}/features", f"{root}/{name}", **{**STEPS, **changes})
 
 
-def outcome(place, name):
-    return load_file(f"{place}/{name}/model/model.safetensors"), parquet.read_table(f"{place}/{name}/metrics.parquet")
+def outcome(root, name):
+    return load_file(f"{root}/{name}/model/model.safetensors"), parquet.read_table(f"{root}/{name}/metrics.parquet")
 
 
-def assert_same(place, one, other):
-    (weights_one, metrics_one), (weights_other, metrics_other) = outcome(place, one), outcome(place, other)
-    assert weights_one.keys() == weights_other.keys()
-    assert max(float((weights_one[k] - weights_other[k]).abs().max()) for k in weights_one) <= 1e-6
-    assert metrics_one["step"].to_pylist() == metrics_other["step"].to_pylist() == list(range(60))
-    assert metrics_one["sample_ids_sha256"].to_pylist() == metrics_other["sample_ids_sha256"].to_pylist()
-    initial = load_file(f"{place}/{one}/initial/model/model.safetensors")
-    assert any(not torch.equal(initial[k], weights_one[k]) for k in initial)
+def assert_same(root, name, other_name):
+    (weights, metrics), (other_weights, other_metrics) = outcome(root, name), outcome(root, other_name)
+    assert weights.keys() == other_weights.keys()
+    assert max(float((weights[k] - other_weights[k]).abs().max()) for k in weights) <= 1e-6
+    assert metrics["step"].to_pylist() == other_metrics["step"].to_pylist() == list(range(60))
+    assert metrics["sample_ids_sha256"].to_pylist() == other_metrics["sample_ids_sha256"].to_pylist()
+    initial = load_file(f"{root}/{name}/initial/model/model.safetensors")
+    assert any(not torch.equal(initial[k], weights[k]) for k in initial)
 
 
-def first_checkpoint(place, name, deadline_s=400):
-    """Wait until one is committed: Ray lists it in its snapshot."""
+def first_checkpoint(root, name, deadline_s=400):
+    """Wait until a checkpoint is committed: Ray lists it in its snapshot."""
     end = time.monotonic() + deadline_s
     while time.monotonic() < end:
-        folder = f"{place}/{name}/checkpoints"
+        folder = f"{root}/{name}/checkpoints"
         for run in os.listdir(folder) if os.path.isdir(folder) else []:
             snapshot = f"{folder}/{run}/checkpoint_manager_snapshot.json"
             if os.path.exists(snapshot) and "step-0000" in Path(snapshot).read_text():
@@ -85,8 +85,8 @@ def test_driver_killed_under_zero_2(inputs, ray_local, tmp_path):
     done = pipelines.run(killed)
     assert done.counts["steps"] == 60
     assert_same(inputs, "whole2", "killed2")
-    assert outcome(inputs, "killed2")[1]["seconds"].to_pylist()[: len(before)] == before  # went on, did not start again
-    assert pipelines.run(killed) == done  # a third time it has nothing to do
+    assert outcome(inputs, "killed2")[1]["seconds"].to_pylist()[: len(before)] == before  # continued, did not start again
+    assert pipelines.run(killed) == done  # a third run has nothing to do
     with pytest.raises(Refused, match="holds run"):
         pipelines.run(job(inputs, "killed2", learning_rate=0.5))
 

@@ -15,7 +15,7 @@ import world
 from voco.demo.cluster import free_ports
 from voco.precompute import features
 from voco.store import storage
-from voco.train import launch
+from voco.train.initial_model import initial_model
 from voco.train.sampler import TableMix, epoch_order
 from voco.train.step import learning_rate
 
@@ -24,16 +24,16 @@ HERE = Path(__file__).parent
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Samples (text-only ones among them), their features and an initial model."""
-    place = str(tmp_path_factory.mktemp("step"))
-    world.write_samples(f"{place}/samples", world.sample_rows(16, text_every=4))
-    write_features(f"{place}/features", [f"{place}/samples"])
-    job = world.sft_job(f"{place}/samples", f"{place}/features", f"{place}/out")
-    launch.starting_point(job, place)
-    job = job.model_copy(update={"seed": 9, "output": f"{place}/out-other"})
-    launch.starting_point(job, f"{place}/made")
-    Path(f"{place}/made/initial").rename(f"{place}/other")
-    return place
+    """Samples (some without an image), their features and an initial model."""
+    root = str(tmp_path_factory.mktemp("step"))
+    world.write_samples(f"{root}/samples", world.sample_rows(16, text_every=4))
+    write_features(f"{root}/features", [f"{root}/samples"])
+    job = world.sft_job(f"{root}/samples", f"{root}/features", f"{root}/out")
+    initial_model(job, root)
+    job = job.model_copy(update={"seed": 9, "output": f"{root}/out-other"})
+    initial_model(job, f"{root}/second")
+    Path(f"{root}/second/initial").rename(f"{root}/other")
+    return root
 
 
 def write_features(output: str, samples: list[str]) -> None:
@@ -53,8 +53,8 @@ def launch_ranks(folder, ranks, cases):
     processes = []
     for rank in range(ranks):
         path = os.pathsep.join([str(HERE.parent), str(HERE.parents[1] / "platform")])
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        env = {**os.environ, **{k: str(v) for k, v in place.items()}, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+        rendezvous = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        env = {**os.environ, **{k: str(v) for k, v in rendezvous.items()}, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
         command = [sys.executable, str(HERE / "gradients.py"), folder, *cases]
         processes.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
     for process in processes:
@@ -65,17 +65,17 @@ def launch_ranks(folder, ranks, cases):
 
 @pytest.mark.slow
 def test_loss_and_gradients_do_not_depend_on_the_cut(folder):
-    one = ["plain:1:share:1", "1x8:1:share:2", "accumulate:2:share:2", "alone:1:alone:2"]
-    two = ["2x4:1:share:2", "2x4z3:1:share:3", "recomputed:2:share:3", "bf16:2:share:3"]
-    found = launch_ranks(folder, 1, one) | launch_ranks(folder, 2, two)
-    reference = found["plain"]
+    on_one_rank = ["plain:1:share:1", "1x8:1:share:2", "accumulate:2:share:2", "alone:1:alone:2"]
+    on_two_ranks = ["2x4:1:share:2", "2x4z3:1:share:3", "recomputed:2:share:3", "bf16:2:share:3"]
+    results = launch_ranks(folder, 1, on_one_rank) | launch_ranks(folder, 2, on_two_ranks)
+    reference = results["plain"]
     assert reference["loss"] > 1.0
-    assert (found["1x8"]["cut"], found["2x4"]["cut"]) == (1, 1 + 2), "what was cut is counted over all ranks"
-    rounded = found.pop("bf16")
+    assert (results["1x8"]["cut"], results["2x4"]["cut"]) == (1, 1 + 2), "cut tokens are counted over all ranks"
+    rounded = results.pop("bf16")
     assert abs(rounded["loss"] - reference["loss"]) < 0.01 * reference["loss"]
-    ours, theirs = (torch.cat([one["grads"][name].flatten() for name in reference["grads"]]) for one in (rounded, reference))
-    assert torch.nn.functional.cosine_similarity(ours, theirs, dim=0) > 0.999
-    for name, case in found.items():
+    gradients = [torch.cat([case["grads"][name].flatten() for name in reference["grads"]]) for case in (rounded, reference)]
+    assert torch.nn.functional.cosine_similarity(*gradients, dim=0) > 0.999
+    for name, case in results.items():
         assert abs(case["loss"] - reference["loss"]) <= 1e-6 * reference["loss"], name
         for parameter, grad in reference["grads"].items():
             error = (case["grads"][parameter] - grad).abs().max()
@@ -85,21 +85,21 @@ def test_loss_and_gradients_do_not_depend_on_the_cut(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["taught", "taught-other", "queries"])
-def test_distillation_and_queries_do_not_depend_on_the_cut_either(folder, what):
-    found = launch_ranks(folder, 1, [f"plain-{what}:1:share:1", f"accumulated-{what}:2:share:1"])
-    found |= launch_ranks(folder, 2, [f"two-{what}:2:share:2", f"sharded-{what}:2:share:3"])
-    reference = found[f"plain-{what}"]
-    assert (reference["kl"] > 1e-3) == ("taught" in what)
+@pytest.mark.parametrize("variant", ["taught", "taught-other", "queries"])
+def test_distillation_and_queries_do_not_depend_on_the_cut_either(folder, variant):
+    results = launch_ranks(folder, 1, [f"plain-{variant}:1:share:1", f"accumulated-{variant}:2:share:1"])
+    results |= launch_ranks(folder, 2, [f"two-{variant}:2:share:2", f"sharded-{variant}:2:share:3"])
+    reference = results[f"plain-{variant}"]
+    assert (reference["kl"] > 1e-3) == ("taught" in variant)
     scale = max(1.0, *(float(grad.abs().max()) for grad in reference["grads"].values()))
-    for name, case in found.items():
+    for name, case in results.items():
         assert abs(case["loss"] - reference["loss"]) <= 1e-6 * reference["loss"], name
         assert abs(case["kl"] - reference["kl"]) <= 1e-6 * max(1.0, reference["kl"]), name
         for parameter, grad in reference["grads"].items():
             assert (case["grads"][parameter] - grad).abs().max() <= 1e-6 * scale, (name, parameter)
 
 
-def test_every_sample_once_an_epoch_and_another_order_each():
+def test_every_epoch_has_each_sample_once_in_another_order():
     mix = TableMix((7, 3, 8, 1, 5) * 5, (0,) * 25, (1.0,))
     first, again, second = (epoch_order(mix, 5, epoch, 16) for epoch in (0, 0, 1))
     assert (first.rows == again.rows).all()
@@ -118,9 +118,9 @@ def test_weights_repeat_and_thin_out_tables_however_they_are_cut():
     order = epoch_order(mix, 1, 0, 5)
     groups = [group for group, _ in order.rows.reshape(-1, 2).tolist()]
     assert groups.count(0) == groups.count(1) == 20
-    assert sum(group > 1 for group in groups) == 5  # a quarter of 20, though each is a row group of its own
+    assert sum(group > 1 for group in groups) == 5  # a quarter of 20, though each is a separate row group
     assert order.steps == mix.steps(5) == 9
-    drawn = [{tuple(row) for row in one.rows.reshape(-1, 2).tolist()} for one in (order, epoch_order(mix, 1, 1, 5))]
+    drawn = [{tuple(row) for row in epoch.rows.reshape(-1, 2).tolist()} for epoch in (order, epoch_order(mix, 1, 1, 5))]
     assert drawn[0] != drawn[1]
 
 

@@ -70,7 +70,7 @@ def ask(checkpoint: str, media: Sequence[str], question: str, options: AskOption
     maker = CacheMaker(checkpoint, reader, options, prompt)
     started = time.monotonic()
     caches = maker.caches(media)
-    _wait(device)
+    _synchronize(device)
     compressed = time.monotonic()
     joined = join_caches(caches) if caches else None
     first = None
@@ -82,7 +82,7 @@ def ask(checkpoint: str, media: Sequence[str], question: str, options: AskOption
     views, size = sum(len(cache.tokens) for cache in caches), sum(cache.bytes for cache in caches)
     if caches:
         yield (
-            f"\n\npass 1, views to caches: {compressed - started:.2f} s, {views} views, {size / 1e6:,.2f} MB; "
+            f"\n\npass 1, views to caches: {compressed - started:.2f} s, {views} view{'s' * (views != 1)}, {size / 1e6:,.2f} MB; "
             f"{maker.hits} of {len(caches)} caches found"
             + (f" in {options.cache}" if options.cache else ", keeping is off")
             + (f"; not kept: {maker.failure}" if maker.failure else "")
@@ -204,13 +204,13 @@ class CacheMaker:
             raise Refused(f"{medium.uri}: expected an image, or a video with one of {extensions} ({error})") from error
 
 
-def _wait(device: str) -> None:
+def _synchronize(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def run_ask(options: Namespace) -> int:
-    """Print an answer while it is generated. `options` are those of the command line."""
+    """Print an answer while it is generated. `options` come from the command line."""
     try:
         ask_options = AskOptions(
             cache=None if options.no_cache else options.cache,

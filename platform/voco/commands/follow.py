@@ -1,4 +1,4 @@
-"""`voco status`, `voco logs` and `voco stop`: a run that was submitted, found by run id, submission id or job file."""
+"""`voco status`, `voco logs` and `voco stop`: find a submitted run by run id, submission id or job file."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ def find_job(client: Any, run: str) -> Any:
 
 
 def follow(client: Any, submission_id: str) -> int:
-    """Print the job's log until it ends; returns its exit code. Ctrl-C leaves, the job continues."""
+    """Print the job's log until it ends; returns its exit code. Ctrl-C ends the printing; the job continues."""
     try:
         asyncio.run(_print_log(client, submission_id))
     except KeyboardInterrupt:
-        print(f"\nleft; the job continues. `voco logs {submission_id}` follows it, `voco stop {submission_id}` ends it")
+        print(f"\nThe job continues. `voco logs {submission_id}` follows it, `voco stop {submission_id}` ends it")
         return 130
     return job_exit_code(client.get_job_info(submission_id))
 
 
 async def _print_log(client: Any, submission_id: str) -> None:
-    """The complete log, once, however often the connection breaks."""
+    """Print every line of the log once, however often the connection breaks."""
     printed = 0
     while True:
         received = 0

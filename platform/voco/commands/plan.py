@@ -11,6 +11,7 @@ from voco.job.config import Evaluate, FrameCache, ImageSft, Llama, Training
 from voco.job.load import resolve_stage
 from voco.job.spec import Flow, Job, Sweep
 from voco.job.trials import sweep_trials
+from voco.report.table import bytes_text
 from voco.run import manifest
 from voco.store import storage
 
@@ -25,16 +26,8 @@ class InputSize:
 
     def __str__(self) -> str:
         figures = [f"{self.rows:,} rows"] if self.rows is not None else []
-        figures += [format_bytes(self.bytes)] if self.bytes is not None else []
+        figures += [bytes_text(self.bytes)] if self.bytes is not None else []
         return f"{self.source}: {', '.join(figures)}" if figures else self.source
-
-
-def format_bytes(count: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
-        count /= 1024
-    return f"{count:,.1f} TiB"
 
 
 def input_size(job: Job, key: str, uri: str, stage_sizes: dict[str, InputSize]) -> InputSize:
@@ -50,6 +43,8 @@ def input_size(job: Job, key: str, uri: str, stage_sizes: dict[str, InputSize]) 
     unchecked = InputSize(None, None, "not checked")
     if expect is not None:
         unchecked = InputSize(expect.rows, expect.bytes, "not checked, expect")
+    if key == "inputs.media":  # the figures are those of the annotations
+        unchecked = InputSize(None, None, "not checked")
     if storage.is_placeholder(uri):
         return unchecked
     resolved = storage.resolve(uri)
@@ -69,7 +64,7 @@ def input_size(job: Job, key: str, uri: str, stage_sizes: dict[str, InputSize]) 
 
 
 def _unreachable(uri: str) -> tuple[type[BaseException], ...]:
-    """What storage raises when it does not answer, or has no credentials."""
+    """The errors of storage that does not answer, or has no credentials."""
     if not uri.startswith("s3://"):
         return (TimeoutError,)
     from botocore.exceptions import BotoCoreError
@@ -91,7 +86,7 @@ def plan_lines(file: str, job: Job) -> list[str]:
     lines.append(f"  output {job.output}: {output_state(job)}")
     free = None if storage.is_placeholder(job.output) else storage.free_bytes(job.output_uri)
     if free is not None:
-        lines.append(f"  free disk there: {format_bytes(free)}")
+        lines.append(f"  free disk there: {bytes_text(free)}")
     stage_sizes: dict[str, InputSize] = {}
     outputs: dict[str, str] = {}
     for number, stage in enumerate(job.stages, 1):
@@ -114,7 +109,7 @@ def plan_lines(file: str, job: Job) -> list[str]:
 
 
 def _output_size(stage: Job) -> InputSize:
-    """What a later stage of the flow knows of this stage's output."""
+    """The size of a stage's output, as later stages of the flow can know it."""
     output = stage.output_uri
     try:
         finished = None if storage.is_placeholder(stage.output) else manifest.read_manifest(output)
@@ -156,7 +151,7 @@ def _reachable_state(job: Job, output: str) -> str:
 
 @storage.s3_patience(0)
 def plan_exit_code(file: str, job: Job) -> int:
-    """0; Refused when `run` would refuse the output. A flow's stages only appear in the lines: --replace makes them again."""
+    """0; Refused when `run` would refuse the output. A flow's stages only appear in the lines: --replace runs them again."""
     state = output_state(job)
     if state.startswith("foreign"):
         raise Refused(f"{file}: output: {job.output} is {state}")
@@ -164,6 +159,8 @@ def plan_exit_code(file: str, job: Job) -> int:
 
 
 def _resources(job: Job) -> str:
+    if job.stage.in_driver:
+        return "none but the driver"
     resources = job.resources
     gpus = f", {resources.gpus_per_worker:g} GPU each" if resources.gpus_per_worker else ""
     accelerator = f" ({resources.accelerator})" if resources.accelerator else ""
@@ -171,7 +168,7 @@ def _resources(job: Job) -> str:
 
 
 def stage_details(job: Job, sizes: dict[str, InputSize]) -> list[str]:
-    """What is known of the work of one stage: steps and memory, frames and bytes, trials."""
+    """Details of a stage's work: steps and memory, frames and bytes, or trials."""
     block = job.block
     if job.stage.trains:
         return training_plan(job, sizes)
@@ -222,7 +219,7 @@ def training_plan(job: Job, sizes: dict[str, InputSize]) -> list[str]:
     if all(rows is not None for rows, _ in tables):
         rows = sum(round((count or 0) * weight) for count, weight in tables)
         steps = math.ceil(rows / block.global_batch)
-        note = "" if block.share_vision else " (at least: every conversation is a sample of its own)"
+        note = "" if block.share_vision else " (at least: without share_vision each conversation is a sample)"
         lines.append(
             f"steps: ceil({rows:,} rows / {block.global_batch}) x {block.epochs} epochs = {steps * block.epochs:,}{note}"
         )
@@ -256,7 +253,7 @@ def training_memory(job: Job, llama: Llama) -> list[str]:
     shares = [workers if stage >= least else 1 for least in (3, 2, 1)]  # weights, gradients, Adam
     total = sum(count * size / share for size, share in zip(sizes, shares, strict=True))
     terms = " + ".join(f"{size}/{share}" if share > 1 else f"{size}" for size, share in zip(sizes, shares, strict=True))
-    memory = f"{count:,} x ({terms}) bytes = {format_bytes(total)}"
+    memory = f"{count:,} x ({terms}) bytes = {bytes_text(total)}"
     return [
         f"language model: {count:,} parameters",
         f"memory a worker, ZeRO-{stage}: {memory}, plus activations, projector and tower",

@@ -1,4 +1,4 @@
-"""`voco render --kuberay`: a job as a KubeRay RayJob, with a cluster that is sized for the job and ends with it.
+"""`voco render --kuberay`: a job as a KubeRay RayJob, whose cluster is sized for the job and ends with it.
 
 The job file is copied unchanged into a ConfigMap and mounted on the head, where Ray runs drivers. Field names and limits:
 KubeRay's CRD `ray.io/v1` and the operator's `validation.go`, as of KubeRay 1.7: older ones may lack a group's `resources`,
@@ -35,7 +35,7 @@ def k8s_name(job: Job) -> str:
 def rayjob_manifest(job: Job, image: str = IMAGE) -> dict[str, Any]:
     """The RayJob. It mounts the ConfigMap of the same name, with the job file as `job.yaml`; see `render_rayjob`.
 
-    Raises Refused for a local path, which no two pods share, and for workers that fit no pod.
+    Raises Refused for a local path, which pods do not share, and for workers that fit no pod.
     """
     _check_portable(job)
     runtime_env = {"env_vars": {"RAY_JOB_STOP_SIGNAL": "SIGTERM", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}}
@@ -73,7 +73,7 @@ def _check_portable(job: Job) -> None:
 
 
 def _head(job: Job, image: str) -> dict[str, Any]:
-    not_spot = [  # a node without the key fits as well
+    not_spot = [  # a node without the key also matches
         {"key": "cloud.google.com/gke-spot", "operator": "DoesNotExist"},
         {"key": "karpenter.sh/capacity-type", "operator": "NotIn", "values": ["spot"]},
         {"key": "eks.amazonaws.com/capacityType", "operator": "NotIn", "values": ["SPOT"]},
@@ -135,7 +135,7 @@ def _pod(container: str, image: str, cpus: int, memory_gib: int, gpus: int) -> d
 
 
 def render_rayjob(file: str, image: str = IMAGE) -> str:
-    """What `voco render JOB.yaml --kuberay` prints: the ConfigMap with the unchanged job file, and the RayJob.
+    """The text that `voco render JOB.yaml --kuberay` prints: the ConfigMap with the unchanged job file, and the RayJob.
 
     Raises Refused for a job file with a mistake, and for what `rayjob_manifest` refuses.
     """

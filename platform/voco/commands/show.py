@@ -1,9 +1,10 @@
-"""One row of an output made visible in a terminal: `voco show OUTPUT`."""
+"""`voco show OUTPUT`: counts and a few rows of an output as text."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 from voco.errors import Refused
 from voco.report.comparison import compare
@@ -11,7 +12,7 @@ from voco.report.outputs import Output, gather_outputs
 from voco.report.table import bytes_text, seconds_text, text_table
 from voco.run import manifest
 from voco.run.manifest import Manifest
-from voco.store import parquet, samples, storage
+from voco.store import parquet, samples, schemas, storage
 
 LONGEST_TEXT = 400  # characters of one text
 ANSWERS_SHOWN = 8
@@ -22,7 +23,7 @@ REJECTS_SHOWN = 3  # of each reason
 def show_output(output: str) -> str:
     """The contents of an output as text: its counts, then a few rows of each of its tables.
 
-    Characters that would steer a terminal are shown by their code. Raises Refused for an output that is not finished.
+    Control characters are shown by their code. Raises Refused for an output that is not finished.
     """
     uri = storage.resolve(output)
     finished = manifest.read_manifest(uri)
@@ -37,7 +38,7 @@ def show_output(output: str) -> str:
 
 
 def printable(text: str) -> str:
-    """Text without control or formatting characters, which can steer a terminal; long text is cut."""
+    """Text without control or formatting characters, which a terminal would obey; long text is cut."""
     cut = text if len(text) <= LONGEST_TEXT else text[:LONGEST_TEXT] + " …"
     return "".join(
         char if char.isprintable() else "\\n" if char == "\n" else char.encode("unicode_escape").decode() for char in cut
@@ -120,8 +121,9 @@ def _checkpoint(output: Output) -> str:
     config, tokenizer = weights.read_config(output.uri), weights.read_tokenizer(output.uri)
     layout = Layout(**config["layout"])
     uris = output.samples_inputs()
+    facts = f"compressor {config['compressor']}\nlayout: {_facts(layout.model_dump())}"
     if not all(any(samples.part_uris([uri])) for uri in uris):
-        return f"layout {layout.model_dump()}\nsamples: missing"
+        return f"{facts}\n\nno sample is shown: the samples that this job read are not there any more"
     group = samples.SampleTables(uris).read(0)
     row = next((row for row in group if row["media"]), group[0])
     media = [medium["sha256"] for medium in row["media"] or []]
@@ -134,7 +136,11 @@ def _checkpoint(output: Output) -> str:
     sizes = None if cache is not None else samples.sizes_of(row)
     sample = build_sample(row["sample_id"], turns, media, tokenizer, layout, sizes=sizes)
     shown = show_sample(sample, tokenizer, layout)
-    return f"compressor {config['compressor']}\nlayout {layout.model_dump()}\n\n{shown}"
+    return f"{facts}\n\n{shown}"
+
+
+def _facts(values: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in values.items() if value is not None)
 
 
 def _frames(output: Output) -> str:
@@ -142,8 +148,8 @@ def _frames(output: Output) -> str:
     from voco.precompute.frame_store import FrameStore
 
     store = FrameStore(output.uri)
-    lines = [f"{key} {value}" for key, value in store.facts.items()]
-    index = parquet.read_table(storage.join(output.uri, "index.parquet")).to_pylist()
+    lines = [f"{key} {_facts(value) if isinstance(value, dict) else value}" for key, value in store.facts.items()]
+    index = parquet.read_table(storage.join(output.uri, schemas.FRAME_INDEX_FILE)).to_pylist()
     if index:
         first = index[0]
         with parquet.open_parquet(storage.join(output.uri, "frame_cache", first["file"])) as file:
@@ -160,9 +166,10 @@ def _trials(output: Output) -> str:
 
 
 def _stages(output: Output) -> str:
-    """The stages of a flow, which has no tables of its own."""
+    """The stages of a flow, which has no tables."""
     stages = gather_outputs([output.uri]).outputs
-    return "\n".join(f"  {stage.name}: {stage.kind}, {seconds_text(stage.manifest.seconds)}, {stage.uri}" for stage in stages)
+    lines = (f"  {stage.name}: {stage.kind}, {seconds_text(stage.manifest.seconds)}, {stage.uri}" for stage in stages)
+    return "\n".join(["stages and trials, by directory:", *lines])
 
 
 def _size(output: Output, table: str) -> str:

@@ -1,7 +1,7 @@
-"""`voco submit`: send a job to a cluster's Jobs API and follow it.
+"""`voco submit`: submit a job to a cluster's Jobs API and follow its log.
 
 Ray refuses a submission id that was used before, so ids are `<run id>-<attempt>`. The run id is also in the job's metadata,
-so that a job sent by hand with `ray job submit` is found as well.
+so that a job submitted by hand with `ray job submit` is found as well.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from voco.store import storage
 
 
 def submit(file: str, job: Job, target: ClusterTarget, replace: bool = False) -> int:
-    """Submit a job and follow it; returns its exit code. A running run is followed, a finished one says so."""
+    """Submit a job and follow it; returns its exit code. A run that is running is followed; a finished run is reported."""
     if storage.is_placeholder(job.output):
         raise Refused(f"{file}: output: {job.output} is a placeholder; put your own location there")
     run_id = manifest.job_run_id(job)
@@ -42,7 +42,7 @@ def submit(file: str, job: Job, target: ClusterTarget, replace: bool = False) ->
     stages = len(job.stages)
     print(f"{job.name}: {job.kind}, {stages} stage{'s' * (stages > 1)}, run {run_id}, output {job.output}")
     print(f"The same by hand:\n  {ray_submit_line(target, entrypoint, runtime_env, run_id)}", flush=True)
-    submission_id = f"{run_id}-{1 + max([0, *map(_attempt, jobs_of_run(client, run_id))])}"
+    submission_id = f"{run_id}-{1 + max([0, *map(_attempt_number, jobs_of_run(client, run_id))])}"
     try:
         client.submit_job(
             entrypoint=entrypoint, runtime_env=runtime_env, metadata={"run_id": run_id}, submission_id=submission_id
@@ -55,7 +55,7 @@ def submit(file: str, job: Job, target: ClusterTarget, replace: bool = False) ->
 
 
 def output_is_finished(job: Job, run_id: str, replace: bool = False) -> bool:
-    """True when the output is this run's and complete. Raises Refused when it is another run's, unless it is to be replaced."""
+    """True when the output is this run's and complete. Raises Refused when it is another run's and `replace` is off."""
     output = job.output_uri
     owner = manifest.output_run_id(output)
     if owner not in (None, run_id) and not replace:
@@ -79,27 +79,29 @@ def package_job(file: str, job: Job, client: Any, target: ClusterTarget, replace
     if is_on_this_machine(client, target):
         return entrypoint, {"working_dir": f"local://{directory}", "env_vars": environment}
     if path.startswith(".."):
-        raise Refused(f"{file}: lies outside of {directory}, which is what is sent to the cluster; start from a folder above it")
+        raise Refused(
+            f"{file}: is outside {directory}, the folder that is uploaded to the cluster; run this from a folder above the file"
+        )
     for part in (job, *(stage for stage in job.stages if stage is not job)):
         _check_portable(file, part)
     return entrypoint, {"working_dir": ".", "env_vars": environment}
 
 
 def _check_portable(file: str, job: Job) -> None:
-    """Refuse relative paths, which mean nothing on other machines."""
+    """Refuse relative paths, which have no meaning on other machines."""
     for key, uri in {"output": job.output, **job.uris()}.items():
         if "://" not in uri and not uri.startswith(("/", "@")):
             raise Refused(f"{file}: {key}: expected s3:// or an absolute path, for a cluster on other machines, got {uri}")
 
 
 def ray_submit_line(target: ClusterTarget, entrypoint: str, runtime_env: dict[str, Any], run_id: str) -> str:
-    """The `ray job submit` line that does the same in any shell. It names no submission id: each can be used once."""
+    """The `ray job submit` line that does the same in any shell. It names no submission id: an id can be used only once."""
     words = [str(Path(sys.executable).with_name("ray")), "job", "submit", "--address", target.address]
     words += ["--metadata-json", json.dumps({"run_id": run_id})]
     words += ["--runtime-env-json", json.dumps(runtime_env), "--", *shlex.split(entrypoint)]
     return " ".join([*map(shlex.quote, target.environment()), shlex.join(words)])
 
 
-def _attempt(ray_job: Any) -> int:
+def _attempt_number(ray_job: Any) -> int:
     number = str(ray_job.submission_id).rsplit("-", 1)[-1]
     return int(number) if number.isdigit() else 0

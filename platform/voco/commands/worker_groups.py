@@ -1,4 +1,4 @@
-"""What a job asks Ray for at once, and the groups of Kubernetes pods that provide it."""
+"""The Ray workers that a job needs at once, and the groups of Kubernetes pods that provide them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from voco.job.spec import Flow, Job, Sweep
 CPU_POD_CPUS = 16
 GPU_POD_GPUS = 8
 
-Stage = list["WorkerDemand"]
+StageDemands = list["WorkerDemand"]  # at the same time
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class WorkerGroup:
     accelerator: str | None
 
 
-def worker_demands(job: Job) -> list[Stage]:
-    """What each stage of a job asks Ray for at once; nothing for stages that work in the driver.
+def worker_demands(job: Job) -> list[StageDemands]:
+    """The workers that each stage of a job needs at once; none for stages that run in the driver.
 
     A sweep: its trials' workers, then the workers that evaluate; the trials' own drivers run on the head.
     """
@@ -76,7 +76,7 @@ def worker_groups(job: Job) -> list[WorkerGroup]:
     return [_cpu_group(stages), *(_gpu_group(demands, accelerator or None) for accelerator in accelerators)]
 
 
-def _cpu_group(stages: list[Stage]) -> WorkerGroup:
+def _cpu_group(stages: list[StageDemands]) -> WorkerGroup:
     per_stage = [[demand for demand in stage if not demand.gpus] for stage in stages]
     largest = max([demand.cpus for stage in per_stage for demand in stage], default=1)
     cpus = max(CPU_POD_CPUS, math.ceil(largest))

@@ -19,8 +19,10 @@ from voco.errors import exit_code
 from voco.job.load import load_job
 from voco.job.spec import Job
 from voco.report import table
+from voco.report.summary import PAGE, SUMMARY_FILE
 from voco.run import manifest
 from voco.store import storage
+from voco.store.schemas import ALL
 
 FLOW = "jobs/demo/flow.yaml"
 DATA = Path(".demo/data")
@@ -63,13 +65,14 @@ def peak_memory() -> Iterator[list[int]]:
 
 
 def write_demo_data() -> None:
-    """The four datasets in their own file formats; data that exists is not written again."""
+    """Write the demo's datasets in the file formats of real ones; data that exists is not written again."""
     from voco.demo import write
 
     write.write_data(DATA)
 
 
 def timed(spent: dict[str, float], part: str, call: Callable[[], Any]) -> Any:
+    """What `call` returns. Its seconds are added to `spent` under the name `part`."""
     started = time.monotonic()
     try:
         return call()
@@ -88,9 +91,9 @@ def print_results(job: Job, spent: dict[str, float]) -> None:
     for stage in job.stages:
         if stage.kind == "report":
             output = stage.output_uri
-            summary = storage.read_json(storage.join(output, "summary.json"))
-            print(f"\n{table.text_tables([row for row in summary if row['category'] == 'all'])}")
-            print(f"\nReport: {storage.join(output, 'report.html')}")
+            summary = storage.read_json(storage.join(output, SUMMARY_FILE))
+            print(f"\n{table.text_tables([row for row in summary if row['category'] == ALL])}")
+            print(f"\nReport: {storage.join(output, PAGE)}")
 
 
 if __name__ == "__main__":

@@ -32,12 +32,13 @@ from numpy.typing import NDArray
 from voco.demo import easy_vqa_shapes, motion_questions, scenes
 from voco.demo.motion_questions import CLIP_SECONDS, Clip
 from voco.demo.scenes import CELL
+from voco.ingest.formats.video_chatgpt import MARKER
 
 FPS = 4
 FRAMES = FPS * CLIP_SECONDS
 SIDE = 2 * CELL
 BACKGROUND = (96, 160)  # darkest and lightest grey; the package's images are lighter
-NOISY = "\nQA_GT_caption_based_noisy"  # the real file has this at the end of some answers
+NOISY = f"\n{MARKER}"  # the real file has this at the end of some answers
 NOISY_SHARE = 0.03
 ID_CHARACTERS = string.ascii_letters + string.digits + "-_"
 CLIPS_PER_PAGE, PAGES_PER_FOLDER = 10, 50

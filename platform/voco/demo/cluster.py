@@ -84,16 +84,16 @@ def stop(folder: Path = FOLDER) -> int:
         if process.pid == cluster.pid:
             _signal(process, hard=False)
     psutil.wait_procs(processes, timeout=8)
-    left = {process for process in processes if _runs(process)} | set(members(cluster.mark))
+    remaining = {process for process in processes if _runs(process)} | set(members(cluster.mark))
     deadline = time.monotonic() + 20
-    while left:
+    while remaining:
         if time.monotonic() > deadline:
-            raise JobFailed(f"these processes of the cluster did not end: {', '.join(str(process.pid) for process in left)}")
-        processes |= left
-        for process in left:
+            raise JobFailed(f"these processes of the cluster did not end: {', '.join(str(process.pid) for process in remaining)}")
+        processes |= remaining
+        for process in remaining:
             _signal(process, hard=True)
-        psutil.wait_procs(left, timeout=3)
-        left = {process for process in processes if _runs(process)} | set(members(cluster.mark))
+        psutil.wait_procs(remaining, timeout=3)
+        remaining = {process for process in processes if _runs(process)} | set(members(cluster.mark))
     (folder / "cluster.json").unlink(missing_ok=True)
     return len(processes)
 

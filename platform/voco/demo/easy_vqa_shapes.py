@@ -34,12 +34,13 @@ def folder(split: str) -> Path:
 
 
 def shape_questions(split: str) -> list[ShapeQuestion]:
+    """The package's questions of a split, in its order."""
     rows = json.loads((folder(split) / "questions.json").read_text())
     return [ShapeQuestion(text=text, answer=answer, image=image) for text, answer, image in rows]
 
 
 def labels(questions: list[ShapeQuestion]) -> dict[int, Label]:
-    """Image to label, for the images whose questions leave one color and one shape possible.
+    """Labels by image number, for the images whose questions leave one color and one shape possible.
 
     A "what" question affirms every color and shape in its text and answer. A yes/no question affirms or denies the word in
     its text; "no" or "not" in the text reverses that.

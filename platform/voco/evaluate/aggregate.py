@@ -1,4 +1,4 @@
-"""The records and answers of all units to rows of `scores/`, and the scores of a sweep's trials to rows of `trials/`."""
+"""Aggregates units and trials: records and answers of all units to `scores/`, the scores of a sweep's trials to `trials/`."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from voco.evaluate.scores import ALL, read_answers, score_rows
+from voco.evaluate.scores import read_answers, score_rows
 from voco.job.config import Evaluate
 from voco.job.spec import Job
 from voco.job.trials import Trial
 from voco.run import manifest, units
 from voco.store import parquet, schemas
+from voco.store.schemas import ALL
 
 Bounds = tuple[pa.Table | None, pa.Table | None]  # answers of the upper and the lower bound
 Record = dict[str, Any]  # of a unit, or a row of scores

@@ -17,6 +17,7 @@ import torch
 from voco.errors import Refused
 from voco.evaluate.metrics import DEFAULT_METRIC, get_metric
 from voco.evaluate.preflight import answer_token_counts, check_conversation, reading_layout
+from voco.evaluate.scores import FRAME_METHODS, LOWER_BOUND
 from voco.job.config import Evaluate
 from voco.job.spec import Job
 from voco.methods import fastv
@@ -34,16 +35,15 @@ from voco.store.samples import ROW_ADDRESS, images_of, read_at, row_addresses, s
 
 BATCH_VIEWS = 64  # compressed in one forward pass, or read from a frame cache
 BATCH_BYTES = 2 << 30  # of keys and values in memory at a time; a larger sample is a batch alone
-# summed over the samples, for each N
+# sums over the samples of a unit, for each N
 FIGURES = ("compress_seconds", "answer_seconds", "cache_bytes", "full_cache_bytes", "prefill_flops", "uncached_flops")
-FRAME_METHODS = {"shuffled": "shuffled_frames", "one": "one_frame"}  # the method's name in answers to less than the video
 
 MediaKey = tuple[str, ...]  # hashes of a sample's images, or its id and the offsets of its frames
-Prepared = VocoCache | list[torch.Tensor]  # of a sample's media, before a question: their cache, or under FastV features
+Prepared = VocoCache | list[torch.Tensor]  # a sample's media before a question: their cache, or under FastV their features
 
 
 def list_evaluation_rows(output: str, samples: list[str], unit_samples: int) -> int:
-    """The work list of an evaluate job: every row of the `samples/` tables. Returns the number of units.
+    """Write the work list of an evaluate job: every row of the `samples/` tables. Returns the number of units.
 
     Raises Refused when there is no row.
     """
@@ -77,7 +77,7 @@ class AnswerWorker:
         self.frames = FrameStore(frame_cache) if frame_cache is not None else None
         config, number_bytes = self.model.language_model.config, next(self.model.parameters()).element_size()
         self.token_bytes = cache_bytes(config, 1, number_bytes)
-        self.view_tokens = layout.prefix_length + layout.voco_tokens()  # of a view, all of which text sees
+        self.view_tokens = layout.prefix_length + layout.voco_tokens()  # of an uncompressed view: text sees all of them
         self.dropped, self.view_bytes = 0, 0  # of each view, under FastV
         if self.block.fastv is not None:
             self.dropped = layout.vision_slots - self.counts[0]
@@ -85,6 +85,7 @@ class AnswerWorker:
         self.sizes: dict[str, Size] = {}  # of the unit's images, by sha256
 
     def __call__(self, unit: int, listed: pa.Table) -> dict[str, Any]:
+        """Write the answers to one unit, given as rows of ROW_ADDRESS. Returns the unit's record."""
         samples = [sample for sample in read_at(listed.to_pylist()) if not self._rejected(sample)]
         self.sizes = {name: size for row in samples for name, size in zip(images_of(row), sizes_of(row), strict=True)}
         answers: list[dict[str, Any]] = []
@@ -176,7 +177,7 @@ class AnswerWorker:
             yield group
 
     def _prepare(self, samples: list[dict[str, Any]]) -> dict[MediaKey, Prepared]:
-        """One cache for each distinct list of images, or of frames, which are compressed already. Under FastV features."""
+        """A cache for each distinct list of images, or of frames (already compressed); under FastV the images' features."""
         keys = list(dict.fromkeys(self._media_key(sample) for sample in samples if sample["media"]))
         if self.frames is not None:
             n = max(self.counts)
@@ -238,7 +239,7 @@ class AnswerWorker:
     def _answer(self, questions: list[dict[str, Any]], prepared: dict[MediaKey, Prepared], n: int) -> list[dict[str, Any]]:
         new_ids = self._new_tokens(questions, prepared)
         texts = self.model.tokenizer.batch_decode(new_ids, skip_special_tokens=True)
-        read_as = {"voco": "lower_bound", "fastv": "fastv"}.get(self.block.read_as)
+        read_as = {"voco": LOWER_BOUND, "fastv": "fastv"}.get(self.block.read_as)
         method = read_as or FRAME_METHODS.get(self.block.frames, self.model.layout.method)
         return [
             {
@@ -262,7 +263,7 @@ class AnswerWorker:
 
 
 def reading_order(offsets: list[int], order: str, sample_id: str) -> list[int]:
-    """A video's frames as they are read: all in order, all in an order drawn from the sample's id, or the middle one only."""
+    """A video's frames as they are read: `all` in order, `shuffled` by the sample's id, or the middle `one`."""
     if order == "one":
         return [offsets[len(offsets) // 2]]
     if order == "shuffled":

@@ -1,4 +1,4 @@
-"""Refuses, in the driver and before any work, a checkpoint, rows, caches or bounds that an evaluate job cannot use."""
+"""Checks in the driver, before any work, that an evaluate job can use its checkpoint, rows, caches and bounds; else Refused."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from voco.errors import Refused
+from voco.evaluate.metrics import DEFAULT_METRIC, get_metric
 from voco.evaluate.scores import join_correct, read_answers
 from voco.job.chat_templates import CHAT_TEMPLATES
 from voco.job.config import Evaluate
@@ -28,6 +29,7 @@ log = get_logger(__name__)
 def check_evaluation(job: Job) -> list[int]:
     """Refuse a checkpoint that cannot be read as the job says, and unsuitable inputs. Returns the `n` of the answers."""
     block: Evaluate = job.block
+    get_metric(block.metric or DEFAULT_METRIC)  # a package's may be broken
     checkpoint = job.resolved_inputs.checkpoint or ""
     config = weights.read_config(checkpoint)
     try:
@@ -84,7 +86,7 @@ def answer_token_counts(layout: Layout, block: Evaluate) -> list[int]:
 
 
 def check_length(config: dict[str, Any], block: Evaluate, store: FrameStore) -> None:
-    """Refuse videos whose frames leave no position for a question: workers would find out only when they come to one."""
+    """Refuse videos whose frames leave no position for a question, which workers would notice only in mid-job."""
     layout, positions = Layout(**config["layout"]), max_positions(config["language_model"])
     frames = max((min(store.frames(sample_id), block.max_frames) for sample_id in store.groups), default=0)
     limit = (positions - layout.cached_from - block.max_new_tokens - 1) // max(answer_token_counts(layout, block))
@@ -112,7 +114,7 @@ def check_conversation(sample_id: str, conversation: dict[str, Any]) -> None:
 
 
 def read_bounds(job: Job) -> tuple[pa.Table | None, pa.Table | None]:
-    """The answers of the upper and the lower bound, or neither. Refuse bounds at several N, or on different questions."""
+    """The answers of the upper and the lower bound, or None twice. Refuse bounds at several N, or on different questions."""
     if job.inputs.upper is None or job.inputs.lower is None:
         return None, None
     bounds = {"upper": read_answers(job.inputs.upper), "lower": read_answers(job.inputs.lower)}

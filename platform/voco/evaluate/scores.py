@@ -1,4 +1,4 @@
-"""From marked answers to the rows of the scores table."""
+"""Marked answers to rows of `scores/`: joins methods by question, and computes bounds, retention and intervals."""
 
 from __future__ import annotations
 
@@ -11,8 +11,12 @@ from numpy.typing import NDArray
 from voco.errors import Refused
 from voco.evaluate.retention import Resampled, bootstrap, retention, share_of_upper
 from voco.store import parquet, schemas, storage
+from voco.store.schemas import ALL
 
-ALL = "all"  # the category of every question
+# Values of the column `method` of answers that are not a method's own: the lower bound, and videos read with fewer frames or
+# out of order, by `evaluate.frames`.
+LOWER_BOUND = "lower_bound"
+FRAME_METHODS = {"shuffled": "shuffled_frames", "one": "one_frame"}
 MEASURES = ("checkpoint", "cache_bytes", "full_cache_bytes", "prefill_flops", "uncached_flops", "latency_s", "seconds")
 
 

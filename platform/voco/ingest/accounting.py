@@ -1,4 +1,4 @@
-"""Accounts for every source row: read = written + rejected over the listing and all units. Checks the two reject limits."""
+"""Accounts for every source row (read = written + rejected, over the listing and all units) and checks the two reject limits."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class Totals:
         return {"counts": self.counts, "tables": self.tables, "statistics": self.statistics}
 
     def __str__(self) -> str:
-        lost = ", ".join(f"{reason} {count:,}" for reason, count in self.rejected.items())
+        counts = ", ".join(f"{reason} {count:,}" for reason, count in self.rejected.items())
         total = sum(self.rejected.values())
-        reasons = f" ({lost})" if lost else ""
+        reasons = f" ({counts})" if counts else ""
         return f"read {self.read:,} = written {self.written:,} + rejected {total:,}{reasons}; {self.samples:,} samples"
 
 
@@ -68,7 +68,7 @@ def missing_share(block: Ingest) -> float:
 
 
 def check_limits(block: Ingest, account: Totals, output: str) -> None:
-    """Raise JobFailed when a job rejected too many rows; its rejects are written already.
+    """Raise JobFailed when a job rejected too many rows. `rejects/` is already written.
 
     The records of units with rejects are deleted, so that the same job reads them again after the media were added.
     """
@@ -78,18 +78,19 @@ def check_limits(block: Ingest, account: Totals, output: str) -> None:
         ("max_missing_share", missing_share(block), missing, "lack their media"),
         ("max_reject_share", block.max_reject_share, other, "are bad"),
     )
-    for key, limit, lost, problem in limits:
-        if account.read and lost / account.read > limit:
+    for key, limit, count, problem in limits:
+        if account.read and count / account.read > limit:
             forget_rejecting_units(output)
             origin = f", the default of {block.format}" if getattr(block, key) is None else ""
             raise JobFailed(
-                f"ingest.{key}: {lost:,} of {account.read:,} rows ({lost / account.read:.2%}) {problem}, "
+                f"ingest.{key}: {count:,} of {account.read:,} rows ({count / account.read:.2%}) {problem}, "
                 f"more than {limit:.2%}{origin}; "
                 f"{output}/rejects lists them: repair the source and submit again, or raise the limit"
             )
 
 
 def forget_rejecting_units(output: str) -> None:
+    """Delete the record of every unit with rejects, so that the unit runs again."""
     for record in units.unit_records(output):
         if record["rejected"]:
             storage.delete(units.unit_record_uri(output, record["unit"]))

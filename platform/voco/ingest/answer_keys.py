@@ -1,11 +1,11 @@
-"""Joins the questions of an evaluation set with their answers in a second file: by a key, never by order.
+"""Joins the questions of an evaluation set with the answers in a second file: by a key, never by order.
 
-The answers' file determines the key (`JoinKey`):
+The layout of the answers' file determines the key (`JoinKey`):
   GQA, VQAv2   question id
   TextVQA      (image_id, question): LLaVA's file has the image's id where the question's belongs
   POPE         (image, question): ids start again in each category
   MME          (subtask, file, question): two questions share an id; the answers are text files in its zip
-Answers stay in memory. The largest set, VQAv2 val, has 214,354 questions with ten answers each, of few different words.
+All answers stay in memory, each distinct word once. The largest set, VQAv2 val, has 214,354 questions with ten answers each.
 """
 
 from __future__ import annotations
@@ -14,26 +14,22 @@ import json
 import sys
 import zipfile
 import zlib
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
 from voco.errors import Refused
+from voco.ingest.evaluation_row import LETTER, SHORT
 from voco.ingest.parsing import json_records
-from voco.ingest.source_row import BadRow, SourceRow, make_source_row
-from voco.job.config import Ingest
+from voco.ingest.source_row import BadRow
 from voco.store import storage
 
 KEY = "inputs.answers"
-SHORT = "Answer the question using a single word or phrase."
-LETTER = "Answer with the option's letter from the given choices directly."
-INSTRUCTIONS = (SHORT, LETTER, "Please answer yes or no.")  # follow the question in one of the two files
+INSTRUCTIONS = (SHORT, LETTER, "Please answer yes or no.")  # one of the two files has them after the question, the other may not
 OCR = "Reference OCR token:"  # starts the line of TextVQA's prompts that lists what an OCR system read
-LETTERS = "ABCDEFGHIJ"
 NOTES = ("question_id", "types", "question_type", "answer_type", "type", "fullAnswer", "image_classes")  # go to `extra`
-MEMBER = 1 << 20  # most bytes of one text file in MME's zip
+MEMBER_BYTES = 1 << 20  # most bytes of one text file in MME's zip
 
 Key = tuple[str, ...]
 Record = dict[str, Any]
@@ -93,7 +89,7 @@ BY_IMAGE_ID = JoinKey(
     lambda record: (record_id(record, "image_id"), bare_question(record)),
 )
 BY_IMAGE = JoinKey(
-    "(image, question)", lambda row: (_file(row), bare_question(row)), lambda rec: (_file(rec), bare_question(rec))
+    "(image, question)", lambda row: (_file(row), bare_question(row)), lambda record: (_file(record), bare_question(record))
 )
 BY_SUBTASK = JoinKey("(subtask, file, question)", _subtask, _subtask)
 
@@ -127,7 +123,7 @@ class AnswerKeys:
         if first is not None and first.answers != answers:
             self.answers[key] = None
 
-    def of(self, row: Record) -> AnswerKey:
+    def lookup(self, row: Record) -> AnswerKey:
         """The answers to a question. Raises BadRow: no answers, conflicting answers, or the key of an earlier, other question."""
         key = self.join.question(row)
         shown = f"{self.join.label} {', '.join(key)[:120]!r}"
@@ -146,9 +142,9 @@ def _open(uri: str) -> tuple[JoinKey, Iterable[Any]]:
     if uri.lower().endswith(".zip"):
         return BY_SUBTASK, _subtasks(uri)
     kind = json_records.detect_layout(uri, KEY)
-    if kind == "data":
+    if kind == json_records.DATA:
         return BY_IMAGE_ID, (record for _, record in json_records.iterate_records(uri, KEY, kind))
-    if kind in (json_records.BY_ID, "annotations", "questions"):
+    if kind in (json_records.BY_ID, json_records.ANNOTATIONS, json_records.QUESTIONS):
         return BY_ID, _with_ids(uri, kind)
     first = next((record for _, record in json_records.iterate_records(uri, KEY, kind) if isinstance(record, dict)), {})
     join = BY_ID
@@ -169,10 +165,10 @@ def _subtasks(uri: str) -> Iterator[Record]:
             for member in archive.infolist():
                 path = PurePosixPath(member.filename)
                 folders = [part for part in path.parts[:-1] if part != "questions_answers_YN"]
-                if path.suffix != ".txt" or not folders or member.file_size > MEMBER:
+                if path.suffix != ".txt" or not folders or member.file_size > MEMBER_BYTES:
                     continue
                 with archive.open(member) as file:
-                    text = file.read(MEMBER).decode("utf-8", "replace")
+                    text = file.read(MEMBER_BYTES).decode("utf-8", "replace")
                 for line in text.splitlines():
                     question, tab, answer = line.rpartition("\t")
                     if tab:
@@ -186,48 +182,6 @@ def record_answers(record: Record) -> tuple[str, ...]:
     listed = record.get("answers")
     if not isinstance(listed, list):
         listed = [record.get("answer", record.get("label"))]
-    words = [item.get("answer") if isinstance(item, dict) else item for item in listed]
-    spelled = [str(word) for word in words if isinstance(word, str | int) and not isinstance(word, bool)]
-    return tuple(sys.intern(word) for word in spelled) if any(word.strip() for word in spelled) else ()
-
-
-@dataclass(frozen=True)
-class EvaluationQuestion:
-    """One question of an evaluation set, before it becomes a SourceRow."""
-
-    text: str
-    answers: Sequence[str]
-    source_id: str
-    category: str = ""
-    choices: Sequence[str] = ()
-    extra: Record = field(default_factory=dict)
-
-
-def with_options(question: str, choices: Sequence[str]) -> str:
-    """A multiple choice question as LLaVA asks it: each option after its letter, then the instruction."""
-    options = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False)]
-    return "\n".join([question, *options, LETTER])
-
-
-def make_evaluation_row(
-    source: str, block: Ingest, question: EvaluationQuestion, modality: str, path: str | None, location: str = ""
-) -> SourceRow:
-    """The row of a question, with the placeholder before it. Outside val and test the assistant's turn is the commonest answer.
-
-    Questions with different ids or categories are never duplicates: POPE asks the same question in three categories.
-    Raises BadRow: bad_record (no answer) and those of `make_source_row`.
-    """
-    if not question.text.strip():
-        raise BadRow("empty_text", "the question has no text")
-    spoken = [answer for answer in question.answers if answer.strip()]
-    if not spoken:
-        raise BadRow("bad_record", "no answer: the row has none, and the job has no inputs.answers")
-    row = make_source_row(
-        source, block, modality=modality, path=path, placeholder="none" if path is None else "before",
-        turns=[("user", question.text), ("assistant", Counter(spoken).most_common(1)[0][0])], answers=question.answers,
-        choices=question.choices, source_id=question.source_id, category=question.category, extra=question.extra,
-        location=location,
-    )  # fmt: skip
-    if path is None:  # the sample id of a text-only row is a hash of its turns
-        return row
-    return replace(row, turns=(("question", f"{question.category}/{question.source_id}"), *row.turns))
+    values = [item.get("answer") if isinstance(item, dict) else item for item in listed]
+    answers = [str(value) for value in values if isinstance(value, str | int) and not isinstance(value, bool)]
+    return tuple(sys.intern(answer) for answer in answers) if any(answer.strip() for answer in answers) else ()

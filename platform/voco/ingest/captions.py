@@ -28,16 +28,16 @@ VIDEO_REQUESTS = (
 
 
 def image_request(identity: str) -> tuple[str, str]:
-    """The request and the position of its placeholder, before or after; both vary, as in CC3M's chat.json.
+    """The request and the position of its placeholder, before or after. Both vary between images, as in CC3M's chat.json.
 
-    The same image always gets the same two.
+    The same `identity` always gets the same request and position.
     """
     digest = _digest(identity)
     return IMAGE_REQUESTS[int.from_bytes(digest[:8], "big") % len(IMAGE_REQUESTS)], ("before", "after")[digest[8] % 2]
 
 
 def video_request(identity: str) -> str:
-    """The request. The same video always gets the same one."""
+    """The request. The same `identity` always gets the same one."""
     return VIDEO_REQUESTS[int.from_bytes(_digest(identity)[:8], "big") % len(VIDEO_REQUESTS)]
 
 

@@ -1,4 +1,4 @@
-"""Source rows to the work list: rows about the same media become one sample. Memory does not grow with the file.
+"""Source rows to the work list: rows about the same media become one sample. Memory use does not depend on the file's size.
 
 Rows go to buckets on disk by a hash of their sample id, and one bucket at a time is grouped in memory. A small file is a
 single bucket that stays in memory. The number of buckets depends on the size of the source file only, so the same file
@@ -33,9 +33,9 @@ from voco.store import parquet, schemas, storage
 
 log = get_logger(__name__)
 
-BUCKET_BYTES = 16 << 20  # of the source file; as Python objects about six times as many
+BUCKET_BYTES = 16 << 20  # of the source file; its rows take about six times as much memory
 MAX_BUCKETS = 512  # files that are open at once
-LENGTH = 4  # bytes before each row in a bucket's file: the row's length
+LENGTH_BYTES = 4  # of the number before each row in a bucket's file: the row's size
 UNIT_TEXT_BYTES = 256 << 20  # most text of a unit: an Arrow string column holds 2 GiB
 REJECT_ROWS = 10_000  # of one row group
 
@@ -46,7 +46,7 @@ WORK = pa.schema(
         ("split", pa.string()),
         ("modality", pa.string()),
         ("paths", pa.list_(pa.string())),
-        ("location", pa.string()),  # where the medium is read from when that is not its path, else empty
+        ("place", pa.string()),  # where the medium is read from when that is not its path, else empty
         ("sources", pa.list_(pa.string())),  # file and row of each conversation
         ("conversations", pa.list_(schemas.CONVERSATION)),
     ]
@@ -66,7 +66,7 @@ class SourceListing:
 
 
 def list_samples(block: Ingest, annotations: str, output: str, answers: str | None = None) -> SourceListing:
-    """Write the work list, unless it exists. A kill leaves no part of it: the next run writes it from the start.
+    """Write the work list unless it exists. A killed run leaves no part of it; the next run starts the list again.
 
     The rejects and the counts are written before the list, so where the list exists, they exist too.
     """
@@ -101,11 +101,11 @@ def _units(block: Ingest, rows: Iterable[SourceRow | Reject], annotations: str, 
     storage.write_json(counts, asdict(listing))
 
 
-GroupRow = tuple[str, bytes, int, str, str, tuple[str, ...], str, dict[str, Any]]  # what grouping needs of a SourceRow
+GroupRow = tuple[str, bytes, int, str, str, tuple[str, ...], str, dict[str, Any]]  # as `_group_row` returns it
 
 
 def _group_row(block: Ingest, row: SourceRow) -> GroupRow:
-    """Sample id, digest and size of the turns, then the row's source, modality, paths, location and conversation."""
+    """What grouping needs of a row: sample id, digest and size of the turns, source, modality, paths, location, conversation."""
     turns = marshal.dumps(row.turns, 2)  # version 2 has no references, so equal turns are equal bytes
     digest = hashlib.blake2b(turns, digest_size=16).digest()
     key = sample_id(block.dataset, block.split, row)
@@ -115,7 +115,7 @@ def _group_row(block: Ingest, row: SourceRow) -> GroupRow:
 def _partition(
     block: Ingest, rows: Iterable[SourceRow | Reject], folder: str | None, buckets: int, rejects: _RejectSpool
 ) -> tuple[int, Iterator[Iterable[GroupRow]]]:
-    """The number of rows, and the rows that are no rejects by bucket, each in source order."""
+    """The number of rows, and the accepted rows by bucket, each bucket in source order."""
     read = 0
     in_memory: list[GroupRow] = []
     started = shown = time.monotonic()
@@ -127,7 +127,7 @@ def _partition(
         elif files:
             group_row = _group_row(block, row)
             data = marshal.dumps(group_row, 2)
-            files[int(group_row[0][:8], 16) % buckets].write(len(data).to_bytes(LENGTH, "little") + data)
+            files[int(group_row[0][:8], 16) % buckets].write(len(data).to_bytes(LENGTH_BYTES, "little") + data)
         else:
             in_memory.append(_group_row(block, row))
         if not read % 1000 and time.monotonic() - shown > 5:
@@ -142,7 +142,7 @@ def _load(file: IO[bytes]) -> Iterator[GroupRow]:
         data = memoryview(file.read())
     at = 0
     while at < len(data):
-        start = at + LENGTH
+        start = at + LENGTH_BYTES
         at = start + int.from_bytes(data[at:start], "little")
         yield marshal.loads(data[start:at])
 
@@ -157,9 +157,9 @@ def _samples(block: Ingest, buckets: Iterator[Iterable[GroupRow]], rejects: _Rej
             if sample is None:
                 sample = samples[key] = {
                     "sample_id": key, "dataset": block.dataset, "split": block.split, "modality": modality,
-                    "paths": paths, "location": location, "sources": [], "conversations": [], "size": 0,
+                    "paths": paths, "place": location, "sources": [], "conversations": [], "size": 0,
                 }  # fmt: skip
-            elif sample["location"] != location:  # two media of the same name: the row may mean either
+            elif sample["place"] != location:  # two media of the same name: the row may mean either
                 rejects.add(Reject(source, "duplicate", f"{paths[0]} is already at {sample['location']}"))
                 continue
             if block.duplicates == "reject":
@@ -223,7 +223,7 @@ def _no_collector() -> Iterator[None]:
 
 
 def _scratch(output: str) -> str | None:
-    """Folder of the temporary files: beside a local output, else the system's. They have no name and end with the process."""
+    """Folder of the temporary files, which have no name and end with the process: in a local output; None for the system's."""
     if output.startswith("s3://"):
         return None
     folder = Path(output) / "work"

@@ -1,11 +1,11 @@
-"""Opens the media of formats whose annotations name the location of each medium."""
+"""Opens the media that a format's annotations locate, and takes the limits on one medium from the job's block."""
 
 from __future__ import annotations
 
 from voco.errors import Refused
 from voco.ingest.formats import get_format
 from voco.ingest.media.archive import check_media
-from voco.ingest.media.image import LocatedMedia, MediaLimits
+from voco.ingest.media.source import LocatedMedia, MediaLimits
 from voco.job.config import Ingest
 
 
@@ -24,4 +24,5 @@ def open_media_sources(block: Ingest, annotations: str, media: str | None) -> Lo
 
 
 def media_limits(block: Ingest) -> MediaLimits:
+    """The block's limits on one medium."""
     return MediaLimits(block.check, block.max_media_bytes, block.max_pixels, block.max_aspect, block.inline_max_bytes)

@@ -1,4 +1,4 @@
-"""What every source format is read into: one `SourceRow` or one `Reject` for each source row.
+"""What readers of source formats return: one `SourceRow` or one `Reject` for each source row.
 
 A reader is an iterator of raw rows and a function that parses one of them. Everything else is the same for all formats:
 numbering, the rules for conversations, grouping, media checks, limits and tables.
@@ -14,13 +14,13 @@ from typing import Any
 
 from voco.job.config import Ingest
 
-EVALUATION = {"val", "test"}  # splits whose last answer is a reference, not text
+EVALUATION = {"val", "test"}  # splits in which the last answer is a reference and not part of the turns
 encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 encode_sorted = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), sort_keys=True).encode
 
 
 class BadRow(Exception):
-    """A source row that cannot become a conversation: a reason of `store/schemas.py` REASONS and a detail for the reader."""
+    """A source row that cannot become a conversation: a reason of `store/schemas.py` REASONS and a detail for people."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(reason, detail)
@@ -83,6 +83,15 @@ def parse_rows(uri: str, raws: Iterable[Any], parse: Callable[[Any, int, str], S
             yield Reject(source, bad.reason, bad.detail)
 
 
+def category_and_extra(raw: dict[str, Any], own_keys: set[str]) -> tuple[str, dict[str, Any]]:
+    """The `category` of a JSON row, "" unless it is a string, and for `extra` every other key that is not in `own_keys`."""
+    extra = {key: value for key, value in raw.items() if key not in own_keys and key != "category"}
+    category = raw.get("category", "")
+    if not isinstance(category, str):
+        extra["category"], category = category, ""
+    return category, extra
+
+
 def make_source_row(
     source: str,
     block: Ingest,
@@ -108,13 +117,13 @@ def make_source_row(
     _check_text([source_id, category, notes, path or "", *answers, *choices, *(text for _, text in turns)], block.max_text_bytes)
     evaluation = block.split in EVALUATION
     _check_turns(turns, placeholder != "none", evaluation)
-    spoken: list[tuple[str, str]] = list(turns)
+    shown: list[tuple[str, str]] = list(turns)
     references: list[str] = []
     if evaluation and turns[-1][0] == "assistant":
-        spoken, references = spoken[:-1], list(answers) or [turns[-1][1]]
+        shown, references = shown[:-1], list(answers) or [turns[-1][1]]
     conversation = {
         "source_id": source_id,
-        "turns": [{"role": role, "text": text} for role, text in spoken],
+        "turns": [{"role": role, "text": text} for role, text in shown],
         "placeholder": placeholder,
         "answers": references,
         "choices": list(choices),
@@ -134,10 +143,10 @@ def _check_text(texts: list[str], limit: int) -> None:
         raise BadRow("text_too_large", f"{size} bytes of text, more than ingest.max_text_bytes {limit}")
 
 
-def _check_turns(turns: Sequence[tuple[str, str]], placeholder: bool, evaluation: bool) -> None:
+def _check_turns(turns: Sequence[tuple[str, str]], has_placeholder: bool, evaluation: bool) -> None:
     for index, (role, text) in enumerate(turns):
         # LLaVA writes "caption this" as a first turn that is the placeholder alone
-        if not text.strip() and not (index == 0 and placeholder):
+        if not text.strip() and not (index == 0 and has_placeholder):
             raise BadRow("empty_text", f"turn {index} ({role}) has no text")
     if len(turns) == 1 and not evaluation:
         raise BadRow("bad_conversation", "there is no answer to learn from")

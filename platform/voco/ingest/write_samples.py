@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 from voco.ingest import statistics
 from voco.ingest.media.archive import open_media
 from voco.ingest.media.decoder import Decoder
-from voco.ingest.media.image import LocatedMedia, MediaLimits, MediaSource, read_image
+from voco.ingest.media.image import read_image
+from voco.ingest.media.source import LocatedMedia, MediaLimits, MediaSource
 from voco.ingest.media.video import read_video
 from voco.ingest.source_row import BadRow
 from voco.run import units
@@ -35,7 +36,7 @@ class UnitFigures:
 class WriteSamples:
     """Reads and checks the media of a unit and writes its parts, in the order of the work list.
 
-    Keeps one row group of media (8 MiB, or one larger row) in memory.
+    Keeps one row group of media (ROW_GROUP_BYTES, or one larger row) in memory.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class WriteSamples:
         pa.set_memory_pool(pa.system_memory_pool())
 
     def __call__(self, unit: int, listed: pa.Table) -> dict[str, Any]:
+        """Write the parts of one unit, given as its rows of the work list. Returns the unit's record."""
         collected = UnitFigures()
         samples = self._write("samples", unit, self._groups(listed, collected), schemas.SAMPLES)
         rejected = iter([(parquet.to_table(collected.rejects, schemas.REJECTS), 0)] if collected.rejects else [])
@@ -69,9 +71,9 @@ class WriteSamples:
         }
 
     def _write(self, table: str, unit: int, groups: Iterator[tuple[pa.Table, int]], schema: pa.Schema) -> list[dict[str, Any]]:
-        """Write row groups, given with their bytes of media, in parts of about `shard_bytes`. Returns the manifest entries.
+        """Write row groups, each with its bytes of media, in parts of about `shard_bytes`. Returns the manifest entries.
 
-        Removes further parts that an earlier attempt wrote from other media.
+        Deletes parts beyond the last one, which an earlier attempt may have written from other media.
         """
         entries: list[dict[str, Any]] = []
         following = next(groups, None)
@@ -96,18 +98,18 @@ class WriteSamples:
         return entries
 
     def _groups(self, listed: pa.Table, collected: UnitFigures) -> Iterator[tuple[pa.Table, int]]:
-        """Row groups of at most 8 MiB of media, each with its bytes. Reads the files and fills `collected` meanwhile."""
+        """Row groups of at most ROW_GROUP_BYTES of media, each with its bytes. Reads the media and fills `collected`."""
         pending: list[list[dict[str, Any]]] = []
         indices: list[int] = []
         sizes: list[int] = []
         size = 0
-        samples = listed.select(["dataset", "modality", "paths", "location", "sources"]).to_pylist()
+        samples = listed.select(["dataset", "modality", "paths", "place", "sources"]).to_pylist()
         for index, (sample, root) in enumerate(zip(samples, self._roots(samples), strict=False)):
             try:
                 media = [self._read(root, sample["modality"], path) for path in sample["paths"]]
             except BadRow as bad:
-                lost = {"dataset": sample["dataset"], "reason": bad.reason, "detail": bad.detail}
-                collected.rejects.extend({**lost, "source": source} for source in sample["sources"])
+                reject = {"dataset": sample["dataset"], "reason": bad.reason, "detail": bad.detail}
+                collected.rejects.extend({**reject, "source": source} for source in sample["sources"])
                 continue
             sizes += [len(medium["bytes"]) for medium in media]
             for medium in media:
@@ -128,7 +130,7 @@ class WriteSamples:
         """The source of each sample's media, in order."""
         if self.located is None:
             return repeat(self.root)
-        return self.located.sources([sample["location"] for sample in samples])
+        return self.located.sources([sample["place"] for sample in samples])
 
     def _read(self, root: MediaSource | None, modality: str, path: str) -> dict[str, Any]:
         if root is None:
@@ -156,13 +158,13 @@ def _group(listed: pa.Table, indices: list[int], media: list[list[dict[str, Any]
 
 
 def _add_figures(table: pa.Table, collected: UnitFigures) -> None:
-    talks, media = table["conversations"].combine_chunks(), table["media"].combine_chunks().flatten()
-    statistics.add_values(collected.figures, "conversations", pc.list_value_length(talks))
-    turns = talks.flatten().field("turns")
+    conversations, media = table["conversations"].combine_chunks(), table["media"].combine_chunks().flatten()
+    statistics.add_values(collected.figures, "conversations", pc.list_value_length(conversations))
+    turns = conversations.flatten().field("turns")
     statistics.add_values(collected.figures, "turns", pc.list_value_length(turns))
-    text = pa.table({"talk": pc.list_parent_indices(turns), "size": pc.binary_length(turns.flatten().field("text"))})
+    text = pa.table({"conversation": pc.list_parent_indices(turns), "size": pc.binary_length(turns.flatten().field("text"))})
     statistics.add_values(
-        collected.figures, "text_bytes", text.group_by("talk").aggregate([("size", "sum")])["size_sum"].cast(pa.int64())
+        collected.figures, "text_bytes", text.group_by("conversation").aggregate([("size", "sum")])["size_sum"].cast(pa.int64())
     )
     for name in ("width", "height", "duration_s", "fps", "num_frames"):
         statistics.add_values(collected.figures, name, media.field(name))

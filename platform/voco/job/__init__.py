@@ -1,1 +1,1 @@
-"""What may be asked for: the blocks of a job file, their checks, and the jobs that a sweep is made of."""
+"""Job files: their blocks, their checks, and the jobs inside a flow or a sweep."""

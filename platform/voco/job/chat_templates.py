@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from voco.job.tables import with_entry_points
+from voco.job.tables import Table
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class ChatTemplate:
     start: Parts = ()  # before the first turn
     after_image: str = ""  # comes first when the sample has views: the newline after the <voco> tokens
     answer_space: str = ""  # between the assistant's role and its text; part of the trained text
-    drops_questions: bool = False  # captions only: such a model cannot be asked anything
+    drops_questions: bool = False  # captions only: such a model cannot read a question
     needs_control_tokens: bool = False  # which a tokenizer trained from scratch does not have
 
 
@@ -42,7 +42,7 @@ VICUNA_SYSTEM = (
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
 
-CHAT_TEMPLATES = with_entry_points(
+CHAT_TEMPLATES = Table(
     "chat_templates",
     {
         # LLaVA-1.5: system USER: q ASSISTANT: a</s>USER: ...
@@ -67,4 +67,5 @@ CHAT_TEMPLATES = with_entry_points(
         # the shortest one, for small models: the question, a newline, the answer
         "question_answer": ChatTemplate(user=((), (PromptPart("\n"),)), assistant=((), (EOS,))),
     },
+    ChatTemplate,
 )

@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # for the type checker a name is any string; at run time it i
     ChatTemplateName: TypeAlias = str
 else:
     TrainedMethod = Literal[tuple(name for name, row in METHODS.items() if row.trains)]
-    ReadAs = Literal[("own", "voco", *(name for name, row in METHODS.items() if not row.trains))]
+    ReadAs = Literal["own", "voco", "fastv"]
     FormatName = Literal[tuple(FORMATS)]
     MetricName = Literal[tuple(METRICS)]
     AttentionName = Literal[tuple(ATTENTION)]
@@ -47,7 +47,7 @@ SINGLE = ("annotations", "answers", "media", "features", "frame_cache", "checkpo
 
 
 class Inputs(Strict):
-    """Where a job reads; each kind takes some of these (`spec.STAGES`)."""
+    """What a job reads; each kind takes only some of these (`spec.STAGES`)."""
 
     annotations: str | None = None  # the source's annotation file
     answers: str | None = None  # the answers to an evaluation set's questions, where they are a separate file
@@ -83,7 +83,7 @@ class Inputs(Strict):
 
 
 class Resources(Strict):
-    """What the job's Ray workers get."""
+    """Resources of the job's Ray workers."""
 
     workers: int = Field(default=1, ge=1)
     cpus_per_worker: float = Field(default=1, gt=0)
@@ -99,7 +99,7 @@ class Compression(Strict):
     q_former_layers: int | None = Field(default=None, ge=1)  # default: the checkpoint's, or 2 of a new Q-Former
 
     @model_validator(mode="after")
-    def _layers(self) -> Self:
+    def _check_layers(self) -> Self:
         if self.q_former_layers is not None and self.method != "q_former":
             raise ValueError(f"expected `q_former_layers` with method q_former only, got {self.method}")
         return self
@@ -111,7 +111,7 @@ class Tower(Strict):
     name: Literal["efficientnet_lite0", "clip", "siglip"]
     image_size: int = Field(ge=32)  # pixels; the image is made square and resized
     fit: Literal["pad", "squeeze"] = "pad"  # how it is made square: LLaVA's padding with the mean colour, or squeezed
-    path: str | None = None  # clip, siglip: a directory or hub name of transformers' weights, or of a LLaVA that holds them
+    path: str | None = None  # clip, siglip: a directory or hub name of transformers' weights, or of a LLaVA that contains them
     layer: int = -2  # clip, siglip: the hidden state that is used, as LLaVA does
     grid_pinpoints: list[list[int]] | None = Field(
         default=None, min_length=1
@@ -119,7 +119,7 @@ class Tower(Strict):
     decoder: Literal["pil", "fast"] = "pil"  # pil: LLaVA's pixels; fast: nearly those (extra `fast`), with their own cache keys
 
     @model_validator(mode="after")
-    def _path(self) -> Self:
+    def _check_tower(self) -> Self:
         if (self.name in ("clip", "siglip")) != (self.path is not None):
             raise ValueError("expected `path` with clip and siglip, and only with them")
         sides = self.grid_pinpoints or [[self.image_size] * 2]
@@ -141,14 +141,14 @@ class Llama(Strict):
     vocabulary: int = Field(ge=300)  # entries of the byte-level BPE that is trained on the job's own samples
 
     @model_validator(mode="after")
-    def _heads(self) -> Self:
+    def _check_widths(self) -> Self:
         if self.width % self.heads or self.heads % self.kv_heads or self.width // self.heads % 2:
             raise ValueError("expected width to be an even multiple of heads and heads a multiple of kv_heads")
         return self
 
 
 class Model(Strict):
-    """A new model; a job that starts from `inputs.checkpoint` has none of it."""
+    """A new model; a job that starts from `inputs.checkpoint` has no such block."""
 
     llama: Llama | None = None
     pretrained: str | None = None  # or: a directory, whose config.json says what it is, a GGUF file, or smollm2-135m
@@ -156,9 +156,9 @@ class Model(Strict):
     tower: Tower | None = None  # default: the LLaVA's own
 
     @model_validator(mode="after")
-    def _one(self) -> Self:
+    def _check_source(self) -> Self:
         if (self.llama is None) == (self.pretrained is None):
-            raise ValueError("expected either `llama`, from nothing, or `pretrained`, a directory, and not both")
+            raise ValueError("expected either `llama`, a new model, or `pretrained`, existing weights, and not both")
         if self.llama is not None and (self.tower is None or self.projector is not None):
             raise ValueError("expected `tower`, and no `projector`, with `llama`")
         return self
@@ -185,15 +185,15 @@ class Ingest(Strict):
     max_media_bytes: int = Field(default=1 << 30, ge=1)
     inline_max_bytes: int = Field(default=256 << 20, ge=0)  # a larger medium lies under `blobs/`, by its sha256
     max_pixels: int = Field(default=PILLOW_MAX_PIXELS, ge=1)
-    max_aspect: float = Field(default=200.0, ge=1)  # longer side over shorter: it is padded to a square before a model sees it
-    unit_rows: int = Field(default=2000, ge=1)  # samples of one work unit: what a kill costs at most, for each worker
+    max_aspect: float = Field(default=200.0, ge=1)  # longer side over shorter: images are padded to a square for the model
+    unit_rows: int = Field(default=2000, ge=1)  # samples of a work unit; a kill costs each worker at most one unit
     shard_bytes: int = Field(default=256 << 20, ge=1)  # of media in one Parquet file; a unit with more writes several
     allow_private_addresses: bool = False  # cc3m_tsv: download from loopback, private and link-local addresses too
-    honour_noai: bool = True  # cc3m_tsv: leave out what an X-Robots-Tag keeps from training
+    honour_noai: bool = True  # cc3m_tsv: leave out images whose X-Robots-Tag forbids training
     download_threads: int = Field(default=16, ge=1, le=256)  # downloads of one worker at a time
     download_timeout_s: float = Field(default=20.0, gt=0)  # of one attempt, redirects included
     download_retries: int = Field(default=2, ge=0, le=10)  # after 0.5 s, 1 s, 2 s, ...
-    in_process_rows: int = Field(default=2000, ge=0)  # up to so many samples the driver does the work itself
+    in_process_rows: int = Field(default=2000, ge=0)  # up to this many samples, the driver does the work itself
 
 
 class Features(Strict):
@@ -218,9 +218,9 @@ class Training(Strict):
     precision: Literal["bf16", "fp32"] = "bf16"
     zero_stage: Literal[1, 2, 3] = 2
     save_every: int = Field(default=500, ge=1)  # steps between checkpoints
-    share_vision: bool = True  # a row whole: its vision prefix once, each conversation a text segment of its own
-    attention: AttentionName = "segments"  # the same result; varlen: GPU, flash-attn or torch's
-    checkpoint_activations: bool = False  # keep each layer's input only and compute the rest again: less memory, a third slower
+    share_vision: bool = True  # a row is one sample: its vision prefix once, each conversation a separate text segment
+    attention: AttentionName = "segments"  # all give the same result; varlen: GPU, flash-attn or torch's
+    checkpoint_activations: bool = False  # keep only each layer's input and recompute the rest: less memory, a third slower
     max_tokens: int = Field(default=2048, ge=8)  # of a prefix with one conversation; text is cut at its end, never the prefix
     text: Text | None = None  # default: the checkpoint's, or Text() for a new model
 
@@ -248,14 +248,14 @@ class FrameCache(Strict):
     """Frames of every video (an image is one frame), each compressed alone by the checkpoint."""
 
     fps: float | None = Field(default=None, ge=0.001)  # frames of one second ...
-    frames: int | None = Field(default=None, ge=1)  # ... or the midpoints of so many equal parts
+    frames: int | None = Field(default=None, ge=1)  # ... or the midpoints of this many equal parts
     max_frames: int = Field(default=MAX_FRAMES, ge=1)  # of one video; more are dropped evenly
     batch: int = Field(default=64, ge=1)  # frames of one forward pass
-    unit_samples: int = Field(default=50, ge=1)  # a unit is one file, and a temporary one of that size while it is made
+    unit_samples: int = Field(default=50, ge=1)  # a unit is one file, and a temporary file of that size while it is written
     max_reject_share: float = Field(default=0.01, ge=0, le=1)  # samples with a frame that cannot be decoded
 
     @model_validator(mode="after")
-    def _one(self) -> Self:
+    def _check_rate(self) -> Self:
         if (self.fps is None) == (self.frames is None):
             raise ValueError("expected either `fps` or `frames`, and not both")
         return self
@@ -293,7 +293,7 @@ class Evaluate(Strict):
 
     benchmark: str
     metric: MetricName | None = None  # the rule that marks an answer; default: gqa, exact match
-    read_as: ReadAs = "own"  # of a `none` checkpoint: voco its lower bound, fastv without training
+    read_as: ReadAs = "own"  # for a checkpoint of method none: voco is its lower bound, fastv drops tokens without training
     fastv: FastV | None = None
     # every N' <= N at which a `voco` checkpoint answers, from one compression; default: its own N
     tokens: list[Annotated[int, Field(ge=1)]] | None = Field(default=None, min_length=1)
@@ -305,7 +305,7 @@ class Evaluate(Strict):
     resamples: int = Field(default=1000, ge=100)  # of the bootstrap
 
     @model_validator(mode="after")
-    def _one_way(self) -> Self:
+    def _check_reading(self) -> Self:
         if (self.read_as == "fastv") != (self.fastv is not None):
             raise ValueError("fastv: expected {layer: K, keep: share} with `read_as: fastv`, and only with it")
         if self.tokens is not None and self.read_as != "own":

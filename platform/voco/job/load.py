@@ -25,14 +25,15 @@ def load_job(path: str, text: str | None = None) -> Job:
     except FileNotFoundError as error:
         raise Refused(f"{path}: no such file") from error
     except yaml.YAMLError as error:
-        raise Refused(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+        problem = " ".join(str(error).replace('in "<unicode string>", ', "at ").split())
+        raise Refused(f"{path}: not YAML: {problem}") from error
     if not isinstance(raw, dict):
-        raise Refused(f"{path}: expected a mapping of keys, got {type(raw).__name__}")
+        raise Refused(f"{path}: expected a mapping of keys, got {'nothing' if raw is None else type(raw).__name__}")
     return build_job(path, raw)
 
 
 def build_job(path: str, raw: dict[str, Any]) -> Job:
-    """A checked job from parsed YAML; `path` is only named in errors."""
+    """A checked job from parsed YAML; `path` is named in errors only."""
     try:
         job = Job.model_validate(raw)
     except ValidationError as error:
@@ -50,7 +51,7 @@ def _complete_stages(path: str, job: Job, flow: Flow) -> Job:
     for index, stage in enumerate(flow.stages):
         prefix = f"{path}: flow.stages[{index}]"
         if isinstance(stage.block, Flow):
-            raise Refused(f"{prefix}.kind: a flow cannot hold a flow")
+            raise Refused(f"{prefix}.kind: a flow cannot contain a flow")
         earlier = [done.name for done in stages]
         if stage.name in earlier:
             raise Refused(f"{prefix}.name: {stage.name} is used twice")
@@ -97,7 +98,7 @@ def with_block(job: Job, **changes: Any) -> Job:
 
 
 def resolve_stage(stage: Job, outputs: dict[str, str], keep: str = "") -> Job:
-    """The stage with every `@name` replaced by that stage's output, `@name/path` by the path inside it; `keep` stays."""
+    """The stage with every `@name` replaced by that stage's output, `@name/path` by the path inside it, except `keep`."""
 
     def resolved(uri: str) -> str:
         if not uri.startswith("@") or uri == keep:

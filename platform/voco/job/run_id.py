@@ -1,4 +1,4 @@
-"""The run id: what of a job decides its output, as eight hex digits."""
+"""The run id: a hash of everything in a job that decides its output, as eight hex digits."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 from voco.job.spec import Flow, Job, Sweep
 
-# neither the limits that fail a job nor where and how parallel it works change what it writes
+# keys that do not change what a job writes: limits at which it fails, and where and how parallel it works
 UNHASHED = {"max_missing_share", "max_reject_share", "in_process_rows", "download_threads"}
-UNHASHED_DEFAULTS = {"metric"}  # keys that came later: left out unless given, so that older run ids stay
+UNHASHED_DEFAULTS = {"metric"}  # keys added later: left out while unset, so that older run ids stay valid
 
 
 def hashed_content(job: Job) -> dict[str, Any]:
-    """What is hashed beside the state of each input: kind, seed, inputs and blocks. Not resources, output or tracking."""
+    """What is hashed besides the state of each input: kind, seed, inputs and blocks. Not resources, output or tracking."""
     content: dict[str, Any] = {"kind": job.kind, "seed": job.seed}
     if isinstance(job.block, Flow):
         return content | {"stages": [{**hashed_content(stage), "name": stage.name} for stage in job.block.stages]}

@@ -28,7 +28,7 @@ from voco.job.config import (
     Training,
     VideoSft,
 )  # fmt: skip
-from voco.job.tables import ATTENTION, METHODS, with_entry_points
+from voco.job.tables import ATTENTION, METHODS, Table
 from voco.store import storage
 
 OWN_CHECKPOINT = "@train"  # in a sweep's `evaluate`: the checkpoint of the trial
@@ -60,16 +60,20 @@ class Stage:
     beside: frozenset[str] = frozenset()  # which of `compression` and `model` it takes
     # name prefixes of the weights that it trains, `method.` those of the method itself; empty: it trains nothing
     trains: tuple[str, ...] = ()
-    in_driver: bool = False  # it takes no Ray workers
+    in_driver: bool = False  # it uses no Ray workers
     own_wandb_run: bool = False  # inside a flow too; the outputs of other stages are recorded in the flow's run
     module: str | None = None
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.block, type) and issubclass(self.block, Strict)):
+            raise TypeError(f"expected a block that is a voco.job.config.Strict, got {self.block!r}")
 
 
 def _inputs(names: str) -> frozenset[str]:
     return frozenset(names.split())
 
 
-STAGES = with_entry_points(
+STAGES = Table(
     "stages",
     {
         "ingest": Stage(Ingest, "Ingest", needs=_inputs("annotations"), may=_inputs("answers media")),
@@ -91,7 +95,7 @@ STAGES = with_entry_points(
             trains=("projector.", "method.", "language_model."),
         ),
         "frame_cache": Stage(FrameCache, "Frame caches", needs=_inputs("samples checkpoint")),
-        # a video model's caches come from its frozen compressor, and nothing of them passes the projector
+        # a video model's caches come from its frozen compressor and do not pass through the projector
         "video_sft": Stage(
             VideoSft,
             "Video SFT",
@@ -110,11 +114,12 @@ STAGES = with_entry_points(
         "report": Stage(Report, "Report", needs=_inputs("outputs"), in_driver=True),
         "flow": Stage(Flow, "Flow", in_driver=True, own_wandb_run=True),
     },
+    Stage,
 )
 
 
 class _Job(Strict):
-    """One job file. Beside these keys it has the block named as its kind, and none of another kind."""
+    """One job file. Besides these keys it has the block named after its kind, and no other kind's block."""
 
     name: str = Field(pattern=r"^[a-z0-9-]{1,40}$")
     kind: str
@@ -129,17 +134,17 @@ class _Job(Strict):
 
     @property
     def block(self) -> Any:
-        """The block named as the kind."""
+        """The block named after the kind."""
         return getattr(self, self.kind)
 
     @property
     def stage(self) -> Stage:
-        """The row of its kind."""
+        """The kind's row of STAGES."""
         return STAGES[self.kind]
 
     @property
     def stages(self) -> list[Job]:
-        """The stages of a flow; of another kind the job itself."""
+        """The stages of a flow; for other kinds the job itself."""
         return self.block.stages if isinstance(self.block, Flow) else [self]
 
     @property
@@ -151,12 +156,12 @@ class _Job(Strict):
 
     @property
     def output_uri(self) -> str:
-        """The output, resolved: the job keeps its paths as written, and this and `resolved_inputs` are read instead."""
+        """The resolved output. A job keeps its paths as written; code reads this and `resolved_inputs` instead."""
         return storage.resolve(self.output)
 
     @property
     def resolved_inputs(self) -> Inputs:
-        """The inputs, each resolved. For the driver: workers are sent resolved paths."""
+        """The resolved inputs. For the driver, which passes resolved paths to the workers."""
         return self.inputs.replaced(storage.resolve)
 
     def uris(self) -> dict[str, str]:
@@ -197,7 +202,7 @@ class _Job(Strict):
         if (self.inputs.features is None) == (self.inputs.frame_cache is None):
             raise ValueError("inputs: expected either `features`, for images, or `frame_cache`, and not both")
         if self.block.fastv is not None and self.inputs.frame_cache is not None:
-            raise ValueError("evaluate.fastv: reads images whole: expected `inputs.features`, got `frame_cache`")
+            raise ValueError("evaluate.fastv: reads uncompressed images: expected `inputs.features`, got `frame_cache`")
 
     def check_training(self) -> None:
         """Combinations of a training block with the job's other keys. Raises ValueError, which starts with the key."""
@@ -210,22 +215,23 @@ class _Job(Strict):
             _check_video(block, self.compression)
         if isinstance(block, ImageSft):
             self._check_distillation(block)
-        self._check_model(block)
+        self._check_template(block)
         self._check_attention(block)
+        if (self.model is None) == (self.inputs.checkpoint is None):
+            got = "neither" if self.model is None else "both"
+            raise ValueError(f"model: expected either a `model` block or `inputs.checkpoint`, got {got}")
         step = self.resources.workers * block.micro_batch
         if block.global_batch % step:
             got = f"got {block.global_batch}"
             raise ValueError(f"{self.kind}.global_batch: expected a multiple of workers x micro_batch = {step}, {got}")
 
-    def _check_model(self, block: Training) -> None:
-        from_nothing = self.model is not None and self.model.llama is not None
-        if from_nothing and block.text is not None and CHAT_TEMPLATES[block.text.template].needs_control_tokens:
+    def _check_template(self, block: Training) -> None:
+        is_new_llama = self.model is not None and self.model.llama is not None
+        if is_new_llama and block.text is not None and CHAT_TEMPLATES[block.text.template].needs_control_tokens:
             name = block.text.template
             raise ValueError(
-                f"{self.kind}.text.template: {name} needs a tokenizer that has its markers; a model from nothing has none"
+                f"{self.kind}.text.template: {name} needs a tokenizer that has its markers; that of a new model has none"
             )
-        if (self.model is None) == (self.inputs.checkpoint is None):
-            raise ValueError("model: expected either a `model` block or `inputs.checkpoint`, and not both")
 
     def _check_attention(self, block: Training) -> None:
         name, row = block.attention, ATTENTION[block.attention]
@@ -238,7 +244,7 @@ class _Job(Strict):
     def _check_distillation(self, block: ImageSft) -> None:
         if block.distill is None:
             if self.inputs.teacher is not None:
-                raise ValueError("inputs.teacher: expected a block image_sft.distill, which says how much it counts")
+                raise ValueError("inputs.teacher: expected a block image_sft.distill, which sets its weight")
         elif self.inputs.teacher is None and self.compression and not METHODS[self.compression.method].views_apart:
             got = f"got {self.compression.method}; give a checkpoint as inputs.teacher"
             raise ValueError(f"image_sft.distill: a network teaches itself under method voco only: {got}")
@@ -246,7 +252,7 @@ class _Job(Strict):
 
 def _check_video(block: VideoSft, compression: Compression | None) -> None:
     if block.checkpoint_activations:
-        raise ValueError("video_sft.checkpoint_activations: transformers drops the caches that are read under it; leave it off")
+        raise ValueError("video_sft.checkpoint_activations: with it, transformers ignores the frame caches; leave it off")
     if compression is not None and not METHODS[compression.method].views_apart:
         raise ValueError(f"compression.method: frame caches hold <voco> tokens: expected voco, got {compression.method}")
 
@@ -263,6 +269,8 @@ def _check_sweep(sweep: Sweep) -> None:
 if TYPE_CHECKING:
     Job = _Job
 else:  # one optional key for each row of STAGES
+    for _kind in [kind for kind in STAGES if kind in _Job.model_fields or kind in dir(_Job) or kind.startswith("_")]:
+        STAGES.reject(_kind, "an installed package", "a kind cannot have this name: jobs have it for something else")
     _blocks = {kind: (row.block | None, None) for kind, row in STAGES.items()}
     Job = create_model("Job", __base__=_Job, __module__=__name__, kind=(Literal[tuple(STAGES)], ...), **_blocks)
     Sweep.model_rebuild()

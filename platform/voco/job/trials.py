@@ -1,4 +1,4 @@
-"""The trials of a sweep: which values go together, what a trial is called, and the jobs that it is made of."""
+"""The trials of a sweep: their values, names and jobs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def sweep_trials(job: Job) -> list[Trial]:
     """The trials of a sweep, in the order of its axes.
 
     A trial of method none is the upper bound of those that differ from it in compression alone; read under the voco mask
-    it is their lower bound. Raises ValueError or pydantic's error for a value that cannot be.
+    it is their lower bound. Raises ValueError or pydantic's error for an impossible value.
     """
     sweep: Sweep = job.block
     outside = [key for key in sweep.axes if key.split(".")[0] in ("inputs", "output", "name", "kind")]
@@ -48,13 +48,13 @@ def sweep_trials(job: Job) -> list[Trial]:
         train = Job.model_validate({**with_values(template, values), "name": name[:40], "output": output})
         trials.append(Trial(name, values, train, []))
     for trial in trials:
-        bounds = [bound for bound in trials if bound.is_bound and _uncompressed(bound.values) == _uncompressed(trial.values)]
+        bounds = [bound for bound in trials if bound.is_bound and _other_values(bound.values) == _other_values(trial.values)]
         trial.evaluations.extend(_evaluations(job, trial, bounds[0] if bounds else None))
     return trials
 
 
 def inner_jobs(job: Job) -> list[Job]:
-    """The jobs whose outputs a job's output is made of: a flow's stages, or a sweep's trainings and evaluations."""
+    """The jobs inside a job: a flow's stages, or a sweep's trainings and evaluations."""
     if isinstance(job.block, Sweep):
         return [inner for trial in sweep_trials(job) for inner in (trial.train, *trial.evaluations)]
     return [stage for stage in job.stages if stage is not job]
@@ -64,7 +64,7 @@ def _trial_uri(job: Job, name: str) -> str:
     return storage.join(job.output, "runs", name)
 
 
-def _uncompressed(values: dict[str, Any]) -> dict[str, Any]:
+def _other_values(values: dict[str, Any]) -> dict[str, Any]:
     """The values of a trial that are not about compression."""
     return {key: value for key, value in values.items() if key.split(".")[0] != "compression"}
 
@@ -88,13 +88,13 @@ def _evaluations(job: Job, trial: Trial, bound: Trial | None) -> list[Job]:
 
 
 def _evaluate_block(block: Evaluate, trial: Trial) -> Evaluate:
-    """The sweep's evaluate block as this trial can be read."""
+    """The sweep's evaluate block, without what this trial's method cannot do."""
     if block.read_as != "own":
         raise ValueError("sweep.evaluate.evaluate.read_as: a sweep reads its own bounds: expected own")
     compression = trial.train.compression
     if block.tokens is None or compression is None:
         return block
-    if not METHODS[compression.method].views_apart:  # every N' is of <voco>; other methods have one reading
+    if not METHODS[compression.method].views_apart:  # only <voco> tokens can be read at a smaller N'
         return block.model_copy(update={"tokens": None})
     if max(block.tokens) > compression.tokens:
         got = f"trial {trial.name} has {compression.tokens}"
@@ -105,25 +105,25 @@ def _evaluate_block(block: Evaluate, trial: Trial) -> Evaluate:
 def axis_product(axes: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     """Every combination of the axes' values, the last axis fastest: {dotted key: value} each.
 
-    An axis may be a whole block, e.g. `compression: [{method: voco, tokens: 1}, {method: none, tokens: 1}]`, for
-    combinations that are no full product.
+    An axis may be an entire block, e.g. `compression: [{method: voco, tokens: 1}, {method: none, tokens: 1}]`, for
+    combinations that are not a full product.
     """
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
 def trial_name(values: Mapping[str, Any]) -> str:
-    """What a trial is called: its values joined, fit for a path and a job's name; `voco-4` for method voco, tokens 4."""
-    return "-".join(_word(value) for value in values.values())
+    """A trial's name: its values joined, valid in a path and as a job's name; `voco-4` for method voco, tokens 4."""
+    return "-".join(_name_part(value) for value in values.values())
 
 
-def _word(value: Any) -> str:
+def _name_part(value: Any) -> str:
     if isinstance(value, Mapping):
-        return "-".join(_word(inner) for inner in value.values())
+        return "-".join(_name_part(inner) for inner in value.values())
     return re.sub(r"[^a-z0-9]+", "-", str(value).lower()).strip("-")
 
 
 def with_values(job: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a job with each value at its dotted key. Raises KeyError for a path that runs through no mapping."""
+    """A copy of a job with each value at its dotted key. Raises KeyError for a path through something that is not a mapping."""
     changed: dict[str, Any] = copy.deepcopy(dict(job))
     for dotted, value in values.items():
         *path, last = dotted.split(".")
@@ -131,6 +131,6 @@ def with_values(job: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, 
         for part in path:
             block = block.setdefault(part, {}) if isinstance(block, dict) else None
         if not isinstance(block, dict):
-            raise KeyError(f"{dotted}: {'.'.join(path)} is no block")
+            raise KeyError(f"{dotted}: {'.'.join(path)} is not a block")
         block[last] = value
     return changed

@@ -1,4 +1,4 @@
-"""How a mistake in a job file is told: `key.path: expected ..., got ...; did you mean ...`."""
+"""How a mistake in a job file is reported: `key.path: expected ..., got ...; did you mean ...`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from voco.job.tables import broken_hint
+
 
 def did_you_mean(wrong: str, known: list[str], mark: str = "") -> str:
-    """`; did you mean ...?` when a known word is near, else nothing."""
+    """`; did you mean ...?` when a known name is close, else nothing."""
     near = difflib.get_close_matches(wrong, known, n=1)
     return f"; did you mean {mark}{near[0]}?" if near else ""
 
@@ -26,8 +28,9 @@ def first_error(error: ValidationError, root: type[BaseModel]) -> str:
     shown = repr(got) if isinstance(got, str | int | float | bool | type(None)) else type(got).__name__
     kind = item["type"]
     if kind == "extra_forbidden":
-        known = _fields_at(root, item["loc"][:-1])
-        return f"{path}: unknown key{did_you_mean(str(item['loc'][-1]), known) or '; expected one of ' + ', '.join(known)}"
+        key, known = str(item["loc"][-1]), _fields_at(root, item["loc"][:-1])
+        hint = broken_hint(key) or did_you_mean(key, known) or "; expected one of " + ", ".join(known)
+        return f"{path}: unknown key{hint}"
     if kind == "missing":
         return f"{path}: expected a value, got nothing"
     if kind == "value_error":
@@ -37,8 +40,12 @@ def first_error(error: ValidationError, root: type[BaseModel]) -> str:
         return f"{path}: {message}" if message.startswith("expected") else f"{path}.{message}"  # else it starts with a key
     if kind == "literal_error":
         allowed = re.findall(r"'([^']*)'", item["ctx"]["expected"]) or [item["ctx"]["expected"]]
-        return f"{path}: expected {item['ctx']['expected']}, got {shown}{did_you_mean(str(got), allowed)}"
-    return f"{path}: expected {_expected(item)}, got {shown}"
+        return (
+            f"{path}: expected {item['ctx']['expected']}, got {shown}{broken_hint(str(got)) or did_you_mean(str(got), allowed)}"
+        )
+    is_number = kind == "float_type" and re.fullmatch(r"[-+]?\d+(\.\d*)?e[-+]?\d+", shown.strip("'"))  # 2e-5 is text in YAML 1.1
+    hint = "; write it as 2.0e-5, with a decimal point and a sign" if is_number else ""
+    return f"{path}: expected {_expected(item)}, got {shown}{hint}"
 
 
 def _expected(item: Any) -> str:
@@ -47,7 +54,7 @@ def _expected(item: Any) -> str:
 
 
 def _fields_at(root: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """The keys that may stand at a place in the file."""
+    """The keys that are allowed at this location of the file."""
     model = root
     for part in location:
         if isinstance(part, int):

@@ -1,8 +1,7 @@
-"""The compression methods: one small contract, and one file a method for the rows of `METHODS` in job/tables.py."""
+"""Compression methods, one file each, which ends in `METHOD = Method(...)`. `job/tables.py` has a row for each."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -40,6 +39,5 @@ class Method:
 
 
 def get_method(name: str) -> Method:
-    """The method of a row of the table. Raises KeyError for any other name."""
-    method: Method = importlib.import_module(METHODS[name].module or f"voco.methods.{name}").METHOD
-    return method
+    """The method of a row of `METHODS`. Raises Refused for a name without a row."""
+    return METHODS.implementation(name, __name__, "METHOD", Method)

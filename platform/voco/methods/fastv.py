@@ -1,7 +1,7 @@
 """FastV (arXiv 2403.06764, section 4): after layer K a question continues with few vision tokens. Training-free, inference only.
 
-Which tokens stay is decided once, in the prefill, as in the authors' own code with a key-value cache: those that the prompt's
-last token attends to most in layer K (the last of the K that see everything), averaged over its heads. Positions do not
+Which tokens stay is decided once, in the prefill, as in the authors' own code with a key-value cache: the tokens that the
+prompt's last token attends to most in layer K (the last layer that sees everything), averaged over the heads. Positions do not
 change. The choice depends on the question, so nothing is cached and every question runs its images again.
 Legend: B samples, L tokens of all of them in one flat row, W model width, H query heads, G key-value heads, E head width.
 """
@@ -37,7 +37,7 @@ def select_tokens(attention: Tensor, vision: Tensor, count: int) -> Tensor:
     """(M,) int64, ascending: indices of the tokens that stay, which are all but the vision tokens with too little attention.
 
     attention: (L,) float, what the last token pays to each; vision: (L,) bool; count: vision tokens that stay, at most all.
-    Of equal ones the earlier stays.
+    Of tokens with equal attention the earlier stays.
     """
     indices = torch.nonzero(vision)[:, 0]
     order = torch.sort(attention[indices], descending=True, stable=True).indices

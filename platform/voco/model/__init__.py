@@ -9,9 +9,9 @@ if TYPE_CHECKING:
 
 
 def load(uri: str, device: str = "cpu") -> VocoLlama:
-    """The model of a checkpoint directory: `model.compress(pixels)`, `model.generate(cache, text)`, `model.forward(batch)`.
+    """The model of a checkpoint: `model.compress(pixels)`, `model.generate(cache, text)`, `model.forward(batch)`.
 
-    A LLaVA that another project saved is read too, unchanged: without <voco>.
+    A LLaVA that another project saved is loaded unchanged, without <voco>.
     """
     from voco.model import build, checkpoint_layout, weights
 
@@ -20,7 +20,7 @@ def load(uri: str, device: str = "cpu") -> VocoLlama:
 
 
 def export(checkpoint: str, output: str) -> list[str]:
-    """Write a checkpoint as transformers' plain LLaVA and return what that cannot keep; details in `llava_export.py`."""
+    """Write a checkpoint as transformers' plain LLaVA and return what that format cannot keep (`interop/llava_export.py`)."""
     from voco.model.interop import llava_export
 
     return llava_export.export_llava(load(checkpoint), checkpoint, output)

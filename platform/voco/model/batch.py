@@ -1,4 +1,4 @@
-"""Samples to one batch of tensors: all in one flat row without padding; or their text in such a row, and caches.
+"""Samples to one batch of tensors: all in one flat row without padding, or their text in such a row beside their caches.
 
 Legend: L tokens of the row, F views of the batch in order, V vision slots, C feature width, S predictions.
 """
@@ -42,6 +42,7 @@ class Batch:
         return TokenIds(self.kind, self.sample, self.view, self.conversation)
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Batch:
+        """The batch on a device, its features in `dtype`. The ids for the attention plan stay on the host."""
         names = ("ids", "position", "vision_at", "predict_at", "predict_id")
         moved = {name: getattr(self, name).to(device) for name in names}
         moved["packing"] = None if self.packing is None else self.packing.to(device)

@@ -46,6 +46,7 @@ def new_layout(
     anyres: Anyres | None = None,
     q_former_layers: int = 0,
 ) -> Layout:
+    """The layout of a new model, with the ids of its tokenizer. Raises Refused for a template that the tokenizer cannot have."""
     ids = {name: tokenizer.convert_tokens_to_ids(SPECIAL[name]) for name in ("image", "voco")}
     ids |= {"bos": tokenizer.bos_token_id, "eos": end_of_answer_id(text.template, tokenizer), "pad": tokenizer.pad_token_id}
     return Layout(
@@ -102,7 +103,7 @@ def create_model(
 
 def load_pretrained(uri: str, device: str = "cpu") -> VocoLlama:
     """The model of a directory that another project saved, unchanged: method none without <voco>, Vicuna's template."""
-    with torch.random.fork_rng(devices=[]):  # rows of new tokens are drawn without touching the caller's random state
+    with torch.random.fork_rng(devices=[]):  # drawing rows of new tokens leaves the caller's random state unchanged
         model = create_model(Model(pretrained=uri), "none", 0, Text(), [], seed=0)
     model.compressor = compressor_hash(own_state(model))
     return model.to(device)

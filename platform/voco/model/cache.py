@@ -1,4 +1,4 @@
-"""What is reused: keys and values of an image's <voco> tokens, before rotation, which can be joined and read at any slot.
+"""Cached keys and values of a view's <voco> tokens, before rotation, so that caches can be joined and read at any slot.
 
 Under methods whose views are not apart a cache holds the entire prefix (full-KV caching). Legend: D layers, H key-value
 heads, M cached tokens, E head width.
@@ -33,7 +33,7 @@ class CacheKey:
     def describe(self, dtype: torch.dtype, rope: dict[str, Any]) -> dict[str, Any]:
         """The description in cache files, ready for JSON; `rope` is the language model's `rope_parameters`.
 
-        Keys are cached before rotation, but deeper layers have seen it.
+        Keys are cached before rotation, but those of deeper layers depend on it.
         """
         key = {**asdict(self), "prefix_ids": list(self.prefix_ids)}
         return {**key, "dtype": str(dtype).removeprefix("torch."), "rope": rope}
@@ -60,7 +60,7 @@ class VocoCache:
         return 2 * self.keys.numel() * self.keys.element_size()
 
     def take(self, n: int) -> VocoCache:
-        """The first `n` tokens of each view: what the same model makes with n <voco> tokens. Raises ValueError for more."""
+        """The first `n` tokens of each view: what the same model makes with n <voco>. Raises ValueError if a view has fewer."""
         if self.text_ids:
             raise ValueError("this cache holds text that has read all of its tokens; take fewer before the text is cached")
         if not self.key.views_apart or n > min(self.tokens, default=0):

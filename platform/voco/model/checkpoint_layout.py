@@ -7,6 +7,8 @@ from typing import Any
 
 from voco.store import storage
 
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"  # in `model/`
+
 
 def model_uri(checkpoint: str) -> str:
     """The directory of the weights, the tokenizer, the processor and the configuration."""
@@ -14,20 +16,22 @@ def model_uri(checkpoint: str) -> str:
 
 
 def config_uri(checkpoint: str) -> str:
-    return storage.join(model_uri(checkpoint), "config.json")
+    """The checkpoint's configuration, which is written last."""
+    return storage.join(model_uri(checkpoint), CONFIG_FILE)
 
 
 def has_model(checkpoint: str) -> bool:
+    """True for a complete checkpoint of ours."""
     return storage.exists(config_uri(checkpoint))
 
 
 def compressor_uri(checkpoint: str) -> str:
-    """The checkpoint inside a video checkpoint that made its caches and stays frozen."""
+    """Inside a video checkpoint, the frozen checkpoint that made its caches (docs/method.md, Compressor)."""
     return storage.join(storage.resolve(checkpoint), "compressor")
 
 
 def own_compressor(checkpoint: str) -> bool:
-    """True where a checkpoint holds such a compressor; any other checkpoint makes its caches itself."""
+    """True where a checkpoint contains such a compressor; any other checkpoint makes its caches itself."""
     return has_model(compressor_uri(checkpoint))
 
 

@@ -16,7 +16,7 @@ from transformers import CLIPVisionConfig, LlamaConfig
 from voco.model.flops import cache_bytes, compress_flops, fastv_flops, image_flops, read_flops
 
 VISION = 576
-AROUND = 2  # BOS and the separator of a view's prefix, which only the compression sees
+PREFIX_IDS = 2  # BOS and the separator of a view's prefix, which only the compression sees
 FASTV_LAYER = 2  # K of FastV's own runs
 TEXTS, TOKENS = (34, 60, 114, 512), (1, 2, 8, 64)
 
@@ -69,7 +69,7 @@ def answer_cost(config: Any, text: int, n: int) -> Cost:
         full=read_flops(config, VISION, text, dense=True),
         voco=read_flops(config, n, text, dense=True),
         fastv=image + fastv_flops(config, VISION + text, VISION - n, FASTV_LAYER, dense=True),
-        compress=image + compress_flops(config, VISION + AROUND, n),
+        compress=image + compress_flops(config, VISION + PREFIX_IDS, n),
     )
 
 

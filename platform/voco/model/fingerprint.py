@@ -1,4 +1,4 @@
-"""The hash that names weights: a cache can be read if and only if these weights made it."""
+"""The hash of weights, which names a compressor: a cache can be read only with the weights that made it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def hash_tensors(named: Iterable[tuple[str, Tensor]]) -> str:
-    """sha256 over the sorted lines `name dtype shape sha256-of-the-bytes` (docs/method.md, compressor)."""
+    """sha256 over the sorted lines `name dtype shape sha256-of-the-bytes` (docs/method.md, Compressor)."""
     lines = []
     for name, tensor in named:
         data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data

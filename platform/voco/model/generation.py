@@ -25,11 +25,11 @@ from voco.model.sampling import GREEDY, Answer, Sampling, collect_answers
 from voco.sequence.chat_template import Turn
 from voco.sequence.sequence import NONE, PAD, TEXT, VOCO, Layout, build_sample
 
-BEGINNINGS = ("a", "What", "1", "?", "\u00e9", "[", "\n", "\n\n", " ")  # questions of which no two begin alike
+BEGINNINGS = ("a", "What", "1", "?", "\u00e9", "[", "\n", "\n\n", " ")  # questions with different first tokens
 
 
 class CacheReader(nn.Module):
-    """The part of a VocoLlama that reads caches: it has nothing to do with pixels and features."""
+    """The part of a VocoLlama that reads caches. It needs neither pixels nor features."""
 
     language_model: Any
     layout: Layout
@@ -259,6 +259,7 @@ def _uncached(cache: VocoCache | None, prompt: Sequence[int]) -> list[int]:
 
 
 def cached_tokens(cache: VocoCache | None) -> int:
+    """M of a cache; 0 without one."""
     return 0 if cache is None else cache.keys.shape[2]
 
 

@@ -1,4 +1,4 @@
-"""Rotary position embedding with angles in fp64 (Su et al., arXiv 2104.09864), and its types that caches allow.
+"""Rotary position embedding with angles in fp64 (Su et al., arXiv 2104.09864), and the check for types that caches cannot use.
 
 transformers multiplies position and frequency in fp32, whose rounding grows with the position: a key that is rotated to its
 slot later would differ from one that is rotated at once.
@@ -32,7 +32,7 @@ def sliding_window(config: dict[str, Any]) -> int | None:
 def max_positions(config: dict[str, Any]) -> int:
     """Positions that a sample may have, from `config.to_dict()`.
 
-    Inside a sliding window every token is in sight, so a model that has one is exact up to its size.
+    A model with a sliding window is exact up to the window's size, inside which every token sees all earlier ones.
     """
     positions = int(config["max_position_embeddings"])
     return min(positions, sliding_window(config) or positions)

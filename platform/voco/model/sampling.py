@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-HALF = "\ufffd"  # a tokenizer's text for the first bytes of a character
+INCOMPLETE = "\ufffd"  # a tokenizer's text for the first bytes of a character
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Answer:
         end = len(text)
         if not self.ended:
             begun = (size for stop in self.stop for size in range(1, len(stop)) if text.endswith(stop[:size]))
-            end = min(len(text.rstrip(HALF)), len(text) - max(begun, default=0))
+            end = min(len(text.rstrip(INCOMPLETE)), len(text) - max(begun, default=0))
         piece = text[self.shown : end]
         self.shown = max(self.shown, end)
         return piece

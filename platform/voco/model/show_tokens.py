@@ -17,7 +17,7 @@ NAMES = {TEXT: "text", PREFIX: "prefix", VISION: "vision", VOCO: "voco"}
 def show_sample(sample: TokenSample, tokenizer: Any, layout: Layout) -> str:
     """Lines of text: runs of tokens with kinds, positions and trained text in [brackets], then the mask as a grid.
 
-    A run is one row and one column of the grid: its tokens may all attend to the same, up to causality.
+    A run is one row and one column of the grid: up to causality, its tokens may all attend to the same tokens.
     """
     trained = set(_trained(sample))
     runs = _runs(sample)
@@ -32,9 +32,9 @@ def show_sample(sample: TokenSample, tokenizer: Any, layout: Layout) -> str:
 
 def _trained(sample: TokenSample) -> list[int]:
     """Indices of the tokens that the loss predicts."""
-    talk = sample.conversation
+    conversation = sample.conversation
     texts = [index for index in range(len(sample)) if sample.kinds[index] == TEXT]
-    starts = [index for index in texts if index == 0 or talk[index] != talk[index - 1]]
+    starts = [index for index in texts if index == 0 or conversation[index] != conversation[index - 1]]
     trained: list[int] = []
     for predicting, token in zip(sample.predict_at.tolist(), sample.predict_id.tolist(), strict=True):
         index = predicting + 1
@@ -74,4 +74,4 @@ def _grid(sample: TokenSample, layout: Layout, runs: list[tuple[int, int]]) -> l
             cells += "#" if bool(block.all()) else "+" if bool(block.any()) else "."
         name = NAMES[int(sample.kinds[row_first])]
         lines.append(f"  {name:<7} {cells}")
-    return [*lines, f"  ({views} views, {len(runs)} runs, in the order of the lines above)"]
+    return [*lines, f"  (views: {views}; rows and columns are the lines above, in their order)"]

@@ -1,4 +1,4 @@
-"""The complete model: projector, features into their slots, mask, loss, compression. `generation.py` reads caches and answers.
+"""The model: projector, features in their slots, mask, loss, compression. `generation.py` reads caches and answers.
 
 VoCo-LLaMA, arXiv 2406.12275. The language model is transformers' own. Legend: B rows, L tokens of a row, F views, V vision
 slots, C feature width, W model width, S predictions, D layers, H key-value heads, E head width, M cached tokens.

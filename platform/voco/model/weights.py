@@ -1,4 +1,4 @@
-"""One directory holds a complete model: `model.safetensors`, tokenizer, `preprocessor_config.json`, `config.json`."""
+"""Saves and loads a checkpoint's `model/`: `model.safetensors`, tokenizer, `preprocessor_config.json` and `config.json`."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from voco.model.checkpoint_layout import compressor_uri, config_uri, model_uri, own_compressor
+from voco.model.checkpoint_layout import CONFIG_FILE, WEIGHTS_FILE, compressor_uri, config_uri, model_uri, own_compressor
 from voco.model.fingerprint import hash_tensors
+from voco.model.interop.model_files import PREPROCESSOR
 from voco.model.vision.tower import empty_tower
 from voco.model.voco_llama import VocoLlama
 from voco.sequence.sequence import Layout
 from voco.store import storage
 
 FORMAT = 1
-PREPROCESSOR = "preprocessor_config.json"
 
 
 def compressor_hash(state: dict[str, Tensor]) -> str:
@@ -29,7 +29,7 @@ def compressor_hash(state: dict[str, Tensor]) -> str:
 
 
 def own_state(model: VocoLlama) -> dict[str, Tensor]:
-    """Weights by name, each tensor once: a tied output head is the embedding table."""
+    """Weights by name, each tensor once: a tied output head is left out, because it is the embedding table."""
     state = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith("inv_freq")}
     if model.language_model.config.tie_word_embeddings:
         state.pop("language_model.lm_head.weight", None)
@@ -61,11 +61,11 @@ def save_checkpoint(model: VocoLlama, state: dict[str, Tensor], folder: Path, ke
         "net": tower.net_config if tower is not None else None,
         "preprocessing": model.preprocessing,
     }
-    save_file(tensors, folder / "model.safetensors")
+    save_file(tensors, folder / WEIGHTS_FILE)
     model.tokenizer.save_pretrained(folder)
     if tower is not None:
         (folder / PREPROCESSOR).write_text(json.dumps(tower.preprocessing, indent=1) + "\n")
-    (folder / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
+    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
     return compressor
 
 
@@ -103,17 +103,17 @@ def load_checkpoint(
     device: str = "cpu",
     method_seed: int | None = None,
 ) -> VocoLlama:
-    """The model of a checkpoint directory. `layout` reads it in another way than it was trained; `dtype` None keeps its own.
+    """The model of a checkpoint directory. `layout` replaces the stored one; `dtype` None keeps the stored number type.
 
-    Weights that belong to the stored layout's method alone are left out under another one. Where the checkpoint lacks those of
-    `layout`'s method, `method_seed` draws them.
+    Under another method than the stored one, the stored method's own weights are left out. Where the checkpoint lacks those of
+    `layout`'s method, they are drawn with `method_seed`; None: they are missing.
 
     Raises ValueError for weights that do not fit, and for an attention backend that cannot honour the mask.
     """
     with tempfile.TemporaryDirectory() as temporary:
         folder = storage.get_directory(model_uri(checkpoint), Path(temporary) / "model")
-        config = json.loads((folder / "config.json").read_text())
-        state = load_file(folder / "model.safetensors")
+        config = json.loads((folder / CONFIG_FILE).read_text())
+        state = load_file(folder / WEIGHTS_FILE)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         stored = json.loads((folder / PREPROCESSOR).read_text()) if (folder / PREPROCESSOR).is_file() else None
     facts = dict(config["language_model"])
@@ -159,7 +159,7 @@ def _with_method_weights(state: dict[str, Tensor], model: VocoLlama, stored: str
     return state
 
 
-def keep_compressor(start: str, output: str) -> None:
+def copy_compressor(start: str, output: str) -> None:
     """Copy the compressor of the checkpoint `start` to `<output>/compressor`, for a model that was trained on its caches."""
     source = compressor_uri(start) if own_compressor(start) else start
     with tempfile.TemporaryDirectory() as temporary:

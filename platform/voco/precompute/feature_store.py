@@ -1,4 +1,4 @@
-"""Vision features read by image hash."""
+"""Reads `features/` by image hash, and checks that they are of the model's tower."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 
 from voco.errors import Refused
-from voco.store import parquet, storage
+from voco.store import parquet, schemas, storage
 from voco.store.row_group_cache import LIMIT_BYTES, RowGroupCache
 
 
 class FeatureStore:
-    """Reads features by image hash; the latest row groups stay in memory up to `limit` bytes."""
+    """Features by image hash. Row groups stay in memory up to `limit` bytes.
+
+    Raises Refused for an output without features, and for features of several towers.
+    """
 
     def __init__(self, uri: str, limit: int = LIMIT_BYTES) -> None:
         self.uri = uri
@@ -23,7 +26,7 @@ class FeatureStore:
         self.files = [parquet.open_parquet(storage.join(folder, name)) for name in storage.list_names(folder)]
         if not self.files:
             raise Refused(f"inputs.features: {uri} has no features")
-        metadata = {file.schema_arrow.metadata[b"voco.features"] for file in self.files}
+        metadata = {file.schema_arrow.metadata[schemas.FEATURES_METADATA.encode()] for file in self.files}
         if len(metadata) > 1:
             raise Refused(f"inputs.features: {uri} has features of {len(metadata)} towers")
         facts = json.loads(metadata.pop())

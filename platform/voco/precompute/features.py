@@ -1,4 +1,4 @@
-"""Vision features of every unique image, once: the frozen tower runs here and never again.
+"""The `features` job: vision features of every unique image, so that the frozen tower runs once per image.
 
 Table `features/` (docs/data.md): sha256 of the encoded image and (V, C) fp16, row-major; under anyres (T, V, C), T by the image's
 size. File metadata names tower and preprocessing.
@@ -32,9 +32,10 @@ class FeatureWorker:
             self.tower.cuda()
         vision_slots, width = self.tower.shape
         facts = {"dtype": "float16", "shape": [vision_slots, width], "tower": self.tower.identity, "config": tower}
-        self.metadata = {"voco.features": json.dumps(facts, sort_keys=True)}
+        self.metadata = {schemas.FEATURES_METADATA: json.dumps(facts, sort_keys=True)}
 
     def __call__(self, unit: int, listed: pa.Table) -> dict[str, Any]:
+        """Write the features of one unit, given as rows of IMAGE_ADDRESS. Returns the unit's record."""
         names: list[str] = []
         features: list[bytes] = []
         bad: list[str] = []
@@ -54,12 +55,12 @@ class FeatureWorker:
 
 
 def list_images(output: str, samples: list[str], unit_images: int) -> int:
-    """The work list of a features job; returns the number of units."""
+    """Write the work list of a features job. Returns the number of units."""
     return units.write_work_list(output, units.cut_units(unique_images(samples), unit_images, IMAGE_ADDRESS), IMAGE_ADDRESS)
 
 
 def check_decoded(name: str, records: list[dict[str, Any]]) -> None:
-    """Fail the job `name` if an image could not be decoded: training would look for its features."""
+    """Raise JobFailed for the job `name` if an image could not be decoded, because training needs its features."""
     bad = [image for record in records for image in record["bad"]]
     if bad:
         raise JobFailed(f"{name}: {len(bad)} images cannot be decoded; ingest with `validate: full` rejects them: {bad[0]}")

@@ -1,4 +1,4 @@
-"""Frames to caches: decode, compress each alone with the checkpoint's compressor, write `frame_cache/` (docs/data.md)."""
+"""The `frame_cache` job: decodes frames, compresses each alone with the checkpoint's compressor, writes `frame_cache/`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from voco.errors import JobFailed, Refused
 from voco.job.config import FrameCache
 from voco.job.tables import METHODS
 from voco.model import weights
-from voco.precompute.frame_tensors import METADATA_KEY, cache_metadata, tensor_to_bytes
+from voco.precompute.frame_tensors import cache_metadata, tensor_to_bytes
 from voco.precompute.pixel_loader import UNDECODABLE
 from voco.run import units
 from voco.run.units import part_uri
@@ -50,6 +50,7 @@ class FrameWorker:
             raise ValueError(f"{checkpoint}: a checkpoint of method {self.model.layout.method} makes no frame caches")
 
     def __call__(self, unit: int, listed: pa.Table) -> dict[str, Any]:
+        """Write the caches of one unit, given as rows of ROW_ADDRESS. Returns the unit's record."""
         index: list[dict[str, Any]] = []
         rejects: list[dict[str, str]] = []
         assert self.model.tower is not None
@@ -59,10 +60,10 @@ class FrameWorker:
         schema = schemas.frame_cache_schema(tensor_bytes)
         groups = self._groups(self._rows(self._frames(listed, rejects)), schema, tensor_bytes, index)
         uri = part_uri(self.output, "frame_cache", unit)
-        entry = parquet.write_table(uri, groups, schema, {METADATA_KEY: facts})
+        entry = parquet.write_table(uri, groups, schema, {schemas.FRAME_CACHE_METADATA: facts})
         rejects_table = pa.Table.from_pylist(rejects, schema=schemas.REJECTS)
         rejects_entry = parquet.write_table(part_uri(self.output, "rejects", unit), [rejects_table], schemas.REJECTS)
-        rejected_ids = {reject["source"] for reject in rejects}  # their frames before the error are in no index
+        rejected_ids = {reject["source"] for reject in rejects}  # the index leaves out their frames before the error
         index = [{**group, "file": entry["path"]} for group in index if group["sample_id"] not in rejected_ids]
         counts = {"read": listed.num_rows, "written": entry["rows"], "rejected": len(rejects)}
         tables = {"frame_cache": [entry], "rejects": [rejects_entry]}
@@ -96,7 +97,7 @@ class FrameWorker:
                 yield number, number / video.fps, self.preprocess(Image.fromarray(frame))
 
     def _rows(self, frames: Iterator[Frame]) -> Iterator[dict[str, Any]]:
-        """Rows of the table. One pass compresses `batch` frames, of any media: each sees itself only."""
+        """Rows of the table. One pass compresses `batch` frames, of any media: no frame sees another."""
         while batch := list(itertools.islice(frames, self.block.batch)):
             cache = self.model.compress(torch.stack([frame.pixels for frame in batch]))
             split = [torch.split(tensor, cache.key.n, dim=2) for tensor in (cache.keys, cache.values)]
@@ -108,7 +109,7 @@ class FrameWorker:
     def _groups(
         self, rows: Iterator[dict[str, Any]], schema: pa.Schema, tensor_bytes: int, index: list[dict[str, Any]]
     ) -> Iterator[pa.Table]:
-        """Row groups of one medium each, at most 16 MiB; fills `index` on the way."""
+        """Row groups of one medium each, of at most FRAME_GROUP_BYTES. Adds each to `index`."""
         size = max(1, schemas.FRAME_GROUP_BYTES // (2 * tensor_bytes))
         groups = 0
         for (sample_id, medium), frames in itertools.groupby(rows, key=lambda row: (row["sample_id"], row["media_index"])):
@@ -126,7 +127,7 @@ def check_method(checkpoint: str) -> None:
 
 
 def list_media_samples(output: str, samples: list[str], unit_samples: int) -> int:
-    """The work list of a frame_cache job: every sample of the tables that has media, once. Returns the number of units.
+    """Write the work list of a frame_cache job: every sample that has media, once. Returns the number of units.
 
     Raises Refused when there is no such sample.
     """
@@ -146,7 +147,10 @@ def _distinct(rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def check_rejects(output: str, records: list[dict[str, Any]], max_share: float) -> None:
-    """Fail a job that lost more than `max_share` of its samples. Its units with rejects run again when it is submitted again."""
+    """Raise JobFailed when more than `max_share` of the samples were rejected.
+
+    The records of units with rejects are deleted, so that those units run when the job is submitted again.
+    """
     read, rejected = (sum(record["counts"][key] for record in records) for key in ("read", "rejected"))
     if rejected <= max_share * read:
         return
@@ -156,14 +160,14 @@ def check_rejects(output: str, records: list[dict[str, Any]], max_share: float) 
             storage.delete(units.unit_record_uri(output, record["unit"]))
     raise JobFailed(
         f"frame_cache.max_reject_share: {rejected} of {read} samples cannot be decoded, more than {max_share:.2%}; "
-        f"{output}/rejects lists each with its error, {first['source']} for one: {first['detail']}"
+        f"{output}/rejects lists each with its error; the first is {first['source']}: {first['detail']}"
     )
 
 
 def write_index(output: str, records: list[dict[str, Any]]) -> dict[str, Any]:
     """Write `index.parquet`, which says in which row groups of which file a sample's frames are. Returns its manifest entry."""
     index = pa.Table.from_pylist([group for record in records for group in record["index"]], schema=schemas.FRAME_INDEX)
-    return parquet.write_table(storage.join(output, "index.parquet"), [index], schemas.FRAME_INDEX)
+    return parquet.write_table(storage.join(output, schemas.FRAME_INDEX_FILE), [index], schemas.FRAME_INDEX)
 
 
 def manifest_fields(index: dict[str, Any], records: list[dict[str, Any]]) -> dict[str, Any]:

@@ -13,15 +13,15 @@ import torch
 
 from voco.errors import Refused
 from voco.model.cache import CacheKey, VocoCache
-from voco.precompute.frame_tensors import METADATA_KEY, tensor_from_bytes
+from voco.precompute.frame_tensors import tensor_from_bytes
 from voco.sequence.sequence import Layout
-from voco.store import parquet, storage
+from voco.store import parquet, schemas, storage
 from voco.store.row_group_cache import LIMIT_BYTES, RowGroupCache
 from voco.video.sample_frames import thin_evenly
 
 
 class FrameStore:
-    """Caches of the media of each sample. The latest row groups stay in memory up to `limit` bytes."""
+    """Caches of the media of each sample. Row groups stay in memory up to `limit` bytes."""
 
     def __init__(self, uri: str, limit: int = LIMIT_BYTES) -> None:
         self.uri = uri
@@ -29,7 +29,7 @@ class FrameStore:
         folder = storage.join(uri, "rejects")
         rejects = [parquet.read_table(storage.join(folder, name), ["source"]) for name in storage.list_names(folder)]
         self.rejected = {source for table in rejects for source in table["source"].to_pylist()}  # samples without a cache
-        for entry in parquet.read_table(storage.join(uri, "index.parquet")).to_pylist():
+        for entry in parquet.read_table(storage.join(uri, schemas.FRAME_INDEX_FILE)).to_pylist():
             self.groups.setdefault(entry["sample_id"], []).append((entry["file"], entry["row_group"], entry["frames"]))
         self.files: dict[str, pq.ParquetFile] = {}
         self.tables: RowGroupCache[str] = RowGroupCache(self._read_group, limit)
@@ -40,7 +40,7 @@ class FrameStore:
         names = storage.list_names(storage.join(self.uri, "frame_cache"))
         if not names:
             raise Refused(f"inputs.frame_cache: {self.uri} has no frame caches")
-        metadata = {self._file(name).schema_arrow.metadata[METADATA_KEY.encode()] for name in names}
+        metadata = {self._file(name).schema_arrow.metadata[schemas.FRAME_CACHE_METADATA.encode()] for name in names}
         if len(metadata) > 1:
             raise Refused(f"inputs.frame_cache: {self.uri} has caches of {len(metadata)} compressors")
         facts: dict[str, Any] = json.loads(metadata.pop())

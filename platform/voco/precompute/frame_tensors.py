@@ -11,7 +11,6 @@ from torch import Tensor
 
 from voco.model.cache import VocoCache
 
-METADATA_KEY = "voco.frame_cache"
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -23,6 +22,7 @@ def cache_metadata(cache: VocoCache, rope: dict[str, Any]) -> str:
 
 
 def tensor_to_bytes(tensor: Tensor) -> bytes:
+    """The tensor's numbers, row-major, in their own dtype."""
     return tensor.contiguous().view(torch.uint8).cpu().numpy().tobytes()
 
 

@@ -21,7 +21,7 @@ from voco.store.samples import read_images
 
 UNDECODABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises on damaged bytes
 
-TASK_IMAGES = 8  # images of one task: passing each alone from thread to thread costs a thirtieth of its decoding
+TASK_IMAGES = 8  # decoded by one task: handing over single images costs a thirtieth of their decoding
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -34,7 +34,7 @@ class PixelBatch(NamedTuple):
     names: list[str]  # sha256 of each image in `pixels`
     pixels: Tensor  # (F, S, S, 3) uint8, F may be 0
     bad: list[str]  # sha256 and error of the others
-    views: list[int]  # the number of the F that each image has: 1, or its tiles
+    views: list[int]  # how many of the F views each image has: 1, or its tiles
 
 
 class PixelLoader:
@@ -91,7 +91,7 @@ def read_encoded(listed: Iterable[dict[str, Any]], reader: Executor) -> Iterator
 
 
 def map_ahead(pool: Executor, work: Callable[[In], Out], items: Iterable[In], limit: int) -> Iterator[Out]:
-    """`work` of every item, in order, on `pool`: at most `limit` results are started and not yet used."""
+    """`work` of every item, in order, on `pool`: at most `limit` calls are started whose results are not yet used."""
     started: deque[Future[Out]] = deque()
     for item in items:
         started.append(pool.submit(work, item))

@@ -7,12 +7,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from voco.evaluate.scores import ALL
 from voco.job.tables import METHODS
 from voco.report.differences import FRAME_VARIANTS, Difference, difference_text, differences
 from voco.report.outputs import Output, OutputGraph
 from voco.report.table import MEDIA, shared_view
 from voco.store import schemas
+from voco.store.schemas import ALL
 
 ROLES = ("upper", "compared", "lower")
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from voco.evaluate.scores import ALL
 from voco.report import plots
 from voco.report.comparison import Comparison
 from voco.report.differences import FRAME_VARIANTS, Difference, difference_text
+from voco.store.schemas import ALL
 
 
 def benchmark_section(comparison: Comparison) -> dict[str, Any]:

@@ -12,11 +12,12 @@ import pyarrow.compute as pc
 
 from voco.errors import Refused
 from voco.evaluate.retention import bootstrap
-from voco.evaluate.scores import ALL, join_correct
+from voco.evaluate.scores import FRAME_METHODS, join_correct
 from voco.report.outputs import Output
+from voco.store.schemas import ALL
 
-# Labels of the evaluations of a video with less than all frames in order, by the value of their column `method`.
-FRAME_VARIANTS = {"shuffled_frames": "frames shuffled", "one_frame": "one frame only"}
+# Labels of the evaluations that read fewer frames of a video, or read them out of order, by their column `method`.
+FRAME_VARIANTS = {FRAME_METHODS["shuffled"]: "frames shuffled", FRAME_METHODS["one"]: "one frame only"}
 RESAMPLES = 2000
 
 EvaluatedRow = tuple[Output, dict[str, Any]]  # an evaluation and its row of category "all"

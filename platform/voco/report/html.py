@@ -1,4 +1,4 @@
-"""One HTML file from any outputs. It contains its style, plots and images, loads nothing and runs no script."""
+"""Renders the report as one HTML file. It contains its style, plots and images, loads nothing and runs no script."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from voco.report import flow_picture, table
+from voco.report import flow_picture, plots, table
 from voco.report.answers_section import side_by_side
 from voco.report.comparison import compare, headline
 from voco.report.comparison_section import benchmark_section
@@ -19,6 +19,7 @@ from voco.report.training_section import training_section
 from voco.store import storage
 
 CONVERSATIONS_SHOWN = 3  # per sample
+FACTS_SHOWN = 40  # single statistics of an ingest output
 LONGEST_TEXT = 600  # characters shown of a text
 
 
@@ -45,6 +46,7 @@ def render_page(graph: OutputGraph, title: str) -> str:
         "short": _short,
         "number": _number,
     }
+    environment.globals["colours"] = plots.COLOURS
     comparisons = compare(graph)
     return environment.get_template("report.html").render(
         title=title,
@@ -59,6 +61,7 @@ def render_page(graph: OutputGraph, title: str) -> str:
         answers=[(comparison, *side_by_side(graph, comparison)) for comparison in comparisons],
         unscored=[output.name for output in graph.of_kind("evaluate") if output.read("scores") is None],
         conversations_shown=CONVERSATIONS_SHOWN,
+        facts_shown=FACTS_SHOWN,
     )
 
 

@@ -1,4 +1,4 @@
-"""Collects the finished outputs that a report is about, with their parents, the stages of flows and the trials of sweeps."""
+"""Collects the finished outputs that a report covers, with their parents, the stages of flows and the trials of sweeps."""
 
 from __future__ import annotations
 
@@ -39,11 +39,12 @@ class Output:
 
     @cached_property
     def _run(self) -> dict[str, Any]:
-        uri = storage.join(self.uri, "run.json")
+        uri = manifest.run_uri(self.uri)
         return dict(storage.read_json(uri)) if storage.exists(uri) else {}
 
     @cached_property
     def parents(self) -> list[Parent]:
+        """The direct parents, each once, with their state now."""
         parents = []
         for parent in {parent["uri"]: parent for parent in self.manifest.parents}.values():  # a job may name an input twice
             sha256 = manifest.manifest_sha256(parent["uri"])
@@ -82,15 +83,17 @@ class Output:
 
 @dataclass(frozen=True)
 class OutputGraph:
-    """Every finished output that a report is about, parents before children, and the outputs that are missing."""
+    """Every finished output that a report covers, parents before children, and the outputs that are missing."""
 
     outputs: tuple[Output, ...]
     missing: tuple[tuple[str, str], ...]  # (URI, reason)
 
     def of_kind(self, kind: str) -> list[Output]:
+        """The outputs of one kind of job, in order."""
         return [output for output in self.outputs if output.kind == kind]
 
     def at(self, uri: str) -> Output | None:
+        """The finished output at a resolved URI; None when there is none."""
         return next((output for output in self.outputs if output.uri == uri), None)
 
     def sweep_of(self, uri: str) -> tuple[Output, str] | None:
@@ -136,18 +139,18 @@ def gather_outputs(uris: list[str]) -> OutputGraph:
 
 def _stage_outputs(uri: str) -> list[str]:
     """Outputs of a flow's stages: those that its job names, and every finished directory inside a flow that was moved."""
-    run_uri = storage.join(uri, "run.json")
+    run_uri = manifest.run_uri(uri)
     run = storage.read_json(run_uri) if storage.exists(run_uri) else {}
     stages = [stage for stage in (run.get("job", {}).get("flow") or {}).get("stages", []) if stage.get("output")]
-    if not stages and storage.exists(storage.join(uri, "manifest.json")):
+    if not stages and storage.exists(manifest.manifest_uri(uri)):
         return []
     inside = [storage.join(uri, name) for name in storage.list_names(uri) if not name.startswith(".")]
-    inside = [directory for directory in inside if storage.exists(storage.join(directory, "manifest.json"))]
+    inside = [directory for directory in inside if storage.exists(manifest.manifest_uri(directory))]
     named = []
     for stage in stages:
         output = storage.resolve(stage["output"], run.get("root"))
         moved = storage.join(uri, stage["name"]) in inside
-        if not moved or storage.exists(storage.join(output, "manifest.json")):
+        if not moved or storage.exists(manifest.manifest_uri(output)):
             named.append(output)
     return named + [directory for directory in inside if directory not in named]
 
@@ -160,7 +163,7 @@ def _trial_outputs(uri: str) -> list[str]:
         for trial in storage.list_names(runs)
         for name in storage.list_names(storage.join(runs, trial))
     ]
-    return [directory for directory in directories if storage.exists(storage.join(directory, "manifest.json"))]
+    return [directory for directory in directories if storage.exists(manifest.manifest_uri(directory))]
 
 
 def _parents_first(outputs: list[Output]) -> tuple[Output, ...]:

@@ -168,19 +168,23 @@ def dots(title: str, groups: Sequence[tuple[str, Sequence[Bar], Sequence[tuple[s
 
 
 def whisker(low: float, high: float, y: float, cap: float = 5) -> str:
+    """A horizontal interval with caps of half height `cap`."""
     ends = "".join(f"M{x:.1f} {y - cap:.1f}v{2 * cap}" for x in (low, high))
     return f'<path class="whisker" d="M{low:.1f} {y:.1f}H{high:.1f}{ends}"/>'
 
 
 def truncate(text: str, length: int) -> str:
+    """At most `length` characters; a longer text ends with an ellipsis."""
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def svg_text(x: float, y: float, text: str, anchor: str, kind: str = "tick") -> str:
+    """A text element of class `kind`, escaped."""
     return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
 def svg_document(title: str, height: float, parts: list[str]) -> str:
+    """A complete SVG element of WIDTH x `height`."""
     return (
         f'<svg class="plot" viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(title)}">'
         f"<title>{escape(title)}</title>{''.join(parts)}</svg>"

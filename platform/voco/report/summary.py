@@ -6,12 +6,15 @@ from typing import Any
 
 import pyarrow as pa
 
-from voco.evaluate.scores import ALL
 from voco.report import html, table
 from voco.report.comparison import SUMMARY, compare
 from voco.report.differences import difference_text
 from voco.report.outputs import gather_outputs
+from voco.run import units
 from voco.store import parquet, storage
+from voco.store.schemas import ALL
+
+PAGE, SUMMARY_FILE = "report.html", "summary.json"
 
 
 def write_report_job(outputs: list[str], to: str, title: str) -> tuple[dict[str, Any], list[str]]:
@@ -24,10 +27,10 @@ def write_report_job(outputs: list[str], to: str, title: str) -> tuple[dict[str,
     comparisons = compare(graph)
     compared = [row for comparison in comparisons for row in comparison.rows]
     summary = compared + [row for comparison in comparisons for row in comparison.by_category]
-    storage.write_bytes(storage.join(to, "report.html"), html.render_page(graph, title).encode())
+    storage.write_bytes(storage.join(to, PAGE), html.render_page(graph, title).encode())
     rows = pa.Table.from_pylist(summary, schema=SUMMARY)
-    entry = parquet.write_table(storage.join(to, "summary", "part-00000.parquet"), [rows], SUMMARY)
-    storage.write_json(storage.join(to, "summary.json"), summary)
+    entry = parquet.write_table(units.part_uri(to, "summary", 0), [rows], SUMMARY)
+    storage.write_json(storage.join(to, SUMMARY_FILE), summary)
     differences = [difference for comparison in comparisons for difference in comparison.differences]
     lines = [difference_text(difference, standalone=True) for difference in differences if difference.category == ALL]
     counts = {"read": len(graph.outputs), "missing": len(graph.missing), "written": 1}

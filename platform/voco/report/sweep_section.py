@@ -6,14 +6,14 @@ from typing import Any
 
 from markupsafe import Markup
 
-from voco.evaluate.scores import ALL
+from voco.evaluate.scores import LOWER_BOUND
 from voco.job import trials
+from voco.model.checkpoint_layout import config_uri
 from voco.report.comparison import method_label
 from voco.report.outputs import Output
 from voco.report.ratio_plot import RatioPoint, ratio_plot
 from voco.store import storage
-
-LOWER_BOUND = "lower_bound"  # column `method` of the lower bound's scores
+from voco.store.schemas import ALL
 
 
 def sweep_section(output: Output) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def _values(output: Output) -> dict[str, dict[str, Any]]:
 
 def _layout(output: Output, trial: str) -> dict[str, Any] | None:
     """The layout of a trial's checkpoint; None when the checkpoint is gone."""
-    config = storage.join(output.uri, "runs", trial, "train", "model", "config.json")
+    config = config_uri(storage.join(output.uri, "runs", trial, "train"))
     return dict(storage.read_json(config)["layout"]) if storage.exists(config) else None
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+from voco.store.schemas import ALL
+
 MISSING = "missing"
 
 
 def percent(value: float | None) -> str:
+    """A share in percent, without the sign."""
     return MISSING if value is None else f"{100 * value:.1f}"
 
 
 def _figure(row: dict[str, Any], name: str) -> str:
-    """In percent. A bound and a row evaluated without bounds have no retention: that is a dash, not missing."""
+    """A score or retention in percent. A bound, or a row without bounds, has no retention: a dash, not MISSING."""
     not_applicable = name != "score" and (row.get("role") in ("upper", "lower") or row["upper_bound"] is None)
     return "-" if row[name] is None and not_applicable else percent(row[name])
 
@@ -49,6 +52,7 @@ def seconds_text(value: float | None) -> str:
 
 
 def flops_text(value: float | None) -> str:
+    """A number of operations with a decimal unit."""
     if value is None:
         return MISSING
     for unit in ("", "k", "M", "G", "T", "P"):
@@ -88,7 +92,7 @@ def text_table(rows: list[dict[str, Any]]) -> str:
     if not rows:
         return "no scores"
     with_benchmark = len({row["benchmark"] for row in rows}) > 1
-    with_category = {row["category"] for row in rows} != {"all"}
+    with_category = {row["category"] for row in rows} != {ALL}
     names = ["score", *(["retention", "share_of_upper"] if any(row["retention"] is not None for row in rows) else [])]
     titles = {"score": "score %", "retention": "retention %", "share_of_upper": "of upper %"}
     head = ["benchmark"] * with_benchmark + ["category"] * with_category + ["method"]

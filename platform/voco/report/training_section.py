@@ -10,7 +10,7 @@ from markupsafe import Markup
 from voco.job.spec import STAGES
 from voco.report import plots
 from voco.report.outputs import Output, OutputGraph
-from voco.store import parquet, storage
+from voco.store import parquet, schemas, storage
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def training_section(graph: OutputGraph) -> dict[str, Any]:
     runs: list[TrainingRun] = []
     curves: dict[str, list[plots.Curve]] = {}
     for output, group, name in _runs(graph):
-        uri = storage.join(output.uri, "metrics.parquet")
+        uri = storage.join(output.uri, schemas.METRICS_FILE)
         metrics = parquet.read_table(uri).sort_by("step") if storage.exists(uri) else None
         if metrics is None or metrics.num_rows == 0:
             runs.append(TrainingRun(output, group))

@@ -5,17 +5,18 @@ from __future__ import annotations
 import base64
 from typing import Any
 
-from voco.evaluate.scores import ALL
 from voco.job.spec import Job
 from voco.report.pictures import picture
 from voco.run import units
 from voco.run.wandb_tracking import TrackedRun
 from voco.store import parquet, samples
+from voco.store.schemas import ALL
 
 ANSWERS_RECORDED = 24  # of an evaluation, with their images
 
 
 def record_evaluation(run: TrackedRun, job: Job) -> None:
+    """The scores of a finished evaluation, and ANSWERS_RECORDED of its answers."""
     run.log_predictions(prediction_rows(job))
     scores = parquet.read_table(units.part_uri(job.output_uri, "scores", 0))
     run.log_summary(summary_scores(scores.to_pylist()))
@@ -31,7 +32,7 @@ def record_sweep(run: TrackedRun, job: Job) -> None:
 def summary_scores(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Score, retention and cache size, and the score by category; under `n1`, `n2`, ... when there are several N.
 
-    A trial that is a bound has two evaluations: the first, which is its own, counts.
+    A trial that is also a bound has two evaluations; only the first, its own, counts.
     """
     counts = list(dict.fromkeys(row["n"] for row in rows if row["method"] == rows[0]["method"]))
     if len(counts) > 1:

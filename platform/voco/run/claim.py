@@ -2,7 +2,7 @@
 
 A driver claims its run with a named Ray actor, `voco-run-<run id>`, which dies with the driver. The actor carries the stop
 flag: SIGTERM or SIGINT on the driver sets it, and training workers check it between steps. Ray is imported only where a run
-is claimed or checked, so a driver without Ray pays nothing.
+is claimed or checked, so other commands need not load it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 from voco.errors import Refused
 
 NAMESPACE = "voco"
-STOP_WAIT_S = 120  # that a stopped driver gets for its checkpoint before it is killed
+STOP_WAIT_S = 120  # seconds that a stopped driver has for its checkpoint before it is killed
 
 _stop = threading.Event()  # this driver was asked to stop
 _claimed: list[str] = []  # the run that this driver claimed
@@ -46,8 +46,8 @@ class _Run:
 def claim_run(run_id: str, wait_s: float = 15.0) -> Any:
     """Claim the run for this driver and handle its signals. Ray must be initialised. Returns the actor's handle.
 
-    The actor of a driver that died a moment ago lives on for a second or two, so a taken name is tried again for `wait_s`
-    seconds. Raises Refused when the run is really running.
+    The actor of a driver that has just died lives for a second or two longer, so a name in use is tried again for `wait_s`
+    seconds. Raises Refused when another driver has the run.
     """
     import ray
 
@@ -68,12 +68,12 @@ def claim_run(run_id: str, wait_s: float = 15.0) -> Any:
     _claimed[:] = [run_id]
     _handles[run_id] = handle
     listen_for_stop()
-    threading.Thread(target=_pass_on, args=(handle,), daemon=True).start()
+    threading.Thread(target=_forward_stop, args=(handle,), daemon=True).start()
     return handle
 
 
 def adopt_run(run_id: str | None) -> None:
-    """In another process that works for a driver (a Tune trial): the driver's run and its stop flag are this process's too."""
+    """In another process of a run (a Tune trial): use the driver's claim and its stop flag."""
     if run_id is None:
         return
     _claimed[:] = [run_id]
@@ -100,8 +100,8 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
     _stop.set()
 
 
-def _pass_on(handle: Any) -> None:
-    """Carry the flag to the actor, from a thread: a signal handler must not talk to Ray."""
+def _forward_stop(handle: Any) -> None:
+    """Forward the flag to the actor, from a thread: a signal handler must not call Ray."""
     _stop.wait()
     handle.stop.remote()
 

@@ -1,22 +1,34 @@
-"""The log that a user reads: one logger with levels, progress on a terminal, and none of Ray's own chatter."""
+"""The log that a user reads: one logger with levels, progress on a terminal, and no noise from Ray."""
 
 from __future__ import annotations
 
 import logging
 import os
 import re
+import shutil
 import sys
+import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import IO, Any
 
-LEVEL = "VOCO_LOG_LEVEL"  # environment variable: DEBUG, INFO (the default), WARNING or ERROR
+from voco.errors import Refused
 
-# What Ray, Ray Train and torch print on every healthy run. The lines stay in Ray's own session logs.
+LEVEL = "VOCO_LOG_LEVEL"  # environment variable: one of LEVELS; default: INFO
+LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+
+# What Ray, Ray Train and torch print on every healthy run: only lines that are known, so that no error is dropped.
+# They stay in Ray's own session logs.
 CHATTER = re.compile(
-    r"\(PlacementGroupCleaner |\(TrainController |\(RayTrainWorker .*(Setting up process group|Reporting training result"
-    r"|Checkpoint successfully created|FutureWarning|return func\(\*args)|Progress bars disabled|core_worker\.cc.*max_restarts"
+    r"\(PlacementGroupCleaner .*Failed to query Ray Train Controller actor state"
+    r"|\(TrainController .*(Requesting resources: |(Attempting to start|Started) training worker group|- \(ip=.* world_rank=\d)"
+    r"|\(RayTrainWorker .*(Setting up process group for: |Reporting training result \d+: |Checkpoint successfully created at: "
+    r"|/c10d_logger\.py:\d+: FutureWarning: )"
+    r"|\(RayTrainWorker [^)]*\)(\x1b\[0m)?   return func\(\*args, \*\*kwargs\)"  # below that warning; tracebacks indent by four
+    r"|Progress bars disabled\. To enable|core_worker\.cc.*max_restarts|logging\.cc.*RAY_BACKEND_LOG_LEVEL"
 )
-WORKER_PREFIX = re.compile(r"^(\x1b\[\d+m)?\((RayTrainWorker|_trial) [^)]*\)(\x1b\[0m)? ")  # of Ray, before a worker's line
+WORKER_PREFIX = re.compile(r"^(\x1b\[\d+m)?\((RayTrainWorker|_trial) [^)]*\)(\x1b\[0m)? ")  # Ray's prefix of a worker's line
 
 
 class _Terminal(logging.StreamHandler[Any]):
@@ -28,25 +40,35 @@ class _Terminal(logging.StreamHandler[Any]):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
-        super().emit(record)
+        bars = sys.modules.get("tqdm")  # a message goes above the bars that are drawn
+        with bars.tqdm.external_write_mode(file=self.stream) if bars else nullcontext():
+            super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """A closed pipe (`voco run JOB | head`) ends the log, not the job."""
+        if not isinstance(sys.exc_info()[1], BrokenPipeError):
+            super().handleError(record)
 
 
 def get_logger(name: str) -> logging.Logger:
     """A logger below `voco`, which prints plain lines in drivers and workers alike."""
     root = logging.getLogger("voco")
     if not root.handlers:
+        level = os.environ.get(LEVEL, "INFO").upper()
+        if level not in LEVELS:
+            raise Refused(f"{LEVEL}: expected {', '.join(LEVELS)}, got {level}")
+        root.setLevel(level)
         root.addHandler(_Terminal())
-        root.setLevel(os.environ.get(LEVEL, "INFO").upper())
         root.propagate = False
     return logging.getLogger(name)
 
 
 class QuietStream:
-    """A text stream that drops whole lines of `CHATTER` and shows a worker's own lines without Ray's prefix."""
+    """A text stream that drops lines that match `CHATTER` and prints a worker's lines without Ray's prefix."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
-        self._partial = threading.local()  # threads print parts of lines by turns
+        self._partial = threading.local()  # per thread: threads print parts of lines in turn
 
     def write(self, text: str) -> int:
         pending = getattr(self._partial, "text", "") + text
@@ -60,6 +82,8 @@ class QuietStream:
         return len(text)
 
     def flush(self) -> None:
+        self._stream.write(getattr(self._partial, "text", ""))  # a prompt, or the end of a text without a newline
+        self._partial.text = ""
         self._stream.flush()
 
     def __getattr__(self, name: str) -> Any:
@@ -67,12 +91,29 @@ class QuietStream:
 
 
 def quiet_ray() -> None:
-    """Keep Ray's chatter out of this driver's output. Call once, in a command's own process."""
+    """Keep Ray's noise out of this driver's output. Call it once, in a command's own process."""
     sys.stdout, sys.stderr = QuietStream(sys.stdout), QuietStream(sys.stderr)
 
 
+@contextmanager
+def delay_stderr() -> Iterator[None]:
+    """Collect what the block writes to file descriptor 2, C++ code included, and pass it through `sys.stderr` afterwards."""
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with tempfile.TemporaryFile() as collected:
+        os.dup2(collected.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(terminal, 2)
+            os.close(terminal)
+            collected.seek(0)
+            sys.stderr.write(collected.read().decode(errors="replace"))
+
+
 class Progress:
-    """How far long work is: a bar on a terminal, elsewhere a plain line for each update."""
+    """Progress of long work: a bar on a terminal, elsewhere a plain line for each update."""
 
     def __init__(self, label: str, total: int, done: int = 0) -> None:
         self.label, self._log = label, get_logger(__name__)
@@ -80,7 +121,8 @@ class Progress:
         if sys.stdout.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, initial=done, desc=label, file=sys.stdout, leave=True)
+            columns, rows = shutil.get_terminal_size()  # 80 x 24 on a terminal without a size, where tqdm prints nothing
+            self._bar = tqdm(total=total, initial=done, desc=label, file=sys.stdout, ncols=columns - 1, nrows=rows)
 
     def update(self, done: int, text: str) -> None:
         """`done` of the total; `text` is the rest of the line."""

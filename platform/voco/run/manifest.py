@@ -1,6 +1,7 @@
-"""What a job leaves beside its output: `run.json` first, which names its run, and `manifest.json` last (docs/data.md).
+"""The two records of an output: `run.json`, written first, names its run; `manifest.json`, written last, finishes it
+(docs/data.md). An output without a manifest is unfinished: submitted again, its job continues.
 
-An output without a manifest is unfinished: submitted again, its job continues. Parents are recorded by their manifests' hash.
+Parents are recorded by the hash of their manifests.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from voco.job.trials import inner_jobs
 from voco.store import storage
 
 SCHEMA_VERSION = 1
-MIN_FREE_BYTES = 256 << 20  # with less free disk no job starts to write
+MIN_FREE_BYTES = 256 << 20  # free disk below which no job starts
 
 
 class Manifest(BaseModel):
@@ -71,7 +72,7 @@ def manifest_sha256(output: str) -> str | None:
 
 
 def input_states(job: Job) -> dict[str, str]:
-    """Each outside input URI of a job, with what identifies its state: manifest hash, or size and hash of a file.
+    """Each external input URI of a job, with what identifies its state: manifest hash, or size and hash of a file.
 
     Media folders are not fingerprinted, archives are. Raises Refused for an input that is missing or unfinished.
     """
@@ -144,7 +145,7 @@ def claim_output(job: Job, run_id: str, replace: bool = False) -> Manifest | Non
         raise Refused(f"output: {job.output} has {free >> 20} MiB of free disk, expected {MIN_FREE_BYTES >> 20} or more")
     storage.check_writable(output)
     contains_outputs = isinstance(job.block, Flow | Sweep)
-    # a flow that was replacing when it was killed goes on replacing when it is submitted again
+    # a replacing flow that was killed continues to replace when it is submitted again
     replacing = contains_outputs and (replace or (owner == run_id and bool(earlier.get("replace"))))
     # `root` is the directory that the job's local paths are relative to
     record = {"run_id": run_id, "replace": replacing, "root": os.getcwd(), "job": job.model_dump(exclude_none=True)}
@@ -155,7 +156,7 @@ def claim_output(job: Job, run_id: str, replace: bool = False) -> Manifest | Non
 
 
 def _clear(output: str, record: dict[str, Any], keep_outputs: bool) -> None:
-    """Remove an earlier run's files. Claimed first: after a kill the output names a run and says that old files are in it."""
+    """Remove an earlier run's files. `run.json` comes first: after a kill it says that old files may remain."""
     storage.write_json(run_uri(output), {**record, "clearing": True})
     names = ["manifest.json"] if keep_outputs else [name for name in storage.list_names(output) if name != "run.json"]
     for name in sorted(names, key=lambda name: name != "manifest.json"):
@@ -174,7 +175,7 @@ def changed_parent(manifest: Manifest) -> str | None:
         if now is not None and now != parent["manifest_sha256"]:
             return (
                 f"{manifest.name}: its parent {parent['uri']} has manifest {now[:12]}, "
-                f"but it was made from {parent['manifest_sha256'][:12]}; use --replace to make it again"
+                f"but it was computed from {parent['manifest_sha256'][:12]}; use --replace to run it again"
             )
     return None
 

@@ -7,10 +7,11 @@ import os
 import secrets
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from voco.run.logs import get_logger
+from voco.run.logs import delay_stderr, get_logger
 
 log = get_logger(__name__)
 
@@ -37,10 +38,12 @@ def run_in_thread(call: Callable[[], Any]) -> Any:
 def start_ray(cpus: float, modules: Sequence[str] = ()) -> None:
     """Join the cluster of the environment, else start a local one with `cpus` for workers, which ends with this process.
 
-    While Ray's processes start, `modules` are imported: a small job would spend half of its time on that.
+    `modules` are imported while Ray's processes start: afterwards, they would take half of a small job's time.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    inside = "RAY_ADDRESS" in os.environ
+    # the driver's C++ part warns about every actor pool of Ray Data (`max_restarts`), past sys.stderr; errors come as exceptions
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    in_cluster = "RAY_ADDRESS" in os.environ
     if "RAY_AUTH_MODE" not in os.environ:
         # Ray's own default depends on what ran on this machine before, so it is always set
         has_token = (
@@ -48,23 +51,31 @@ def start_ray(cpus: float, modules: Sequence[str] = ()) -> None:
             or "RAY_AUTH_TOKEN_PATH" in os.environ
             or Path("~/.ray/auth_token").expanduser().exists()
         )
-        os.environ["RAY_AUTH_MODE"] = "token" if has_token or not inside else "disabled"
-        if not inside and not has_token:
+        os.environ["RAY_AUTH_MODE"] = "token" if has_token or not in_cluster else "disabled"
+        if not in_cluster and not has_token:
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     import ray  # noqa: F401 - before the thread: two threads must not import the same modules
 
-    importing = threading.Thread(target=lambda: [importlib.import_module(name) for name in modules], daemon=True)
+    importing = threading.Thread(target=_import_early, args=(modules,), daemon=True)
     importing.start()
-    _init_ray(inside, cpus)
+    _init_ray(in_cluster, cpus)
     importing.join()
 
 
-def _init_ray(inside: bool, cpus: float) -> None:
+def _import_early(modules: Sequence[str]) -> None:
+    for name in modules:
+        with suppress(Exception):  # it is raised again where the module is used
+            importlib.import_module(name)
+
+
+def _init_ray(in_cluster: bool, cpus: float) -> None:
     import ray
 
-    if inside:
-        ray.init(address="auto", logging_level="WARNING")
+    if in_cluster:
+        with delay_stderr():
+            ray.init(address="auto", logging_level="WARNING")
         return
     logical = max(os.cpu_count() or 1, int(cpus) + 2)  # more than workers need: a waiting driver must not block one
     log.info("no RAY_ADDRESS: a local Ray with %d logical CPUs, for this run only", logical)
-    ray.init(address="local", num_cpus=logical, include_dashboard=False, logging_level="WARNING")
+    with delay_stderr():
+        ray.init(address="local", num_cpus=logical, include_dashboard=False, logging_level="WARNING")

@@ -15,9 +15,9 @@ from voco.run.wandb_tracking import TrackedRun
 log = logging.getLogger(__name__)
 
 RunStage = Callable[[Job, str], Manifest]  # reads the inputs, does the work, writes the manifest last
-RecordStage = Callable[[TrackedRun, Job], None]  # a kind's own figures in W&B, beside its output
+RecordStage = Callable[[TrackedRun, Job], None]  # a kind's own figures in W&B, besides its output
 
-RECORD_S = 600  # that recording a finished job may take
+RECORD_S = 600  # seconds that recording a finished job may take
 
 
 def run_stage(job: Job, run: RunStage, record: RecordStage | None = None, replace: bool = False) -> Manifest:

@@ -27,7 +27,7 @@ log = get_logger(__name__)
 
 POOL = "voco-pool"  # label of every node of a cluster in `cluster/`: head, cpu or gpu
 CPU_WORK = {POOL: "!gpu"}  # label selector of work without a GPU; it also fits nodes that have no such label
-RESTARTS = 8  # of a worker process: a unit may kill its process, so not without end
+RESTARTS = 8  # of a worker process: limited, because a unit may kill its process every time
 
 
 class UnitWorker(Protocol):
@@ -78,7 +78,7 @@ def pending_units(output: str, total: int) -> list[int]:
 
 
 class _UnitCall:
-    """One unit in whatever process: read its slice of the list, do the work, then record that it is done."""
+    """One unit in any process: read its rows of the list, do the work, then record that it is done."""
 
     def __init__(self, output: str, worker: type[UnitWorker], arguments: dict[str, Any]) -> None:
         self.output = output
@@ -142,7 +142,7 @@ def _results(
     resources: Resources,
     in_process: bool,
 ) -> Iterator[dict[str, Any]]:
-    """What `_UnitCall` returned for each unit, as units end."""
+    """The result of `_UnitCall` for each unit, as units end."""
     if not pending:
         return
     if in_process:

@@ -1,4 +1,4 @@
-"""Reads W&B's offline record files back: a LevelDB log of protobuf records, whose tail a kill may have cut."""
+"""Reads W&B's offline record files: a LevelDB log of protobuf records, whose end a kill may have cut."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ BLOCK, HEADER = 32768, 7  # bytes; the record file is a LevelDB log
 def recorded_steps(output: str, run_id: str) -> set[int]:
     """Training steps in the records of every earlier attempt at a resolved output.
 
-    A killed attempt's local file is cut after its last whole record and put in a new file of the same name: if its
-    wandb-core still lives for a moment, it writes on into a file that no one reads.
+    A killed attempt's local file is cut after its last complete record and written to a new file of the same name: if its
+    wandb-core lives a moment longer, it writes into the old file, which nothing reads.
     """
     folder = storage.join(output, "wandb")
     steps: set[int] = set()
@@ -25,14 +25,14 @@ def recorded_steps(output: str, run_id: str) -> set[int]:
         if attempt == "latest-run" or not storage.exists(uri):
             continue
         data = storage.read_bytes(uri)
-        whole, finished = HEADER, False
-        for record, whole in read_records(data):  # noqa: B007 - its last value is used below
+        end, finished = HEADER, False
+        for record, end in read_records(data):  # noqa: B007 - its last value is used below
             kind = record.WhichOneof("record_type")
             finished = finished or kind == "exit"
             items = record.history.item if kind == "history" else ()
             steps |= {int(float(item.value_json)) for item in items if [item.key, *item.nested_key] == ["", "step"]}
         if not finished and "://" not in output:
-            storage.write_bytes(uri, data[:whole])
+            storage.write_bytes(uri, data[:end])
     return steps
 
 
@@ -44,8 +44,8 @@ def is_finished(data: bytes) -> bool:
 def read_records(data: bytes) -> Iterator[tuple[Any, int]]:
     """wandb's records in the bytes of a `run-*.wandb` file, each with the offset of its end.
 
-    Stops before the first one that is cut off or damaged, which is where a kill left it. The format is LevelDB's log with
-    seven bytes of wandb's own in front: blocks of 32 KiB, records in pieces of (crc32, length, type: whole, first, middle, last).
+    Stops before the first record that is cut off or damaged, where a kill ended the file. The format is LevelDB's log with
+    wandb's seven bytes in front: blocks of 32 KiB, records in pieces of (crc32, length, type: full, first, middle, last).
     Raises ValueError for another kind of file.
     """
     from wandb.proto.wandb_internal_pb2 import Record

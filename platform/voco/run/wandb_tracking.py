@@ -1,8 +1,8 @@
 """Weights & Biases: one run id per job, offline unless WANDB_MODE says otherwise, and no training step logged twice.
 
 W&B's files are under `<output>/wandb/`, one directory per attempt. wandb cannot resume a run offline, so a new attempt reads
-back what the earlier attempts recorded and logs only what is missing. Only these files are right after SIGKILL: wandb-core
-writes them in another process, which dies with the worker and loses whatever it had not written.
+back what the earlier attempts recorded and logs only what is missing. After SIGKILL only these files are reliable: wandb-core
+writes them in another process, which dies with the worker and loses what it had not written.
 """
 
 from __future__ import annotations
@@ -33,26 +33,18 @@ from voco.run.manifest import Manifest
 from voco.run.wandb_records import is_finished, recorded_steps
 from voco.store import storage
 
-if TYPE_CHECKING:  # half a second to import; a job without tracking never does
+if TYPE_CHECKING:  # takes half a second to import, so a job without tracking never imports it
     import wandb
 
 log = get_logger(__name__)
 
-CURVES = (
-    "step",
-    "epoch",
-    "loss",
-    "kl",
-    "lr",
-    "grad_norm",
-    "tokens",
-    "seconds",
-)  # of schemas.METRICS
+# columns of schemas.METRICS
+CURVES = ("step", "epoch", "loss", "kl", "lr", "grad_norm", "tokens", "seconds")
 PREDICTIONS = ("image", "question", "references", "prediction", "correct", "category")
-IMAGE_EDGE = 256  # pixels; pictures in a table are for looking at
+IMAGE_EDGE = 256  # pixels: pictures in a table are only looked at
 GROUP = "WANDB_RUN_GROUP"
-FLUSH_S = 1.0  # wandb-core writes its file this often: what a kill may take from the record
-CALL_S = 60.0  # after it wandb-core counts as hung
+FLUSH_S = 1.0  # seconds between wandb-core's writes to its file: a kill may lose that much of the record
+CALL_S = 60.0  # seconds after which wandb-core counts as hung
 
 
 @dataclass(frozen=True)
@@ -124,9 +116,9 @@ class TrackedRun:
         if job is None:
             return
         with self.guard(2 * CALL_S):
-            self._root = _root(job)
+            self._root = _local_root(job)
             self.recorded = recorded_steps(job.output, job.run_id)
-            self._run = _init(job, self._root)
+            self._run = _start_run(job, self._root)
             self._folder = Path(self._run.dir).parent
 
     def __enter__(self) -> Self:
@@ -139,7 +131,7 @@ class TrackedRun:
     def log_steps(self, rows: list[dict[str, Any]]) -> None:
         """Training curves: `CURVES` of rows of `schemas.METRICS`, in order. A step that any attempt recorded is skipped.
 
-        After a resume, pass the checkpoint's entire history first: what a kill took from the record is logged from it.
+        After a resume, pass the checkpoint's entire history first: steps that a kill lost are logged from it.
         Raises ValueError for a new step below one that this attempt has logged: wandb would drop it.
         """
         if self._run is None:
@@ -168,7 +160,7 @@ class TrackedRun:
                 correct = None if row["correct"] is None else float(row["correct"])
                 answers = " | ".join(row["references"])
                 table.add_data(_picture(row["image"]), row["question"], answers, row["prediction"], correct, row["category"])
-            run.log({"predictions": table}, commit=False)  # in the row of the next step: committed, it would take its number
+            run.log({"predictions": table}, commit=False)  # in the next step's row: committed, it would use up that number
 
     def log_summary(self, values: dict[str, Any]) -> None:
         """The run's final figures, e.g. scores; None is left out, a nested dict is allowed."""
@@ -203,25 +195,25 @@ class TrackedRun:
     def flush(self) -> None:
         """Copy what is recorded so far to an output on S3; call it when a checkpoint is committed.
 
-        A local output has it already, as far as wandb-core has written: `FLUSH_S` behind at most.
+        A local output has it already, at most `FLUSH_S` late.
         """
         if self._run is not None:
             with self.guard():
-                self._copy()
+                self._copy_to_s3()
 
     def finish(self, exit_code: int) -> None:
-        """End the attempt: 0 done, 130 stopped, anything else failed. Twice is once. Takes `CALL_S` seconds at most."""
+        """End the attempt, in `CALL_S` seconds at most: 0 done, 130 stopped, else failed. A second call does nothing."""
         if self._run is None or self._job is None:
             return
         with self.guard() as run:
             run.finish(exit_code)
-            self._wait_for_the_end()
-            self._copy()
+            self._wait_until_closed()
+            self._copy_to_s3()
             if self._job.output.startswith("s3://"):
                 shutil.rmtree(self._root, ignore_errors=True)
         self._run = None
 
-    def _wait_for_the_end(self) -> None:
+    def _wait_until_closed(self) -> None:
         """wandb-core answers before the last records are in the file, and a worker may be killed as soon as this returns."""
         assert self._job is not None
         file = self._folder / f"run-{self._job.run_id}.wandb"
@@ -231,7 +223,7 @@ class TrackedRun:
                 raise TimeoutError(f"{file} was not closed")
             time.sleep(0.02)
 
-    def _copy(self) -> None:
+    def _copy_to_s3(self) -> None:
         if self._job is None or not self._job.output.startswith("s3://"):
             return
         for file in sorted(path for path in self._folder.rglob("*") if path.is_file() and not path.is_symlink()):
@@ -249,7 +241,7 @@ class TrackedRun:
         watch.start()
         try:
             yield self._run
-        except Exception as error:  # noqa: BLE001 - wandb's own, its service's, the storage's: none is worth a training run
+        except Exception as error:  # noqa: BLE001 - of wandb, its service or the storage: none may end a training run
             log.warning("tracking: W&B is off from here on: %s: %s", type(error).__name__, error)
             self._run = None
         finally:
@@ -257,7 +249,7 @@ class TrackedRun:
 
     @contextmanager
     def _staging(self) -> Iterator[None]:
-        """wandb keeps the files of artifacts and tables by its environment, in the home directory: keep them with the run."""
+        """Keep the files of artifacts and tables with the run; wandb would put them into the home directory."""
         before = os.environ.get("WANDB_DATA_DIR")
         os.environ["WANDB_DATA_DIR"] = str(self._folder)
         try:
@@ -268,11 +260,11 @@ class TrackedRun:
                 os.environ["WANDB_DATA_DIR"] = before
 
 
-def _root(job: TrackedJob) -> Path:
+def _local_root(job: TrackedJob) -> Path:
     """The local directory that gets `wandb/`: the output, or a temporary one of fixed name for an output on S3.
 
     The name is fixed because wandb writes absolute paths of pictures into its record: `wandb sync` works on any machine
-    where `<output>/wandb` is copied to the same place.
+    where `<output>/wandb` is copied to the same path.
     """
     if not job.output.startswith("s3://"):
         root = Path(job.output)
@@ -283,13 +275,13 @@ def _root(job: TrackedJob) -> Path:
     if own.stat().st_uid != os.getuid() or own.is_symlink():
         raise PermissionError(f"{own} belongs to another user")
     root = own / job.run_id
-    shutil.rmtree(root, ignore_errors=True)  # a killed attempt's: what counts is on S3
+    shutil.rmtree(root, ignore_errors=True)  # of a killed attempt, whose records are on S3
     root.mkdir()
     return root
 
 
-def _init(job: TrackedJob, root: Path) -> wandb.Run:
-    """A started run of wandb's; offline, with a line that says so, where online is asked for and cannot be had."""
+def _start_run(job: TrackedJob, root: Path) -> wandb.Run:
+    """A started wandb run; offline, with a warning, where WANDB_MODE is online but wandb cannot log in."""
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # wandb's own crash reports, over the network
     import wandb
 
@@ -297,16 +289,16 @@ def _init(job: TrackedJob, root: Path) -> wandb.Run:
     if job.mode == "online":
         try:
             if wandb.login(prompt=False):
-                return _begin(job, root, "online")
-            reason = "there is no API key here"
+                return _init_run(job, root, "online")
+            reason = "there is no API key"
         except (wandb.Error, TimeoutError) as error:
             reason = str(error).splitlines()[0]
         log.warning("tracking: WANDB_MODE is online, but %s: recording offline", reason)
-    return _begin(job, root, "offline")
+    return _init_run(job, root, "offline")
 
 
-def _begin(job: TrackedJob, root: Path, mode: Literal["online", "offline"]) -> wandb.Run:
-    """wandb's run, made to ask nothing, print nothing, and collect nothing of code, host or console."""
+def _init_run(job: TrackedJob, root: Path, mode: Literal["online", "offline"]) -> wandb.Run:
+    """A wandb run that asks nothing, prints nothing, and collects nothing about code, host or console."""
     import wandb
 
     settings = wandb.Settings(
@@ -327,7 +319,7 @@ def _begin(job: TrackedJob, root: Path, mode: Literal["online", "offline"]) -> w
         x_transaction_log_flush_interval=FLUSH_S,
         init_timeout=CALL_S,
         finish_timeout=CALL_S / 2,
-        reinit="create_new",  # a driver may hold a flow's run and its stage's
+        reinit="create_new",  # a driver may have a flow's run and its stage's
     )
     return wandb.init(
         project=job.project,

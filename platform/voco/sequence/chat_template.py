@@ -1,4 +1,4 @@
-"""Turns to a prompt and a prompt to ids, by the rows of `job/chat_templates.py`. Marks what is trained. No torch."""
+"""Turns to a prompt and a prompt to token ids, each marked as trained or not, by `job/chat_templates.py`. No torch."""
 
 from __future__ import annotations
 

@@ -136,7 +136,7 @@ def filler_sample(layout: Layout) -> TokenSample:
 
 
 def prefix_columns(layout: Layout, voco_tokens: Sequence[int], slots: Sequence[int] | None = None) -> dict[str, list[int]]:
-    """Ids, kinds, views and positions of all views' prefixes; `voco_tokens` holds N of each view, `slots` its vision slots."""
+    """Ids, kinds, views and positions of all views' prefixes; `voco_tokens` has N of each view, `slots` its vision slots."""
     ids: list[int] = []
     kinds: list[int] = []
     view: list[int] = []
@@ -150,7 +150,7 @@ def prefix_columns(layout: Layout, voco_tokens: Sequence[int], slots: Sequence[i
         length = len(layout.prefix_ids) + vision + n
         view += [index] * length
         position += range(offset, offset + length)
-        # apart, a view moves the next one by its N only, so a view that was compressed alone fits any slot
+        # where views are apart, the next one starts only N positions later, so a view that was compressed alone fits any slot
         offset += n if layout.rule.views_apart else length
     return {"ids": ids, "kinds": kinds, "view": view, "position": position}
 
@@ -178,7 +178,7 @@ def build_sample(
 ) -> TokenSample:
     """One sample: its views' prefixes, then each conversation as a separate text segment.
 
-    `media` holds a content hash for each image, `sizes` its height and width: with anyres an image of known size is cut into
+    `media` has a content hash for each image, `sizes` its height and width: with anyres an image of known size is cut into
     tiles, any other is one view. `voco_tokens` is N of each view (default: the layout's). A conversation that does not fit
     into `max_tokens` together with the prefix is cut at its end; the prefix never is. With `cached` the views are read from a
     cache: the sample holds the text alone, at its positions after the views, and each view counts as N tokens.

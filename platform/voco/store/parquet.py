@@ -1,4 +1,4 @@
-"""How every Parquet file is written and opened."""
+"""Writes every Parquet file with the same options, and opens it from disk or S3."""
 
 from __future__ import annotations
 
@@ -89,10 +89,12 @@ def slices_by_bytes(sizes: list[int], limit: int = ROW_GROUP_BYTES) -> list[tupl
 
 
 def open_parquet(uri: str) -> pq.ParquetFile:
+    """An open Parquet file. Raises FileNotFoundError."""
     fs, path = storage.arrow_filesystem(uri)
     return pq.ParquetFile(fs.open_input_file(path))
 
 
 def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
+    """One complete Parquet file, or some of its columns. Raises FileNotFoundError."""
     with open_parquet(uri) as file:
         return file.read(columns=columns)

@@ -1,4 +1,4 @@
-"""The row groups read last, kept in memory up to a number of bytes."""
+"""An LRU cache of Parquet row groups with a limit in bytes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ LIMIT_BYTES = 1 << 30
 
 
 class RowGroupCache(Generic[File]):
-    """Row groups by (file, number), as `read` returns them: Arrow arrays or tables. Above `limit` bytes the one used longest ago
-    leaves; the one read last stays, however large it is.
+    """Row groups by (file, number), as `read` returns them: Arrow arrays or tables. Above `limit` bytes the
+    least recently used one is dropped; the one just read stays, however large it is.
     """
 
     def __init__(self, read: Callable[[File, int], Any], limit: int = LIMIT_BYTES) -> None:

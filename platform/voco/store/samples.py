@@ -11,11 +11,12 @@ import pyarrow.parquet as pq
 
 from voco.store import parquet, storage
 
-IMAGES = [f"media.list.element.{name}" for name in ("sha256", "width", "height")]
-COLUMNS = ["sample_id", *IMAGES, "conversations"]  # all that training and evaluation read beside features or caches
+MEDIA_SHA256, MEDIA_BYTES = "media.list.element.sha256", "media.list.element.bytes"  # column paths
+IMAGES = [MEDIA_SHA256, "media.list.element.width", "media.list.element.height"]
+COLUMNS = ["sample_id", *IMAGES, "conversations"]  # what training and evaluation read, besides features or caches
 GROUPS_SEARCHED = 4  # row groups of each part in which `read_first` looks for media
 
-# Work lists: a row of a table, and an image at the first row that has it.
+# Rows of work lists: the address of a row of a table, and of an image in the first row that has it.
 ROW_ADDRESS = pa.schema([("part", pa.string()), ("group", pa.int32()), ("row", pa.int32())])
 IMAGE_ADDRESS = pa.schema([("sha256", pa.string()), *ROW_ADDRESS, ("medium", pa.int32())])
 
@@ -23,7 +24,7 @@ Row = dict[str, Any]
 
 
 class SampleTables:
-    """Row groups of one or more `samples/` tables, numbered through.
+    """Row groups of one or more `samples/` tables, numbered consecutively over all of them.
 
     A sample is a complete row under `share_vision`, else one conversation of it (the papers' batch mix).
     """
@@ -73,7 +74,7 @@ def unique_images(uris: Iterable[str]) -> Iterator[Row]:
     """Every image of the tables once, at the first row that has it: rows of `IMAGE_ADDRESS`."""
     earlier: set[str] = set()
     for part, group, file in _row_groups(part_uris(uris)):
-        table = file.read_row_group(group, columns=["modality", "media.list.element.sha256"])
+        table = file.read_row_group(group, columns=["modality", MEDIA_SHA256])
         for row, sample in enumerate(table.to_pylist()):
             names = images_of(sample) if sample["modality"] == "image" else []
             for medium, sha256 in enumerate(names):
@@ -102,7 +103,7 @@ def read_images(addresses: Sequence[Row]) -> list[tuple[str, bytes]]:
     """sha256 and encoded bytes of the images at `IMAGE_ADDRESS`es, all of one row group."""
     part, group = addresses[0]["part"], addresses[0]["group"]
     with parquet.open_parquet(part) as file:
-        column = file.read_row_group(group, columns=["media.list.element.bytes"])["media"].combine_chunks()
+        column = file.read_row_group(group, columns=[MEDIA_BYTES])["media"].combine_chunks()
     data = column.values.field("bytes")
     offsets = [column.offsets[address["row"]].as_py() + address["medium"] for address in addresses]
     media = [

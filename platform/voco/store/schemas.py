@@ -1,17 +1,17 @@
-"""The Arrow schema of every table (docs/data.md)."""
+"""The Arrow schema of every table, and the names and sizes that writers and readers share (docs/data.md)."""
 
 from __future__ import annotations
 
 import pyarrow as pa
 
 SCHEMA_VERSION = "1"
-
+FEATURES_METADATA, FRAME_CACHE_METADATA = "voco.features", "voco.frame_cache"  # keys of file metadata, with JSON values
+FRAME_INDEX_FILE, METRICS_FILE = "index.parquet", "metrics.parquet"  # tables that are one file in the output itself
+ALL = "all"  # the category of every question
 
 ROW_GROUP_BYTES = 8 << 20  # of media or tensors in one row group; a larger row is a row group alone
 
-
 TURN = pa.struct([("role", pa.string()), ("text", pa.string())])
-
 
 CONVERSATION = pa.struct(
     [
@@ -24,7 +24,6 @@ CONVERSATION = pa.struct(
         ("extra", pa.string()),  # JSON
     ]
 )
-
 
 MEDIUM = pa.struct(
     [
@@ -40,7 +39,6 @@ MEDIUM = pa.struct(
     ]
 )
 
-
 SAMPLES = pa.schema(
     [
         ("sample_id", pa.string()),
@@ -52,19 +50,15 @@ SAMPLES = pa.schema(
     ]
 )
 
-
 REJECTS = pa.schema([("dataset", pa.string()), ("source", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
-
 
 REASONS = (
     "missing_media", "corrupt_media", "unsupported_format", "media_too_large", "unsafe_path", "bad_record",
     "bad_conversation", "empty_text", "duplicate", "download_failed", "download_refused", "decode_timeout", "text_too_large",
 )  # fmt: skip
 
-
 # One row per unique image; `features` is (V, C) row-major. Dtype, shape, tower hash and preprocessing are file metadata.
 FEATURES = pa.schema([("sha256", pa.string()), ("features", pa.large_binary())])
-
 
 ANSWERS = pa.schema(
     [
@@ -81,16 +75,15 @@ ANSWERS = pa.schema(
         ("references", pa.list_(pa.string())),
         ("correct", pa.float64()),
         ("new_tokens", pa.int32()),
-        ("cache_hit", pa.bool_()),  # an earlier question had made the cache
+        ("cache_hit", pa.bool_()),  # the cache existed before this question
     ]
 )
-
 
 SCORES = pa.schema(
     [
         ("checkpoint", pa.string()),
         ("benchmark", pa.string()),
-        ("category", pa.string()),  # "all" or one question type
+        ("category", pa.string()),  # ALL or one question type
         ("method", pa.string()),
         ("n", pa.int32()),
         ("seed", pa.int64()),
@@ -116,8 +109,7 @@ SCORES = pa.schema(
     ]
 )
 
-
-# The row groups of each medium in a frame cache; a row group is never of two media.
+# The row groups of each medium in a frame cache; no row group has frames of two media.
 FRAME_INDEX = pa.schema(
     [
         ("sample_id", pa.string()),
@@ -127,7 +119,6 @@ FRAME_INDEX = pa.schema(
         ("frames", pa.int32()),  # rows of the group
     ]
 )
-
 
 # A sweep's result: a row of scores and its trial.
 TRIALS = pa.schema(
@@ -139,7 +130,6 @@ TRIALS = pa.schema(
         *SCORES,
     ]
 )
-
 
 METRICS = pa.schema(
     [
@@ -156,14 +146,13 @@ METRICS = pa.schema(
     ]
 )
 
-
 FRAME_GROUP_BYTES = 16 << 20  # of keys and values in one row group of a frame cache
 
 
 def frame_cache_schema(tensor_bytes: int) -> pa.Schema:
     """Schema of `frame_cache/`, one row a frame: keys and values of `tensor_bytes` bytes, row-major (layer, kv_head, token, dim).
 
-    File metadata `voco.frame_cache` has dtype, shape, compressor, N, prefix ids, preprocessing and rope parameters.
+    File metadata FRAME_CACHE_METADATA has dtype, shape, compressor, N, prefix ids, preprocessing and rope parameters.
     """
     return pa.schema(
         [

@@ -77,17 +77,19 @@ def arrow_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
 
 
 class _S3Files(pafs.FSSpecHandler):  # type: ignore[misc]
-    """Opens at once: pyarrow's own handler first checks that the file exists, and takes any error for a no."""
+    """Opens files directly: pyarrow's handler first checks that a file exists, and takes any error to mean that it does not."""
 
     def open_input_file(self, path: str) -> pa.NativeFile:
         return pa.PythonFile(self.fs.open(path, mode="rb"), mode="r")
 
 
 def join(uri: str, *parts: str) -> str:
+    """The URI of a file or directory below `uri`."""
     return "/".join([uri.rstrip("/"), *parts])
 
 
 def exists(uri: str) -> bool:
+    """True for a file or a directory."""
     fs, path = filesystem(uri)
     if isinstance(fs, LocalFileSystem):
         return bool(fs.exists(path))
@@ -109,11 +111,13 @@ def list_names(uri: str) -> list[str]:
 
 
 def read_bytes(uri: str) -> bytes:
+    """The content of a file. Raises FileNotFoundError."""
     fs, path = filesystem(uri)
     return bytes(fs.cat_file(path))
 
 
 def open_read(uri: str) -> IO[bytes]:
+    """A seekable file. Raises FileNotFoundError."""
     fs, path = filesystem(uri)
     handle: IO[bytes] = fs.open(path, "rb")
     return handle
@@ -125,15 +129,20 @@ def write_bytes(uri: str, data: bytes) -> None:
     if isinstance(fs, LocalFileSystem):
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
+        partial = _partial(target)
         partial.write_bytes(data)
         os.replace(partial, target)
     else:
         fs.pipe_file(path, data)
 
 
+def _partial(target: Path) -> Path:
+    """A hidden name beside a file, to write it under until it is complete; `delete_partials` knows its form."""
+    return target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
+
+
 class Hashing(io.RawIOBase):
-    """A file that is written from start to end, and then knows its size in bytes and its sha256."""
+    """A file that is written from start to end, and counts its bytes (`size`) and hashes them (`sha256()`) meanwhile."""
 
     def __init__(self, raw: IO[bytes]) -> None:
         self.raw = raw
@@ -171,7 +180,7 @@ def open_write(uri: str) -> Iterator[Hashing]:
         return
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
+    partial = _partial(target)
     try:
         with partial.open("wb", buffering=0) as raw:
             yield Hashing(raw)
@@ -181,7 +190,7 @@ def open_write(uri: str) -> Iterator[Hashing]:
 
 
 def put_directory(local: Path, uri: str) -> None:
-    """Copy every file under `local` to `uri`, `config.json` last: a directory that has it is complete."""
+    """Copy every file under `local` to `uri`, `config.json` last, so a directory with that file is complete."""
     for file in sorted(
         (path for path in local.rglob("*") if path.is_file()), key=lambda path: (path.name == "config.json", path)
     ):
@@ -196,7 +205,7 @@ def _copy_file(local: Path, uri: str) -> None:
         return
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
+    partial = _partial(target)
     shutil.copyfile(local, partial)
     os.replace(partial, target)
 
@@ -219,11 +228,12 @@ def read_json(uri: str) -> Any:
 
 
 def write_json(uri: str, value: Any) -> None:
+    """Write JSON with sorted keys, so that equal values are equal bytes."""
     write_bytes(uri, (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
 
 
 def delete(uri: str) -> None:
-    """Remove a file or a directory with its content; nothing happens when there is none."""
+    """Remove a file, or a directory with its content. Does nothing if there is none."""
     fs, path = filesystem(uri)
     if fs.exists(path):
         fs.rm(path, recursive=True)

@@ -1,4 +1,4 @@
-"""Rows of `samples/` to token samples and batches, row group by row group; nothing is read twice within a window."""
+"""Rows of `samples/` to token samples and batches, row group by row group; each is read once within a window."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class TrainingSamples:
         block: Training,
         views: Callable[[dict[str, Any]], list[str] | None],
         cached: bool = False,
-        extra_tokens: int = 0,  # a view's tokens beyond the block's max_tokens: a teacher's text is cut as the student's
+        extra_tokens: int = 0,  # of a view, beyond max_tokens: a teacher's text is cut like the student's
     ) -> None:
         self.tables, self.tokenizer, self.layout, self.block = tables, tokenizer, layout, block
         self.views, self.cached, self.extra_tokens = views, cached, extra_tokens
@@ -54,15 +54,15 @@ class TrainingSamples:
 
     def _build(self, row: dict[str, Any]) -> Iterator[TokenSample]:
         views = self.views(row)
-        if views is None:  # it keeps its position in the order, and nothing is learned there
+        if views is None:  # it keeps its position in the order and adds nothing to the loss
             yield from [filler_sample(self.layout)] * (1 if self.block.share_vision else len(row["conversations"]))
             return
         conversations = [conversation["turns"] for conversation in row["conversations"]]
         max_tokens = self.block.max_tokens + self.extra_tokens * len(views)
         sizes = None if self.cached else sizes_of(row)
         for part in [conversations] if self.block.share_vision else [[turns] for turns in conversations]:
-            identity = (row["sample_id"], part, views, self.tokenizer, self.layout)
-            yield build_sample(*identity, max_tokens=max_tokens, cached=self.cached, sizes=sizes)
+            arguments = (row["sample_id"], part, views, self.tokenizer, self.layout)
+            yield build_sample(*arguments, max_tokens=max_tokens, cached=self.cached, sizes=sizes)
 
 
 class ImageBatches:

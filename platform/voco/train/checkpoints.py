@@ -1,4 +1,4 @@
-"""What a run saves to resume from, and what it writes in the end: DeepSpeed's shards with the progress, then complete weights."""
+"""The checkpoints that a run resumes from (DeepSpeed's shards and the progress), and the complete weights at its end."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def save_training_state(engine: Any, metrics: list[dict[str, Any]], step: int, r
         engine.save_checkpoint(folder, tag=TAG)
         if rank == 0:
             storage.write_json(str(Path(folder) / "progress.json"), {"step": step, "workers": world})
-            _write_metrics(str(Path(folder) / "metrics.parquet"), metrics)
+            _write_metrics(str(Path(folder) / schemas.METRICS_FILE), metrics)
         dist.barrier()
         ray.train.report(
             {"step": step, "loss": metrics[-1]["loss"]},
@@ -55,13 +55,13 @@ def load_training_state(engine: Any, world: int) -> tuple[int, list[dict[str, An
         path, _ = engine.load_checkpoint(folder, tag=TAG)
         if path is None:
             raise RuntimeError(f"DeepSpeed could not load the checkpoint of step {progress['step']}")
-        return int(progress["step"]), parquet.read_table(str(Path(folder) / "metrics.parquet")).to_pylist()
+        return int(progress["step"]), parquet.read_table(str(Path(folder) / schemas.METRICS_FILE)).to_pylist()
 
 
 def export_weights(config: dict[str, Any], model: VocoLlama, zero_stage: int, metrics: list[dict[str, Any]], rank: int) -> None:
     """Complete weights to `<output>/model` and the metrics beside them. Rank 0 writes; every rank gathers what was trained.
 
-    Frozen weights are taken from the starting model: training may have rounded them to its own number type.
+    Frozen weights are taken from the starting model: training may have rounded them to another number type.
     """
     named = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     trained: dict[str, Any] = {}
@@ -75,7 +75,7 @@ def export_weights(config: dict[str, Any], model: VocoLlama, zero_stage: int, me
             state = {**weights.own_state(start), **trained}
             weights.save_checkpoint(start, state, Path(folder) / "model", keep_compressor=config["kind"] == "video_sft")
             storage.put_directory(Path(folder) / "model", storage.join(config["output"], "model"))
-        _write_metrics(storage.join(config["output"], "metrics.parquet"), metrics)
+        _write_metrics(storage.join(config["output"], schemas.METRICS_FILE), metrics)
     dist.barrier()
 
 

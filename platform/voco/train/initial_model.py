@@ -18,7 +18,7 @@ from voco.sequence.sequence import Layout
 from voco.store import storage
 from voco.store.samples import SampleTables
 
-Q_FORMER_LAYERS = 2  # of a new one; each has cross-attention, in BLIP-2 every second of twelve
+Q_FORMER_LAYERS = 2  # of a new Q-Former; each has cross-attention (in BLIP-2 every second of twelve)
 TOKENIZER_ROWS = 200_000  # rows whose text a new tokenizer is trained on, at most
 
 
@@ -38,7 +38,9 @@ def initial_model(job: Job, output: str) -> tuple[str, Layout]:
     initial = storage.join(output, "initial")
     if not has_model(initial):
         text = job.block.text or (Text(template="plain") if job.kind == "align" else Text())
-        model = build.create_model(job.model, method, tokens, text, _texts(job), job.seed, _q_former_layers(compression))
+        model = build.create_model(
+            job.model, method, tokens, text, _vocabulary_texts(job), job.seed, _q_former_layers(compression)
+        )
         with tempfile.TemporaryDirectory() as folder:
             weights.save_checkpoint(model, weights.own_state(model), Path(folder) / "model")
             storage.put_directory(Path(folder) / "model", storage.join(initial, "model"))
@@ -46,7 +48,7 @@ def initial_model(job: Job, output: str) -> tuple[str, Layout]:
 
 
 def _continued_layout(job: Job, checkpoint: str, method: str, tokens: int) -> Layout:
-    """A checkpoint's layout with the job's method, N and chat template; a template of captions is not inherited."""
+    """A checkpoint's layout with the job's method, N and chat template; a caption template is not inherited."""
     from voco.model import weights
 
     layout = Layout(**weights.read_config(checkpoint)["layout"])
@@ -74,7 +76,7 @@ def _q_former_layers(compression: Compression | None, layout: Layout | None = No
     return layers
 
 
-def _texts(job: Job) -> Iterator[str]:
+def _vocabulary_texts(job: Job) -> Iterator[str]:
     uris = job.inputs.vocabulary or [item.uri for item in job.inputs.samples]
     tables = SampleTables([storage.resolve(uri) for uri in uris])
     for row in itertools.islice(tables.rows(["conversations"]), TOKENIZER_ROWS):

@@ -15,14 +15,14 @@ from voco.run import claim, manifest, wandb_tracking
 from voco.run.logs import get_logger
 from voco.run.manifest import Manifest
 from voco.run.ray_init import run_in_thread
-from voco.store import parquet, storage
+from voco.store import parquet, schemas, storage
 from voco.train.initial_model import initial_model
 from voco.train.preflight import run_preflight
 
 log = get_logger(__name__)
 
-STARTS = 3  # of the worker group, when a worker dies before training begins
-FAILURES = 3  # of workers that Ray Train restarts
+STARTS = 3  # attempts to start the workers, since one may die before training begins
+FAILURES = 3  # failures after which Ray Train restarts the workers
 
 
 def run_training(job: Job, run_id: str) -> Manifest:
@@ -33,10 +33,10 @@ def run_training(job: Job, run_id: str) -> Manifest:
     started = time.time()
     output = job.output_uri
     returned = fit(job, run_id, output)
-    if isinstance(job.block, VideoSft):  # the model that made the caches goes along
+    if isinstance(job.block, VideoSft):  # the compressor of its caches is copied with it
         from voco.model import weights
 
-        weights.keep_compressor(job.resolved_inputs.checkpoint or "", output)
+        weights.copy_compressor(job.resolved_inputs.checkpoint or "", output)
     return finish_training(job, run_id, started, returned)
 
 
@@ -72,7 +72,7 @@ def fit(job: Job, run_id: str, output: str) -> dict[str, Any]:
 
 
 def _fit(job: Job, run_id: str, output: str, config: dict[str, Any]) -> dict[str, Any]:
-    """What rank 0 returned. Ray restarts failed workers, but not when one dies while the group is starting: we do."""
+    """Return what rank 0 returned. Ray restarts failed workers, but not a group that fails to start: that is done here."""
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -113,7 +113,7 @@ def _fit(job: Job, run_id: str, output: str, config: dict[str, Any]) -> dict[str
 def finish_training(job: Job, run_id: str, started: float, returned: dict[str, Any]) -> Manifest:
     """The manifest of a checkpoint directory whose training ended."""
     output = job.output_uri
-    metrics = parquet.read_table(storage.join(output, "metrics.parquet"))
+    metrics = parquet.read_table(storage.join(output, schemas.METRICS_FILE))
     files = []
     for name in storage.list_names(storage.join(output, "model")):
         uri = storage.join(output, "model", name)

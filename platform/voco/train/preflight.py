@@ -1,4 +1,4 @@
-"""What a training job would only fail on once its workers run, refused in the driver."""
+"""Checks in the driver of what would otherwise fail only in the workers."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from voco.job.tables import ATTENTION
 from voco.precompute.feature_store import FeatureStore, check_tower
 from voco.precompute.preflight import check_features, check_frames, media_sample_ids
 from voco.sequence.sequence import Layout
-from voco.store.samples import IMAGES, SampleTables, images_of, sizes_of
+from voco.store.samples import IMAGES, MEDIA_SHA256, SampleTables, images_of, sizes_of
 from voco.train.sampler import TableMix
 
 SPECIAL_IDS = ("bos_id", "eos_id", "pad_id", "image_id", "voco_id", "separator_ids")
 
 
 def run_preflight(job: Job, layout: Layout, model: str) -> Layout | None:
-    """Every check of a training job, on tables opened once. Returns the teacher's layout, None without a teacher."""
+    """Every check of a training job, on tables opened once. Returns the teacher's layout, or None without a teacher."""
     tables = SampleTables(job.resolved_inputs.sample_uris)
     check_training(job, layout, model, tables)
     return check_teacher(job, layout, model, tables)
@@ -29,12 +29,13 @@ def check_training(job: Job, layout: Layout, model: str, tables: SampleTables) -
     """Refuse features or caches of another model or other samples, and sizes that do not fit. `tables` are the job's samples."""
     from voco.methods import get_method
     from voco.model import weights
+    from voco.model.attention.plan import get_backend
     from voco.model.rope import max_positions
 
     block: Training = job.block
     config = weights.read_config(model)
     positions = max_positions(config["language_model"])
-    # text after a video starts behind one prefix and every frame's <voco>; max_tokens counts those and the text
+    # a video's text comes after one prefix and every frame's <voco>; max_tokens counts the <voco> and the text
     limit = positions - layout.prefix_length if isinstance(block, VideoSft) else positions
     if block.max_tokens > limit:
         got = f"for the model's {positions} positions, got {block.max_tokens}"
@@ -44,6 +45,7 @@ def check_training(job: Job, layout: Layout, model: str, tables: SampleTables) -
     narrowest, head = ATTENTION[block.attention].narrowest_head, config["language_model"].get("head_dim")
     if head is not None and head < narrowest:
         raise Refused(f"{job.kind}.attention: {block.attention} has no kernel for heads of width {head}: expected segments")
+    get_backend(block.attention)  # a package's may be broken
     if isinstance(block, VideoSft):
         _check_frames(job, block, layout, config, tables)
         return
@@ -80,10 +82,12 @@ def check_teacher(job: Job, layout: Layout, model: str, tables: SampleTables) ->
     same = all(getattr(teacher, key) == getattr(layout, key) for key in SPECIAL_IDS)
     same = same and config["language_model"]["vocab_size"] == student_config["language_model"]["vocab_size"]
     if not same or weights.read_tokenizer(uri).get_vocab() != weights.read_tokenizer(model).get_vocab():
-        raise Refused(f"inputs.teacher: {uri} has another vocabulary than the model; use one that starts from the same base")
+        raise Refused(
+            f"inputs.teacher: {uri} has another vocabulary than the model; use a teacher that starts from the same base"
+        )
     check_tower(FeatureStore(job.resolved_inputs.features or ""), config["preprocessing"])
     teacher = teacher.model_copy(update={"template": layout.template, "newlines": layout.newlines})
-    views = max(len(images_of(row)) for row in tables.rows(["media.list.element.sha256"]))
+    views = max(len(images_of(row)) for row in tables.rows([MEDIA_SHA256]))
     tokens = job.block.max_tokens + views * (teacher.view_length - layout.view_length)
     positions = max_positions(config["language_model"])
     if tokens > positions:

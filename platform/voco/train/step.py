@@ -1,4 +1,4 @@
-"""One optimizer step whose loss is the mean over all supervised tokens of the global batch, however it is cut."""
+"""One optimizer step whose loss is the mean over all supervised tokens of the global batch, however it is split."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class BackwardResult:
     loss: float  # mean over supervised tokens
     kl: float | None  # of a distillation, likewise
     tokens: int  # supervised
-    cut: int  # text tokens for which max_tokens left no room
+    cut: int  # text tokens left out because of max_tokens
     stop: bool  # the run was asked to stop
 
 
@@ -54,11 +54,11 @@ def learning_rate(step: int, total: int, peak: float, warmup_share: float, final
 
 
 def backward(engine: Any, batches: Sequence[Batch | CachedBatch], step: int, stop: bool, cut: int = 0) -> BackwardResult:
-    """Forward and backward of this rank's micro-batches, from whose text `cut` tokens were left out.
+    """Forward and backward of this rank's micro-batches, whose text lost `cut` tokens to max_tokens.
 
-    The wanted gradient is that of sum/count with one count for all ranks. DeepSpeed averages gradients over ranks and divides
+    The gradient is that of sum/count with one count for all ranks. DeepSpeed averages gradients over ranks and divides
     each loss by the accumulation steps, so the local sum is scaled by (ranks x accumulation / count). The count is known
-    before the first backward, from one all-reduce that also carries the cut tokens and the wish to stop.
+    before the first backward, from one all-reduce that also carries the cut tokens and the stop flag.
     Raises NonFinite when the global loss is not finite, naming the samples of the micro-batches whose own loss is not.
     """
     device = engine.device
@@ -109,6 +109,6 @@ def train_step(engine: Any, batches: Sequence[Batch | CachedBatch], step: int, s
     result = backward(engine, batches, step, stop, cut)
     engine.step()
     norm = float(engine.get_global_grad_norm() or 0.0)
-    if not math.isfinite(norm):  # the weights are lost with it: end before they reach a checkpoint
+    if not math.isfinite(norm):  # the weights are no longer finite either: end before they reach a checkpoint
         raise NonFinite(f"the gradient's norm is {norm} at step {step}, loss {result.loss}")
     return StepResult(**vars(result), grad_norm=norm, sample_ids_sha256=digest)

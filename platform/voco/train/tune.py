@@ -1,4 +1,4 @@
-"""Trials on Ray Tune. Each is a driver of its own: it starts its own Ray Train workers and is retried when it dies."""
+"""Trials on Ray Tune. Each is a separate driver, which starts its own Ray Train workers and is retried when it dies."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from voco.run.stages import run_stage
 from voco.store import storage
 from voco.train.launch import run_training
 
-FAILURES = 3  # deaths of one trial's process that Tune retries; a training that fails by itself is reported at once
+FAILURES = 3  # deaths of a trial's process that Tune retries; an error in training is reported at once
 
 
 def run_trials(job: Job, run_id: str, trials: list[Trial], replace: bool) -> None:
     """Train every trial, `sweep.concurrent` at a time. A finished trial ends at once, so a killed sweep continues.
 
-    Raises Stopped or JobFailed, with the trial's own message, when a trial did not end well; the others end first.
+    Raises Stopped or JobFailed, with the trial's own message, when a trial stopped or failed; the other trials end first.
     """
     import ray.tune
 
     sweep: Sweep = job.block
     uri = storage.join(job.output_uri, "tune")
-    storage.delete(uri)  # Tune's record of an earlier attempt; what counts is in the trials' outputs
+    storage.delete(uri)  # Tune's record of an earlier attempt; the trials' outputs are elsewhere
     filesystem, path = storage.arrow_filesystem(uri)
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # asked to stop, the trials end with checkpoints
     jobs = {trial.name: trial.train.model_dump(exclude_none=True) for trial in trials}
     constants = {"root": os.getcwd(), "run": claim.current_run(), "sweep": run_id, "jobs": jobs, "replace": replace}
     tuner = ray.tune.Tuner(
-        # a trial's process only waits for its workers: it takes no CPU and runs on the head, which no spot market ends
+        # a trial's process only waits for its workers: it takes no CPU and runs on the head, which is no spot node
         ray.tune.with_resources(ray.tune.with_parameters(_trial, constants=constants), {"node:__internal_head__": 0.001}),
         param_space={"trial": ray.tune.grid_search(list(jobs))},
         tune_config=ray.tune.TuneConfig(max_concurrent_trials=sweep.concurrent, reuse_actors=False),
@@ -50,20 +50,20 @@ def run_trials(job: Job, run_id: str, trials: list[Trial], replace: bool) -> Non
     failed = [f"{report['name']}: {report['failed']}" for report in reports if report.get("failed")]
     failed += [str(error).strip().splitlines()[-1] for error in results.errors]
     if claim.is_stopping() or any(report.get("stopped") for report in reports):
-        raise Stopped(f"{job.name}: stopped; submitted again, its trials continue where they are")
+        raise Stopped(f"{job.name}: stopped; submitted again, its trials continue where they stopped")
     if failed or len(reports) < len(trials):
         raise JobFailed(f"{job.name}: {len(failed)} of {len(trials)} trials failed: {failed[0] if failed else 'not run'}")
 
 
 def _trial(config: dict[str, Any], constants: dict[str, Any]) -> None:
-    """Runs in a process of Tune. Our own errors are results, not crashes: trying again would not cure them."""
+    """Runs in a process of Tune. Our own errors are results, not crashes: a retry would not help."""
     import ray.tune
 
     if os.path.isdir(constants["root"]):
         os.chdir(constants["root"])  # local paths in a job are relative to its driver's directory
     claim.adopt_run(constants["run"])
     name = config["trial"]
-    if claim.stop_requested(constants["run"]):  # a trial that waited for its turn
+    if claim.stop_requested(constants["run"]):  # this trial was still waiting
         ray.tune.report({"name": name, "stopped": "not started"})
         return
     try:

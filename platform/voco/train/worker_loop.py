@@ -29,19 +29,19 @@ from voco.train.zero import deepspeed_config
 
 log = get_logger(__name__)
 
-STEPS_WITHOUT_TOKENS = 20  # steps without a supervised token, at the start of a run, before it is ended
+STEPS_WITHOUT_TOKENS = 20  # at the start of a run: after this many without a supervised token it ends
 SECONDS_BETWEEN_LINES = 5.0
 
 
 def train(config: dict[str, Any]) -> dict[str, Any]:
     """Entry of a worker. `config` comes from `launch.fit`: job block, URIs, layout, run id.
 
-    Returns {"stopped": bool, "steps": int}, or {"failed": message} for what restarting the workers would not cure.
+    Returns {"stopped": bool, "steps": int}, or {"failed": message} for an error that a restart of the workers would not cure.
     """
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     import deepspeed
 
-    # its shared-memory all-reduce is compiled at first use, for half a minute, and a kill meanwhile leaves a lock
+    # compiling its shared-memory all-reduce takes half a minute at first use, and a kill meanwhile leaves a lock
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     block: Training = STAGES[config["kind"]].block.model_validate(config["block"])  # type: ignore[assignment]
     context = ray.train.get_context()
@@ -200,6 +200,6 @@ class TrainLoop:
         if state is None:
             return
         self.step, self.metrics = state
-        self.record.log_steps(self.metrics)  # what a kill took from the record
+        self.record.log_steps(self.metrics)  # steps that a kill kept out of the record
         if self.rank == 0:
             log.info("%s: continues at step %d/%d", self.config["name"], self.step, self.total)

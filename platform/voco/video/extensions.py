@@ -1,3 +1,3 @@
-"""The extensions of video files that are read. Says nothing about content: containers are recognised by their bytes."""
+"""The extensions under which video files are looked up. Their content is recognised by its bytes, not by the extension."""
 
 VIDEO_EXTENSIONS = (".mp4", ".mkv", ".webm", ".mov", ".avi")  # lookups try them in this order

@@ -1,4 +1,4 @@
-"""The choice of a video's frames: integer arithmetic only."""
+"""Which frames of a video are used: exact arithmetic, so that every machine chooses the same."""
 
 from __future__ import annotations
 

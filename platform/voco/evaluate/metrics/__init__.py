@@ -1,10 +1,9 @@
-"""Benchmark metrics, one file a rule, which ends in `METRIC`. Its row in `job/tables.py` makes its name an `evaluate.metric`."""
+"""Benchmark metrics, one file each, which ends in `METRIC = Metric(...)`. `job/tables.py` has a row for each."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 
 from voco.job.tables import METRICS
 
@@ -20,6 +19,5 @@ class Metric:
 
 
 def get_metric(name: str) -> Metric:
-    """The metric of a row of `METRICS`. Raises KeyError for a name without a row."""
-    metric: Metric = import_module(METRICS[name].module or f"{__name__}.{name}").METRIC
-    return metric
+    """The metric of a row of `METRICS`. Raises Refused for a name without a row."""
+    return METRICS.implementation(name, __name__, "METRIC", Metric)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from voco.ingest.media.image import LocatedMedia
+from voco.ingest.media.source import LocatedMedia
 from voco.ingest.source_row import Reject, SourceRow
-from voco.job import tables
 from voco.job.config import Ingest
+from voco.job.tables import FORMATS
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,5 @@ class Format:
 
 
 def get_format(name: str) -> Format:
-    """The format of this name. Imports its module only, not those of the other formats."""
-    module = importlib.import_module(tables.FORMATS[name].module or f"{__name__}.{name}")
-    source_format: Format = module.FORMAT
-    return source_format
+    """The format of a row of `FORMATS`. Imports its module only, not those of the other formats."""
+    return FORMATS.implementation(name, __name__, "FORMAT", Format)

@@ -8,6 +8,7 @@ A header would shift every id; it is rejected as a row.
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
@@ -19,8 +20,8 @@ from voco.ingest.source_row import BadRow, Reject, SourceRow, make_source_row, p
 from voco.job.config import Ingest
 from voco.store import storage
 
-LINE = 1 << 20  # bytes; a longer line is rejected
-URL = 8192  # characters
+LINE_BYTES = 1 << 20  # a longer line is rejected
+URL_CHARACTERS = 8192  # a longer URL is rejected
 
 
 def read(uri: str, block: Ingest, answers: str | None) -> Iterator[SourceRow | Reject]:
@@ -29,21 +30,21 @@ def read(uri: str, block: Ingest, answers: str | None) -> Iterator[SourceRow | R
 
 
 def _lines(uri: str) -> Iterator[bytes]:
-    """Every line; of one that is too long, its first LINE bytes."""
+    """Every line; of one that is too long, its first LINE_BYTES."""
     with storage.open_read(uri) as handle:
         first = True
-        while line := handle.readline(LINE):
+        while line := handle.readline(LINE_BYTES):
             end = line
-            while not end.endswith(b"\n") and (piece := handle.readline(LINE)):
+            while not end.endswith(b"\n") and (piece := handle.readline(LINE_BYTES)):
                 end = piece
-            yield line.removeprefix(b"\xef\xbb\xbf") if first else line
+            yield line.removeprefix(codecs.BOM_UTF8) if first else line
             first = False
 
 
 def parse(raw: bytes, index: int, source: str, block: Ingest) -> SourceRow:
     """Line `index` as a SourceRow. Raises BadRow for its first fault."""
-    if len(raw) == LINE and not raw.endswith(b"\n"):
-        raise BadRow("bad_record", f"a line of more than {LINE} bytes")
+    if len(raw) == LINE_BYTES and not raw.endswith(b"\n"):
+        raise BadRow("bad_record", f"a line of more than {LINE_BYTES} bytes")
     fields = raw.rstrip(b"\r\n").decode("utf-8", "surrogateescape").split("\t")
     if len(fields) != 2:
         raise BadRow("bad_record", f"expected a caption, a tab and a URL, got {len(fields)} fields")
@@ -59,13 +60,13 @@ def parse(raw: bytes, index: int, source: str, block: Ingest) -> SourceRow:
 
 
 def check_url(url: str) -> None:
-    """Raises BadRow(bad_record) for what is no URL. Whether it may be fetched is decided at the download."""
+    """Raises BadRow(bad_record) for text that is not a URL. The download decides whether it may be fetched."""
     try:
         parts = urlsplit(url)
         good = bool(parts.scheme and parts.hostname) and parts.port != 0  # raises ValueError for a port that is no number
     except ValueError:
         good = False
-    if not good or len(url) > URL or not url.isprintable():
+    if not good or len(url) > URL_CHARACTERS or not url.isprintable():
         raise BadRow("bad_record", f"not a URL: {url[:100].encode('utf-8', 'backslashreplace').decode()!r}")
 
 

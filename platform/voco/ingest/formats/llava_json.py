@@ -19,7 +19,7 @@ from typing import Any
 from voco.ingest.formats import Format
 from voco.ingest.formats.video_chatgpt import clean_answer
 from voco.ingest.parsing import json_list
-from voco.ingest.source_row import BadRow, Reject, SourceRow, make_source_row, parse_rows
+from voco.ingest.source_row import BadRow, Reject, SourceRow, category_and_extra, make_source_row, parse_rows
 from voco.job.config import Ingest
 
 IMAGE, VIDEO = "<image>", "<video>"
@@ -39,7 +39,7 @@ def parse(raw: Any, source: str, block: Ingest) -> SourceRow:
         raise BadRow("bad_record", f"expected an object, got {type(raw).__name__}")
     modality, path = _medium(raw)
     turns = _turns(raw)
-    category, extra = json_list.category_and_extra(raw, OWN_KEYS)
+    category, extra = category_and_extra(raw, OWN_KEYS)
     identity = _identity(raw)
     placeholder = "none"
     if path is not None:
@@ -77,23 +77,23 @@ def _medium(raw: dict[str, Any]) -> tuple[str, str | None]:
 
 
 def _turns(raw: dict[str, Any]) -> list[tuple[str, str]]:
-    """(role, text) of every turn. A leading turn of another speaker than the human is dropped, as in LLaVA."""
+    """(role, text) of every turn. A first turn that is not the human's is dropped, as in LLaVA."""
     listed = raw.get("conversations")
     if not isinstance(listed, list):
         raise BadRow("bad_record", f"conversations: expected a list, got {type(listed).__name__}")
-    spoken: list[tuple[str, str]] = []
+    turns: list[tuple[str, str]] = []
     for index, turn in enumerate(listed):
         if not isinstance(turn, dict) or not isinstance(turn.get("from"), str) or not isinstance(turn.get("value"), str):
             raise BadRow("bad_record", f"conversations[{index}]: expected an object with `from` and `value` strings")
-        spoken.append((turn["from"], turn["value"]))
-    if spoken and spoken[0][0] != "human":
-        spoken = spoken[1:]
-    if not spoken:
+        turns.append((turn["from"], turn["value"]))
+    if turns and turns[0][0] != "human":
+        turns = turns[1:]
+    if not turns:
         raise BadRow("bad_conversation", "there is no human turn")
-    for index, (speaker, _) in enumerate(spoken):
+    for index, (speaker, _) in enumerate(turns):
         if speaker != ("human", "gpt")[index % 2]:
             raise BadRow("bad_conversation", f"turn {index}: expected {('human', 'gpt')[index % 2]}, got {speaker[:40]!r}")
-    return [(ROLES[speaker], text) for speaker, text in spoken]
+    return [(ROLES[speaker], text) for speaker, text in turns]
 
 
 def take_placeholder(text: str, mark: str) -> tuple[str, str]:

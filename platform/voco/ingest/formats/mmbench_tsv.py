@@ -3,9 +3,9 @@
     index  question  hint  A  B  C  D  answer  category  image  source  l2-category  comment  split
 
 The prompt is LLaVA's: the hint, the question, the options up to the first empty one, the instruction. `nan` and `none` are
-empty. The answer is the option's letter. Rows with equal images, and rows whose image is another row's index, are one sample
-under the index of the first row: CircularEval's rotated questions share it. Columns of any other name go to `extra`. The
-listing keeps no images; a worker reads each one from the file by the offset of its row.
+empty. The answer is the option's letter. Rows with equal images, and rows that name another row's index as their image, become
+one sample under the first row's index: CircularEval's rotated questions share an image. Columns of any other name go to `extra`.
+The listing keeps no images; a worker reads each one from the file by the offset of its row.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from typing import IO
 from fsspec.implementations.local import LocalFileSystem
 
 from voco.errors import Refused, message_line
-from voco.ingest.answer_keys import LETTERS, EvaluationQuestion, make_evaluation_row, with_options
+from voco.ingest.evaluation_row import LETTERS, EvaluationQuestion, make_evaluation_row, with_options
 from voco.ingest.formats import Format
-from voco.ingest.media.image import MediaSource, check_size
+from voco.ingest.media.source import MediaSource, check_size
 from voco.ingest.source_row import BadRow, Reject, SourceRow, parse_rows
 from voco.job.config import Ingest
 from voco.store import storage
 
 NEEDED = ("index", "question", "A", "image")
-FIELD = 64 << 20  # most characters of one field: csv's default limit is smaller than an image
-INDEX = 64  # characters; a shorter image field is the index of the row that has the image
+FIELD_CHARACTERS = 64 << 20  # most characters of one field: csv's default limit is smaller than an image
+INDEX_CHARACTERS = 64  # a shorter image field is the index of the row that has the image
 OWN_COLUMNS = {"index", "question", "hint", "answer", "category", "image", *LETTERS}
 
 Fields = list[str] | csv.Error
@@ -115,7 +115,7 @@ class _Images:
         """Path and location of a row's image. Raises BadRow when it has none."""
         if not image:
             raise BadRow("missing_media", "image: the field is empty")
-        if len(image) < INDEX:
+        if len(image) < INDEX_CHARACTERS:
             if image not in self.by_index:
                 raise BadRow("missing_media", f"image: no row above has index {image!r}")
             located = self.by_index[image]
@@ -133,7 +133,7 @@ def _rows(handle: IO[bytes]) -> Iterator[TsvRow]:
 
     def lines() -> Iterator[str]:
         nonlocal at
-        while line := stream.readline(FIELD):
+        while line := stream.readline(FIELD_CHARACTERS):
             text = line.decode("utf-8-sig" if at == 0 else "utf-8", "surrogateescape")
             at += len(line)
             yield text
@@ -152,7 +152,7 @@ def _rows(handle: IO[bytes]) -> Iterator[TsvRow]:
 
 
 def _with_long_fields(call: Callable[[], list[str]]) -> list[str]:
-    before = csv.field_size_limit(FIELD)  # the limit is global to the process
+    before = csv.field_size_limit(FIELD_CHARACTERS)  # the limit is global to the process
     try:
         return call()
     finally:

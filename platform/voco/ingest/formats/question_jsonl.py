@@ -4,8 +4,8 @@
      question using a single word or phrase.", "category": "popular"}
 
 GQA, VQAv2, TextVQA, POPE and MME have this layout; `answer_keys.py` joins each with its answers. POPE's own files need no
-second one: they have the `label` in the row, and the category in their name. Further keys go to `extra`, with the notes of the
-answers' file. VQAv2's and GQA's own files, recognised by their content, are read too (`parsing/own_questions.py`).
+second file: each row has its `label`, and the file's name has the category. Further keys go to `extra`, with the notes of the
+answers' file. VQAv2's and GQA's own files, recognised by their content, are read too (`ingest/vqav2_gqa_questions.py`).
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from voco.errors import message_line
-from voco.ingest.answer_keys import AnswerKey, AnswerKeys, EvaluationQuestion, make_evaluation_row, record_answers, record_id
+from voco.ingest import vqav2_gqa_questions
+from voco.ingest.answer_keys import AnswerKey, AnswerKeys, record_answers, record_id
+from voco.ingest.evaluation_row import EvaluationQuestion, make_evaluation_row
 from voco.ingest.formats import Format
-from voco.ingest.parsing import json_list, json_records, own_questions
-from voco.ingest.source_row import BadRow, Reject, SourceRow, parse_rows
+from voco.ingest.parsing import json_records
+from voco.ingest.source_row import BadRow, Reject, SourceRow, category_and_extra, parse_rows
 from voco.job.config import Ingest
 
 OWN_KEYS = {"question_id", "image", "text", "answer", "answers", "label"}
@@ -30,7 +32,7 @@ def read(uri: str, block: Ingest, answers: str | None) -> Iterator[SourceRow | R
     references = AnswerKeys(answers) if answers is not None else None
     name = uri.rsplit("/", 1)[-1]
     category = name.removeprefix(POPE).split(".")[0] if name.startswith(POPE) else ""
-    raws, row_of = own_questions.find_own_questions(uri) or (json_records.iterate_lines(uri), line_row)
+    raws, row_of = vqav2_gqa_questions.open_questions(uri) or (json_records.iterate_lines(uri), line_row)
     return parse_rows(uri, raws, lambda raw, _, source: parse(raw, row_of, source, block, references, category))
 
 
@@ -43,21 +45,21 @@ def parse(
         if not isinstance(row.get(key), str):
             raise BadRow("bad_record", f"{key}: expected a string, got {type(row.get(key)).__name__}")
     source_id = record_id(row, "question_id")
-    reference = references.of(row) if references is not None else AnswerKey(record_answers(row))
-    row_category, extra = json_list.category_and_extra(row, OWN_KEYS)
+    reference = references.lookup(row) if references is not None else AnswerKey(record_answers(row))
+    row_category, extra = category_and_extra(row, OWN_KEYS)
     extra |= json.loads(reference.notes)
     question = EvaluationQuestion(row["text"], reference.answers, source_id, row_category or category, extra=extra)
     return make_evaluation_row(source, block, question, "image", row["image"])
 
 
-def _refuse(constant: str) -> None:
+def _reject_constant(constant: str) -> None:
     raise ValueError(f"{constant} is a number in Python, not in JSON")
 
 
 def line_row(raw: bytes) -> dict[str, Any]:
     """A line of LLaVA's layout. Raises BadRow."""
     try:
-        row = json.loads(raw, parse_constant=_refuse)
+        row = json.loads(raw, parse_constant=_reject_constant)
     except (ValueError, RecursionError) as error:
         raise BadRow("bad_record", f"not JSON: {message_line(error, 120)}") from error
     if not isinstance(row, dict):

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from voco.errors import Refused
-from voco.ingest.answer_keys import KEY, LETTER, LETTERS, EvaluationQuestion, make_evaluation_row
+from voco.ingest.answer_keys import KEY
+from voco.ingest.evaluation_row import LETTER, LETTERS, EvaluationQuestion, make_evaluation_row
 from voco.ingest.formats import Format, llava_json
 from voco.ingest.parsing import json_list, json_records
 from voco.ingest.source_row import BadRow, Reject, SourceRow, parse_rows

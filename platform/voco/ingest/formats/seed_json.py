@@ -17,7 +17,8 @@ from typing import Any
 import ijson
 
 from voco.errors import Refused, message_line
-from voco.ingest.answer_keys import LETTERS, EvaluationQuestion, make_evaluation_row, record_id, with_options
+from voco.ingest.answer_keys import record_id
+from voco.ingest.evaluation_row import LETTERS, EvaluationQuestion, make_evaluation_row, with_options
 from voco.ingest.formats import Format
 from voco.ingest.parsing import json_records
 from voco.ingest.source_row import BadRow, Reject, SourceRow, parse_rows
@@ -25,16 +26,15 @@ from voco.job.config import Ingest
 from voco.store import storage
 
 KEY = "inputs.annotations"
-QUESTIONS = "questions"
 NOTES = ("data_type", "data_id", "question_type_id", "segment")  # go to `extra`
 
 
 def read(uri: str, block: Ingest, answers: str | None) -> Iterator[SourceRow | Reject]:
     """Every question, in order. Raises Refused when the file is not one complete JSON object with `questions`."""
-    if json_records.detect_layout(uri, KEY) != QUESTIONS:
+    if json_records.detect_layout(uri, KEY) != json_records.QUESTIONS:
         raise Refused(f"{KEY}: {uri}: expected an object with a list of `questions`")
     types = _types(uri)
-    raws = (raw for _, raw in json_records.iterate_records(uri, KEY, QUESTIONS))
+    raws = (raw for _, raw in json_records.iterate_records(uri, KEY, json_records.QUESTIONS))
     return parse_rows(uri, raws, lambda raw, _, source: parse(raw, source, block, types))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from voco.ingest.formats import Format
 from voco.ingest.parsing import json_list
-from voco.ingest.source_row import BadRow, Reject, SourceRow, make_source_row, parse_rows
+from voco.ingest.source_row import BadRow, Reject, SourceRow, category_and_extra, make_source_row, parse_rows
 from voco.job.config import Ingest
 from voco.video.extensions import VIDEO_EXTENSIONS
 
@@ -33,7 +33,7 @@ def parse(raw: Any, index: int, source: str, block: Ingest) -> SourceRow:
     for key in ("q", "a", "video_id"):
         if not isinstance(raw.get(key), str):
             raise BadRow("bad_record", f"{key}: expected a string, got {type(raw.get(key)).__name__}")
-    category, extra = json_list.category_and_extra(raw, OWN_KEYS)
+    category, extra = category_and_extra(raw, OWN_KEYS)
     if not raw["q"].strip():  # `make_source_row` allows an empty question that was the placeholder alone
         raise BadRow("empty_text", "q has no text")
     return make_source_row(

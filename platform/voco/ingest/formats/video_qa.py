@@ -14,11 +14,12 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from voco.ingest.answer_keys import AnswerKey, AnswerKeys, EvaluationQuestion, make_evaluation_row, record_answers, record_id
+from voco.ingest.answer_keys import AnswerKey, AnswerKeys, record_answers, record_id
+from voco.ingest.evaluation_row import EvaluationQuestion, make_evaluation_row
 from voco.ingest.formats import Format
 from voco.ingest.formats.video_chatgpt import video_stem
 from voco.ingest.parsing import json_list
-from voco.ingest.source_row import BadRow, Reject, SourceRow, parse_rows
+from voco.ingest.source_row import BadRow, Reject, SourceRow, category_and_extra, parse_rows
 from voco.job.config import Ingest
 
 OWN_KEYS = {"id", "question_id", "question", "answer", "video_id", "video_name"}
@@ -43,8 +44,8 @@ def parse(raw: Any, source: str, block: Ingest, references: AnswerKeys | None) -
         raise BadRow("bad_record", f"question: expected a string, got {type(raw.get('question')).__name__}")
     video = video_stem(record_id(raw, "video_id", "video_name"))
     source_id = record_id(raw, "question_id", "id")
-    reference = references.of(raw) if references is not None else AnswerKey(record_answers(raw))
-    category, extra = json_list.category_and_extra(raw, OWN_KEYS)
+    reference = references.lookup(raw) if references is not None else AnswerKey(record_answers(raw))
+    category, extra = category_and_extra(raw, OWN_KEYS)
     extra |= json.loads(reference.notes)
     if not category and "type" in extra:
         number = extra["type"]

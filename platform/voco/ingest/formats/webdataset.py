@@ -4,8 +4,8 @@
 
 The caption is the .txt, or else the `caption` of the .json, whose other keys go to `extra`. It becomes the answer to a short
 request to describe the medium. The work list has shard, first byte and size of each medium; a worker reads it there. A failed
-download is mostly a gap in the keys, which is no row; a key with a .json and no medium is a row, `download_failed`. A shard that
-is truncated or damaged ends with a reject that says where; the number of samples after that point is unknown.
+download usually leaves a gap in the keys, which is not a row; a key with a .json but no medium is the reject `download_failed`.
+A shard that is truncated or damaged ends with a reject that says where; the number of samples after that point is unknown.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def _add(sample: TarSample, extension: str, member: Member, handle: IO[bytes], l
     elif not member.regular:
         fault = BadRow("unsafe_path", f"{member.name[:200]!r}: a link or a device in the shard")
     elif extension in sample.media or extension in sample.texts:
-        fault = BadRow("bad_record", f"{member.name[:200]!r}: its extension is twice among the members of its key")
+        fault = BadRow("bad_record", f"{member.name[:200]!r}: its key has two members with this extension")
     elif extension in MODALITIES:
         sample.media[extension] = member
     elif member.size > limit:

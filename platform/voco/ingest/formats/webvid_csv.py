@@ -25,7 +25,7 @@ from voco.store import storage
 
 NEEDED = ("videoid", "name", "page_dir")
 OWN_COLUMNS = {*NEEDED, "page_idx"}  # page_dir contains page_idx
-LINE = 1 << 20  # characters read at a time: a file without line ends must not fill the memory
+LINE_CHARACTERS = 1 << 20  # read at a time: a file without line ends must not fill the memory
 
 
 def read(uri: str, block: Ingest, answers: str | None) -> Iterator[SourceRow | Reject]:
@@ -33,7 +33,7 @@ def read(uri: str, block: Ingest, answers: str | None) -> Iterator[SourceRow | R
     # Bytes that are not UTF-8 become lone surrogates, which `make_source_row` rejects: this costs the row, not the file
     decoding: dict[str, Any] = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": ""}
     with storage.open_read(uri) as handle, io.TextIOWrapper(handle, **decoding) as text:
-        rows = csv.reader(iter(partial(text.readline, LINE), ""))
+        rows = csv.reader(iter(partial(text.readline, LINE_CHARACTERS), ""))
         header = _header(uri, rows)
         yield from parse_rows(uri, _fields(rows), lambda raw, _, source: parse(raw, header, source, block))
 

@@ -16,7 +16,7 @@ from fsspec.implementations.local import LocalFileSystem
 from voco.errors import JobFailed, Refused, one_line
 from voco.ingest.media import zip_index
 from voco.ingest.media.folder import ARCHIVE, FolderListing, MediaRoot, path_inside
-from voco.ingest.media.image import MediaSource, check_size
+from voco.ingest.media.source import MediaSource, check_size
 from voco.ingest.media.zip_index import ZipIndex
 from voco.ingest.source_row import BadRow, DamagedArchive
 from voco.store import storage
@@ -24,8 +24,8 @@ from voco.store import storage
 IMAGES = (".jpg", ".png", ".gif", ".jpeg")  # tried in this order for an image that is missing under its own name
 STORED, DEFLATED = 0, 8  # the only methods of image sets; their decompression can be bounded
 
-HEADER = 30  # bytes of a local header before the name
-EXTRA = 256  # bytes after the name that are read with it: times and owners take less
+HEADER_BYTES = 30  # of a local header, before the name
+EXTRA_BYTES = 256  # after the name, read together with it: times and owners take less
 
 
 def is_archive(uri: str) -> bool:
@@ -54,10 +54,10 @@ def _archive(uri: str) -> ZipArchive:
 
 
 class AnyImageName:
-    """Media whose images may have another extension than in the rows: LLaVA calls all OCR-VQA images .jpg, the web does not.
+    """Media whose images may have another extension than the rows say: LLaVA calls all OCR-VQA images .jpg, but some are not.
 
-    The sample keeps the row's name, so it is the same sample as with files that were renamed as in LLaVA's guide. Its format is
-    recognised by content.
+    The sample keeps the row's name, so renaming the files as LLaVA's guide says changes nothing. The format is recognised by
+    content.
     """
 
     def __init__(self, source: MediaSource) -> None:
@@ -226,12 +226,12 @@ class ZipArchive:
         offset, packed, size = int(member["offset"]), int(member["packed"]), int(member["size"])
         if packed > 2 * size + 1024:  # no compressor does that; this also bounds the bytes that are read
             raise DamagedArchive(f"{packed} bytes that unpack to {size}")
-        block = self.file.read_at(offset, HEADER + len(name) + EXTRA + packed)
+        block = self.file.read_at(offset, HEADER_BYTES + len(name) + EXTRA_BYTES + packed)
         length, extra = int.from_bytes(block[26:28], "little"), int.from_bytes(block[28:30], "little")
-        start = HEADER + length + extra
-        if block[:4] != zip_index.LOCAL_MARK.to_bytes(4, "little") or block[HEADER : HEADER + length] != name:
-            raise DamagedArchive("no local header of its name")
-        if extra > EXTRA:
+        start = HEADER_BYTES + length + extra
+        if block[:4] != zip_index.LOCAL_MARK.to_bytes(4, "little") or block[HEADER_BYTES : HEADER_BYTES + length] != name:
+            raise DamagedArchive("no local header with its name")
+        if extra > EXTRA_BYTES:
             block, start = self.file.read_at(offset + start, packed), 0
         data = block[start : start + packed]
         if len(data) < packed:

@@ -21,7 +21,7 @@ from typing import IO, Any
 from voco.errors import one_line
 from voco.ingest.source_row import BadRow
 
-SECONDS = 120  # to decode one image, or to open one video and decode up to three frames; then an alarm ends the child
+DECODE_S = 120  # for one image, or to open one video and decode up to three frames; then an alarm ends the child
 REASONS = {signal.SIGALRM: "decode_timeout"}  # by the signal that ended the child; any other means a damaged file
 IMAGE, VIDEO_START, VIDEO = 0, 1, 2  # tasks: all pixels of an image; a video's first frame; its middle and last frame too
 
@@ -139,7 +139,7 @@ def serve_requests(requests: IO[bytes], answers: IO[bytes]) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
     while len(head := requests.read(9)) == 9:
         data = requests.read(int.from_bytes(head[:8], "big"))
-        signal.alarm(SECONDS)
+        signal.alarm(DECODE_S)
         answer = decode_image(data) if head[8] == IMAGE else measure_video(data, head[8] == VIDEO)
         signal.alarm(0)
         answers.write(json.dumps(answer).encode() + b"\n")

@@ -23,7 +23,7 @@ MAX_REDIRECTS = 5
 REDIRECTS = {301, 302, 303, 307, 308}
 TRANSIENT = {408, 425, 429, 500, 502, 503, 504}  # statuses that are retried
 BACKOFF_S = 0.5  # before the first retry, then twice as long each time
-CHUNK = 64 << 10  # bytes
+CHUNK_BYTES = 64 << 10
 NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: an IPv4 address in the last 32 bits
 NO_TRAINING = {"noai", "noimageai", "noindex", "noimageindex"}  # in X-Robots-Tag; img2dataset honours the same
 
@@ -107,7 +107,7 @@ def _body(answer: http.client.HTTPResponse, url: str, max_bytes: int, limits: Do
     if answer.length is not None and answer.length > max_bytes:
         raise _too_large(url, max_bytes)
     expected, body = answer.length, bytearray()
-    while chunk := answer.read1(CHUNK):
+    while chunk := answer.read1(CHUNK_BYTES):
         body += chunk
         if len(body) > max_bytes:
             raise _too_large(url, max_bytes)

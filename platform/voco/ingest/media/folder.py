@@ -13,12 +13,13 @@ from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
 
-from voco.ingest.media.image import check_size
+from voco.ingest.media.source import check_size
 from voco.ingest.source_row import BadRow
 from voco.store import storage
 
 ARCHIVE = ".zip"
 
+FOLDERS_KEPT = 4096  # checked folders that are remembered
 KEY_BYTES = 1024  # most bytes of a key in S3; a longer one makes a bad request
 
 # The system's errors for a path without a file. Any other error is a fault of the machine and stops the job.
@@ -109,7 +110,7 @@ def _open(root: Path, path: str) -> int:
 
 
 FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # without the last, opening a pipe would wait
-_folder = lru_cache(4096)(path_inside)
+_folder = lru_cache(FOLDERS_KEPT)(path_inside)
 
 
 def _read_local(root: Path, path: str, limit: int) -> bytes:

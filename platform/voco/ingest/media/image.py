@@ -1,17 +1,16 @@
-"""One image file: recognise its format by content and check that it is complete. Also the protocols of media sources."""
+"""One image file: recognise its format by content and check that it is complete."""
 
 from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from PIL import Image
 
 from voco.errors import one_line
 from voco.ingest.media.decoder import DECODER_ERRORS, DECODERS, Decoder
+from voco.ingest.media.source import MediaLimits, MediaSource, check_dimensions
 from voco.ingest.source_row import BadRow
 
 # Pillow's name of each format to the name in `samples/`. MPO is a JPEG followed by further pictures.
@@ -19,44 +18,6 @@ FORMATS = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png", "GIF": "gif", "WEBP": "w
 
 # First bytes of these formats. An unreadable file that starts like this is damaged, any other one is unsupported.
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM", b"II*\0", b"MM\0*")
-
-
-@dataclass(frozen=True)
-class MediaLimits:
-    """Limits on one medium, from the keys of the job's `ingest` block, which has their defaults."""
-
-    check: str  # header or full
-    max_media_bytes: int
-    max_pixels: int  # Pillow itself rejects more than 357,913,940
-    max_aspect: float  # longer side over shorter: images are padded to squares before a model sees them
-    inline_max_bytes: int  # a larger medium goes to `blobs/`
-
-
-class MediaSource(Protocol):
-    """Where media are read from: a folder (`folder.MediaRoot`), an archive (`archive.ZipArchive`), a member of a shard, a URL."""
-
-    def read(self, path: str, limit: int) -> bytes:
-        """The bytes at a normalised path, at most `limit`. Raises BadRow."""
-
-
-class LocatedMedia(Protocol):
-    """Media at locations that the annotations name: `tar.TarShards`, `web.WebMedia`, `formats/mmbench_tsv.py` TsvImages."""
-
-    def sources(self, locations: list[str]) -> Iterator[MediaSource]:
-        """One source for each location of the work list, in order."""
-
-
-def check_size(path: str, size: int, limit: int) -> None:
-    if size > limit:
-        raise BadRow("media_too_large", f"{path}: {size} bytes, more than ingest.max_media_bytes {limit}")
-
-
-def check_dimensions(width: int, height: int, limits: MediaLimits) -> None:
-    """Raises BadRow(media_too_large) for more than `max_pixels`, and for a strip that padding would make huge."""
-    if width * height > limits.max_pixels:
-        raise BadRow("media_too_large", f"{width} x {height} pixels, more than ingest.max_pixels {limits.max_pixels}")
-    if max(width, height) > limits.max_aspect * min(width, height):
-        raise BadRow("media_too_large", f"{width} x {height} pixels, longer than ingest.max_aspect {limits.max_aspect:g} to 1")
 
 
 def read_image(root: MediaSource, path: str, limits: MediaLimits, decoder: Decoder) -> dict[str, Any]:

@@ -15,13 +15,13 @@ from typing import IO
 from fsspec.implementations.local import LocalFileSystem
 
 from voco.errors import Refused
-from voco.ingest.media.image import MediaSource, check_size
+from voco.ingest.media.source import MediaSource, check_size
 from voco.ingest.source_row import BadRow, DamagedArchive
 from voco.store import storage
 
-BLOCK = 512
+BLOCK = 512  # bytes; headers and contents fill complete blocks
 EXTENDED_BYTES = 1 << 20  # most bytes of an extended header; a real one holds a name
-READ_AHEAD = 1 << 20  # bytes, in S3
+READ_AHEAD_BYTES = 1 << 20  # of a shard in S3
 
 
 @dataclass(frozen=True)
@@ -44,17 +44,18 @@ def shard_uris(uri: str) -> list[str]:
 
 
 def open_shard(uri: str) -> IO[bytes]:
+    """A shard for reading from start to end."""
     fs, path = storage.filesystem(uri)
     if isinstance(fs, LocalFileSystem):
         return storage.open_read(uri)
-    handle: IO[bytes] = fs.open(path, "rb", block_size=READ_AHEAD, cache_type="readahead")
+    handle: IO[bytes] = fs.open(path, "rb", block_size=READ_AHEAD_BYTES, cache_type="readahead")
     return handle
 
 
 def iterate_members(handle: IO[bytes]) -> Iterator[Member]:
     """Every member except folders, in order. The caller may read from the handle between two members.
 
-    A member that is cut is the last one. Raises DamagedArchive, also for a missing end mark.
+    A member that is cut off is the last. Raises DamagedArchive for a damaged header and for a missing end mark.
     """
     total = handle.seek(0, os.SEEK_END)
     at = 0

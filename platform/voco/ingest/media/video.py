@@ -6,7 +6,7 @@ import hashlib
 from typing import Any
 
 from voco.ingest.media.decoder import Decoder
-from voco.ingest.media.image import MediaLimits, MediaSource, check_dimensions
+from voco.ingest.media.source import MediaLimits, MediaSource, check_dimensions
 from voco.ingest.source_row import BadRow
 from voco.video.extensions import VIDEO_EXTENSIONS
 

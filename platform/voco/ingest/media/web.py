@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from threading import Condition
 
 from voco.ingest.media.download import DownloadLimits, download
-from voco.ingest.media.image import MediaSource
+from voco.ingest.media.source import MediaSource
 
 WAITING_BYTES = 64 << 20  # of finished downloads that wait for an earlier, slow one
 AHEAD = 16  # downloads that are started before the earliest one ends, as a multiple of the threads
@@ -50,7 +50,7 @@ class WebMedia:
 
 
 class _Budget:
-    """Lets a download start while fewer than WAITING_BYTES wait to be read; those up to the admitted index start always."""
+    """Lets a download start while fewer than WAITING_BYTES wait to be read; those up to the admitted index always start."""
 
     def __init__(self) -> None:
         self.changed = Condition()

@@ -1,6 +1,6 @@
 """A zip's central directory as two arrays, 39 bytes a member, sorted by a hash of the name. (APPNOTE.TXT 6.3, sections 4.3, 4.4.)
 
-zipfile keeps an object of 550 bytes for each member; LLaVA's images are 600,000 members in seven archives, in every worker.
+zipfile keeps an object of 550 bytes for each member, and every worker opens LLaVA's seven archives of 600,000 members.
 Names are not kept: the local header before a member's bytes repeats its name, and the reader compares it.
 """
 
@@ -58,7 +58,7 @@ class ZipIndex:
         return len(self.names)
 
     def find(self, name: bytes) -> np.void | None:
-        """The ENTRY with this name's hash. Of several the last one, which unpacking would leave."""
+        """The ENTRY with this name's hash. Of several entries the last, as unpacking would leave it."""
         key = hash(name)  # randomised in every process, so that no archive can be built with names that collide
         index = int(np.searchsorted(self.names, key, side="right")) - 1
         return self.entries[index] if index >= 0 and self.names[index] == key else None

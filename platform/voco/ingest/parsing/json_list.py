@@ -1,4 +1,4 @@
-"""A JSON file that is one list, parsed as a stream: one row and a window of the file are in memory."""
+"""A JSON file that is one list, parsed as a stream: only one row and a window of the file are in memory."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import IO, Any
 from voco.errors import Refused, message_line
 from voco.store import storage
 
-WINDOW = 4 << 20  # bytes read at a time; while a row lacks its end, each read doubles the text in memory
-ROW = 1 << 30  # characters; a longer row counts as one without an end
-NEAR = 16  # characters; this close to the window's end, a fault or the end of a number may only be the window's end
+WINDOW_BYTES = 4 << 20  # read at a time; while a row is incomplete, each read doubles the text in memory
+ROW_CHARACTERS = 1 << 30  # a longer row counts as one without an end
+EDGE_CHARACTERS = 16  # a fault, or the end of a number, this close to the window's end may only mean that more text follows
 SPACE = re.compile(r"[ \t\n\r]*")
 
 
@@ -25,7 +25,7 @@ def iterate_list(uri: str) -> Iterator[Any]:
 
 def _objects(uri: str, handle: IO[bytes]) -> Iterator[Any]:
     start = handle.read(64)
-    skipped = 3 if start.startswith(b"\xef\xbb\xbf") else 0
+    skipped = len(codecs.BOM_UTF8) if start.startswith(codecs.BOM_UTF8) else 0
     if start[skipped:].lstrip()[:1] != b"[":
         raise Refused(f"inputs.annotations: {uri}: expected a JSON list that starts with [, got {start[:20]!r}")
     handle.seek(skipped)
@@ -89,17 +89,17 @@ class _Window:
             try:
                 value, end = self.parse(self.text, self.at)
             except json.JSONDecodeError as error:
-                cut = error.msg.startswith("Unterminated string") or error.pos >= len(self.text) - NEAR
-                if self.ended or not cut or len(self.text) - self.at > ROW:
+                cut = error.msg.startswith("Unterminated string") or error.pos >= len(self.text) - EDGE_CHARACTERS
+                if self.ended or not cut or len(self.text) - self.at > ROW_CHARACTERS:
                     raise _NotJson(error.msg) from error
             else:
-                if end + NEAR <= len(self.text) or self.ended:  # else a number may continue beyond the window
+                if end + EDGE_CHARACTERS <= len(self.text) or self.ended:  # else a number may continue beyond the window
                     self.at = end
                     return value
             self._extend()
 
     def _extend(self) -> None:
-        size = max(WINDOW, len(self.text) - self.at)
+        size = max(WINDOW_BYTES, len(self.text) - self.at)
         data = self.handle.read(size)
         self.ended = len(data) < size
         self.text, self.at = self.text[self.at :] + self.decoder.decode(data, final=self.ended), 0
@@ -107,12 +107,3 @@ class _Window:
 
 def _no_constant(name: str) -> Any:
     raise _NotJson(f"{name} is not JSON")
-
-
-def category_and_extra(raw: dict[str, Any], own: set[str]) -> tuple[str, dict[str, Any]]:
-    """A row's `category` if it is a string, else "", and the other keys that are not in `own`."""
-    extra = {key: value for key, value in raw.items() if key not in own and key != "category"}
-    category = raw.get("category", "")
-    if not isinstance(category, str):
-        extra["category"], category = category, ""
-    return category, extra

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 from collections.abc import Iterator
@@ -17,10 +18,10 @@ import ijson
 from voco.errors import Refused, message_line
 from voco.store import storage
 
-LISTS = ("annotations", "data", "questions")  # VQAv2, TextVQA, SEED-Bench
-ITSELF = "item"  # ijson's prefix for the elements of a file that is a list
-BY_ID, LINES = "", "lines"
-LINE = 64 << 20  # most bytes of a line; a longer one is cut and no longer JSON
+ANNOTATIONS, DATA, QUESTIONS = LISTS = ("annotations", "data", "questions")  # VQAv2's answers, TextVQA, VQAv2 and SEED-Bench
+ITSELF = "item"  # the file is a list; ijson's prefix of its elements
+BY_ID, LINES = "", "lines"  # the file is an object of records by id; a record a line
+LINE_BYTES = 64 << 20  # most bytes of a line; a longer one is cut, so it is no longer JSON
 
 
 def detect_layout(uri: str, key: str) -> str:
@@ -40,7 +41,7 @@ def detect_layout(uri: str, key: str) -> str:
                 elif prefix == "" and event == "end_map":
                     return LINES
         except (ijson.JSONError, UnicodeDecodeError) as error:
-            raise Refused(f"{key}: {uri}: expected JSON or JSON lines: {_line(error)}") from error
+            raise Refused(f"{key}: {uri}: expected JSON or JSON lines: {message_line(error)}") from error
     raise Refused(f"{key}: {uri}: expected JSON or JSON lines, got nothing")
 
 
@@ -65,23 +66,20 @@ def iterate_records(uri: str, key: str, kind: str) -> Iterator[tuple[str, Any]]:
                 prefix = kind if kind == ITSELF else f"{kind}.item"
                 yield from (("", record) for record in ijson.items(stream, prefix, use_float=True))
         except (ijson.JSONError, UnicodeDecodeError) as error:
-            raise Refused(f"{key}: {uri}: expected complete JSON: {_line(error)}") from error
+            raise Refused(f"{key}: {uri}: expected complete JSON: {message_line(error)}") from error
 
 
 def iterate_lines(uri: str) -> Iterator[bytes]:
     """Every line that is not empty."""
     with storage.open_read(uri) as handle:
         stream = io.BufferedReader(_after_mark(handle))  # type: ignore[type-var]  # a file in S3 has no readline with a limit
-        while line := stream.readline(LINE):
+        while line := stream.readline(LINE_BYTES):
             if line.strip():
                 yield line
 
 
 def _after_mark(handle: IO[bytes]) -> IO[bytes]:
     """The file after its byte order mark, if it has one."""
-    handle.seek(3 if handle.read(3) == b"\xef\xbb\xbf" else 0)
+    mark = codecs.BOM_UTF8
+    handle.seek(len(mark) if handle.read(len(mark)) == mark else 0)
     return handle
-
-
-def _line(error: Exception) -> str:
-    return message_line(error)

@@ -1,4 +1,4 @@
-"""The mask as causal segments: two kinds of them per view and question, and no pair of tokens that may not meet.
+"""The mask as causal segments: one kind for a view, one for a conversation. Together they have exactly the allowed pairs.
 
 A view's prefix is one causal segment; a conversation's text is another, which reads the <voco> tokens of its sample first
 (docs/method.md). Pure, on the host, from the same ids as `voco_mask.pair_mask`; a test checks that the two are equal.
@@ -52,17 +52,17 @@ def causal_segments(ids: TokenIds, views_apart: bool, queries: int | None = None
 def _parts(tokens: Ints, kind: Ints, view: Ints, conversation: Ints, views_apart: bool) -> Iterator[tuple[Ints, Ints]]:
     """The segments of one sample's tokens: what each reads before its own tokens, and its own tokens."""
     text = kind[tokens] == TEXT
-    prefix, talks = tokens[~text], _group_by(tokens[text], conversation)
+    prefix, texts = tokens[~text], _group_by(tokens[text], conversation)
     nothing = prefix[:0]
     if views_apart:
         yield from ((nothing, own) for own in _group_by(prefix, view))
         prefix = prefix[kind[prefix] == VOCO]
-    elif len(talks) == 1 and len(prefix) and prefix[-1] < talks[0][0]:
+    elif len(texts) == 1 and len(prefix) and prefix[-1] < texts[0][0]:
         yield nothing, tokens  # one question about views that it sees completely: plain causal
         return
     elif len(prefix):
         yield nothing, prefix
-    yield from ((prefix, own) for own in talks)
+    yield from ((prefix, own) for own in texts)
 
 
 def _group_by(indices: Ints, label: Ints) -> list[Ints]:

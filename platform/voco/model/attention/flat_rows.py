@@ -15,6 +15,7 @@ def flatten_rows(states: Tensor) -> Tensor:
 
 
 def take_rows(flat: Tensor, index: Tensor | None) -> Tensor:
+    """The rows at an index (`row_index`); all of them for None."""
     return flat if index is None else flat.index_select(0, index)
 
 

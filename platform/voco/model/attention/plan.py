@@ -8,7 +8,6 @@ Legend: B rows, Q queries, K keys of a row; H query heads, G key-value heads, E 
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -32,7 +31,7 @@ class AttentionPlan(Protocol):
 
 @dataclass(frozen=True)
 class Backend:
-    """An attention backend. What job files are checked for is in its row of `ATTENTION`.
+    """An attention backend. Its row of `ATTENTION` has what job files are checked against.
 
     `plan(ids, views_apart, device, queries)` plans `voco_mask.pair_mask(ids, views_apart, queries)`, exactly; the ids are on the
     host and the plan's tensors on the device.
@@ -40,15 +39,14 @@ class Backend:
 
     plan: Callable[[TokenIds, bool, torch.device, int | None], AttentionPlan]
     available: Callable[[], bool] = lambda: True  # on this machine
-    needs: str = ""  # what a machine lacks on which it is not available
+    needs: str = ""  # what the machine must have, for the message where it is not available
 
 
 def get_backend(name: str) -> Backend:
-    """Raises ValueError for a name that is not in the table."""
+    """The backend of a row of `ATTENTION`. Raises ValueError for a name that is not in the table."""
     if name not in ATTENTION:
         raise ValueError(f"attention {name!r} cannot honour the mask exactly; use one of {sorted(ATTENTION)}")
-    backend: Backend = importlib.import_module(ATTENTION[name].module or f"voco.model.attention.{name}").BACKEND
-    return backend
+    return ATTENTION.implementation(name, __package__, "BACKEND", Backend)
 
 
 def check_backend(name: str) -> None:

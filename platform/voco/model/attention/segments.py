@@ -18,8 +18,8 @@ from voco.model.attention.flat_rows import flatten_rows, row_index, take_rows, w
 from voco.model.attention.plan import Backend
 from voco.model.attention.voco_mask import TokenIds
 
-FEW = 4  # calls
-NEAR = 16  # squares whose sizes differ by less share a call: a kernel call costs more than their empty corners
+SLICED_CALLS = 4  # with more calls than this, states are gathered instead of sliced
+SIZE_STEP = 16  # squares whose sizes differ by less share a call: a kernel call costs more than their empty corners
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class SegmentsPlan:
         groups: dict[tuple[int, int], list[Segment]] = {}
         for segment in segments:
             q, k = len(segment.queries), len(segment.keys)
-            size = (0, -(-k // NEAR)) if k <= 2 * q else (q.bit_length(), k.bit_length())
+            size = (0, -(-k // SIZE_STEP)) if k <= 2 * q else (q.bit_length(), k.bit_length())
             groups.setdefault(size, []).append(segment)
         calls, query_rows, key_rows = [], [], []
         back, start = np.zeros(queries, dtype=np.int64), 0
@@ -91,7 +91,7 @@ class SegmentsPlan:
         back_rows = row_index(back, start, device)
         runs = [(_run_start(query), _run_start(key)) for query, key in zip(query_rows, key_rows, strict=True)]
         starts = tuple((first, second) for first, second in runs if first is not None and second is not None)
-        if len(starts) == len(calls) <= FEW:
+        if len(starts) == len(calls) <= SLICED_CALLS:
             return cls(tuple(calls), None, None, back_rows, starts)
         all_queries = row_index(np.concatenate(query_rows), queries, device)
         return cls(tuple(calls), all_queries, row_index(np.concatenate(key_rows), keys, device), back_rows, None)

@@ -21,10 +21,12 @@ from torch import Tensor
 from voco.errors import Refused, one_line
 from voco.store import storage
 
+PREPROCESSOR = "preprocessor_config.json"  # transformers' file of an image processor
+
 
 @contextmanager
 def local_files(path: str) -> Iterator[str]:
-    """A local directory unchanged, or a local copy of an `s3://` directory or a hub name. Raises Refused if there is none."""
+    """A local directory itself, or a local copy of an `s3://` directory or a hub model. Raises Refused if there is none."""
     if not path.startswith("s3://"):
         yield path if Path(path).is_dir() or path.startswith(("/", ".")) else _download(path)
         return
@@ -64,9 +66,7 @@ def image_fit(name: str) -> str:
 
 
 def _processor(name: str) -> dict[str, Any] | None:
-    return read_json_file(name, "preprocessor_config.json") or (read_json_file(name, "processor_config.json") or {}).get(
-        "image_processor"
-    )
+    return read_json_file(name, PREPROCESSOR) or (read_json_file(name, "processor_config.json") or {}).get("image_processor")
 
 
 def read_tensors(folder: str, *prefixes: str) -> dict[str, Tensor]:

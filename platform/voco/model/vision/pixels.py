@@ -1,7 +1,7 @@
 """An image to the square of pixels that a tower takes: bit for bit as LLaVA does it, or several times faster.
 
-Legend: S side of the square in pixels. Both ways pad the image to a square and resize it with an antialiased bicubic filter, and
-ignore EXIF orientation, as LLaVA does. They differ in decoder, in rounding, and at the border of the picture.
+Legend: S side of the square in pixels. `llava_pixels` and `fast_pixels` pad the image to a square, resize it with an
+antialiased bicubic filter and ignore EXIF orientation, as LLaVA does. They differ in decoder, in rounding, and at the border.
 """
 
 from __future__ import annotations
@@ -26,9 +26,7 @@ JPEG = b"\xff\xd8\xff"
 
 def llava_pixels(image: Image.Image | bytes, size: int, fill: Colour) -> Tensor:
     """(S, S, 3) uint8 by Pillow alone: LLaVA's `expand2square`, then its processor's resize. Raises Pillow's errors."""
-    if isinstance(image, bytes):
-        image = Image.open(io.BytesIO(image))
-    image = image.convert("RGB")
+    image = _rgb(image)
     side = max(image.size)
     if image.size != (side, side):
         square = Image.new("RGB", (side, side), fill)
@@ -43,9 +41,7 @@ def anyres_pixels(image: Image.Image | bytes, anyres: Anyres) -> tuple[Tensor, S
     """(T, S, S, 3) uint8 and the image's height and width, as LLaVA-1.6 cuts it: the complete image, squeezed into a square, then
     the squares of its resolution in raster order, the image in the middle and black around it. Raises Pillow's errors.
     """
-    if isinstance(image, bytes):
-        image = Image.open(io.BytesIO(image))
-    image = image.convert("RGB")
+    image = _rgb(image)
     size = (image.height, image.width)
     target = anyres.resolution(size)
     height, width = fit_inside(size, target)
@@ -59,9 +55,7 @@ def anyres_pixels(image: Image.Image | bytes, anyres: Anyres) -> tuple[Tensor, S
 
 def squeezed_pixels(image: Image.Image | bytes, side: int) -> Tensor:
     """(S, S, 3) uint8: an image squeezed into a square, for SigLIP, and for LLaVA-1.6's complete images and video frames."""
-    if isinstance(image, bytes):
-        image = Image.open(io.BytesIO(image))
-    return torch.from_numpy(np.array(image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)))
+    return torch.from_numpy(np.array(_rgb(image).resize((side, side), Image.Resampling.BICUBIC)))
 
 
 def fast_pixels(image: Image.Image | bytes, size: int, fill: Colour) -> Tensor:
@@ -71,9 +65,9 @@ def fast_pixels(image: Image.Image | bytes, size: int, fill: Colour) -> Tensor:
     `fast`.
     """
     pixels = _jpeg(image, size) if isinstance(image, bytes) and image.startswith(JPEG) else None
-    if pixels is None:  # no JPEG, or one that libjpeg-turbo cannot decode: CMYK, or bytes between its parts
-        pixels = np.array((Image.open(io.BytesIO(image)) if isinstance(image, bytes) else image).convert("RGB"))
-    height, width = _fit_inside(pixels.shape[0], pixels.shape[1], size)
+    if pixels is None:  # not a JPEG, or one that libjpeg-turbo cannot decode: CMYK, or bytes between its parts
+        pixels = np.array(_rgb(image))
+    height, width = _scaled_size(pixels.shape[0], pixels.shape[1], size)
     picture = torch.from_numpy(pixels)
     if (height, width) != pixels.shape[:2]:
         picture_chw = picture.permute(2, 0, 1)[None]
@@ -89,10 +83,14 @@ def fast_pixels(image: Image.Image | bytes, size: int, fill: Colour) -> Tensor:
     return square
 
 
-def _fit_inside(height: int, width: int, size: int) -> tuple[int, int]:
+def _scaled_size(height: int, width: int, size: int) -> tuple[int, int]:
     """Height and width of a picture whose longer side becomes `size`."""
     side = max(height, width)
     return max(1, round(height * size / side)), max(1, round(width * size / side))
+
+
+def _rgb(image: Image.Image | bytes) -> Image.Image:
+    return (Image.open(io.BytesIO(image)) if isinstance(image, bytes) else image).convert("RGB")
 
 
 def _jpeg(data: bytes, size: int) -> Pixels | None:
@@ -105,7 +103,7 @@ def _jpeg(data: bytes, size: int) -> Pixels | None:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
         if space not in ("YCbCr", "Gray", "RGB") or height * width > PILLOW_MAX_PIXELS:  # Pillow refuses a decompression bomb
             return None
-        smallest: dict[str, Any] = dict(zip(("min_height", "min_width"), _fit_inside(height, width, size), strict=True))
+        smallest: dict[str, Any] = dict(zip(("min_height", "min_width"), _scaled_size(height, width, size), strict=True))
         pixels: Pixels = simplejpeg.decode_jpeg(data, "RGB", min_factor=2, **smallest)
     except ValueError:
         return None

@@ -16,20 +16,20 @@ from typing import Any
 import ijson
 
 from voco.errors import Refused, message_line
-from voco.ingest.answer_keys import NOTES, SHORT
+from voco.ingest.answer_keys import NOTES
+from voco.ingest.evaluation_row import SHORT
 from voco.ingest.parsing import json_records
 from voco.ingest.source_row import BadRow
 from voco.store import storage
 
 KEY = "inputs.annotations"
-QUESTIONS = "questions"
 CATEGORY = "default"  # as in LLaVA's files of both sets
 
 Record = dict[str, Any]
 
 
-def find_own_questions(uri: str) -> tuple[Iterable[Any], Callable[[Any], Record]] | None:
-    """The raw questions of the file and the function that turns one into a row or raises BadRow; None for a file of neither set.
+def open_questions(uri: str) -> tuple[Iterable[Any], Callable[[Any], Record]] | None:
+    """The file's raw questions and the function that makes a row of one or raises BadRow; None for a file of another layout.
 
     Raises Refused for a VQAv2 file without the name of its image set and, while the questions are read, for one that ends early.
     """
@@ -37,8 +37,9 @@ def find_own_questions(uri: str) -> tuple[Iterable[Any], Callable[[Any], Record]
         layout = json_records.detect_layout(uri, KEY)
     except Refused:  # a first line that is not JSON is one bad row of LLaVA's layout
         return None
-    if layout == QUESTIONS:
-        return (raw for _, raw in json_records.iterate_records(uri, KEY, QUESTIONS)), partial(vqav2_row, _images(uri))
+    if layout == json_records.QUESTIONS:
+        raws = (raw for _, raw in json_records.iterate_records(uri, KEY, layout))
+        return raws, partial(vqav2_row, _image_set(uri))
     if layout == json_records.BY_ID:
         _, first = next(iter(json_records.iterate_records(uri, KEY, layout)))
         if isinstance(first, dict) and "imageId" in first:
@@ -46,7 +47,7 @@ def find_own_questions(uri: str) -> tuple[Iterable[Any], Callable[[Any], Record]
     return None
 
 
-def _images(uri: str) -> str:
+def _image_set(uri: str) -> str:
     """The name of the image set in the file, such as val2014."""
     with storage.open_read(uri) as handle:
         try:
@@ -58,14 +59,14 @@ def _images(uri: str) -> str:
     raise Refused(f"{KEY}: {uri}: expected `data_subtype`, such as val2014, next to `questions`, got nothing")
 
 
-def vqav2_row(images: str, raw: Any) -> Record:
-    """A VQAv2 question; its image is COCO_<images>_<image_id in 12 digits>.jpg. Raises BadRow."""
+def vqav2_row(image_set: str, raw: Any) -> Record:
+    """A VQAv2 question; its image is COCO_<image_set>_<image_id in 12 digits>.jpg. Raises BadRow."""
     if not isinstance(raw, dict):
         raise BadRow("bad_record", f"expected an object, got {type(raw).__name__}")
     number = raw.get("image_id")
     if not isinstance(number, int) or isinstance(number, bool) or number < 0:
         raise BadRow("bad_record", f"image_id: expected a number, got {str(number)[:40]!r}")
-    image = f"COCO_{images}_{number:012d}.jpg"
+    image = f"COCO_{image_set}_{number:012d}.jpg"
     return {"question_id": raw.get("question_id"), "image": image, "text": _text(raw), "category": CATEGORY}
 
 
