@@ -58,6 +58,15 @@ def test_not_checked_inputs_are_sized_by_expect(monkeypatch: pytest.MonkeyPatch)
     assert "steps: ceil(1,001 rows / 8) x 1 epochs = 126" in printed
 
 
+def test_expect_gives_the_rows_of_annotations_and_the_bytes_of_media() -> None:
+    inputs = {"annotations": "s3://YOUR-BUCKET/a.json", "media": "s3://YOUR-BUCKET/m"}
+    raw = {"name": "x", "kind": "ingest", "output": "s3://YOUR-BUCKET/o", "inputs": inputs}
+    raw |= {"expect": {"rows": 1001, "bytes": 5 << 30}, "ingest": {"format": "llava_json", "dataset": "d", "split": "train"}}
+    printed = "\n".join(plan.plan_lines("job.yaml", build_job("job.yaml", raw)))
+    assert "a.json: not checked, expect: 1,001 rows\n" in printed
+    assert "/m: not checked, expect: 5.0 GiB\n" in printed
+
+
 def test_parameters_are_those_of_transformers() -> None:
     llama = build_job("x", TRAIN).model.llama  # type: ignore[union-attr]
     config = LlamaConfig(

@@ -305,6 +305,12 @@ def test_a_source_that_changes_while_it_is_read(tmp_path, monkeypatch) -> None:
     assert manifest.read_manifest(str(tmp_path / "out")) is None
 
 
+def test_the_columns_of_the_work_list_stay() -> None:
+    """An output that is unfinished when the package is upgraded continues with the list that it has."""
+    columns = ["sample_id", "dataset", "split", "modality", "paths", "place", "sources", "conversations"]
+    assert listing.WORK.names == columns
+
+
 def test_the_driver_leaves_ray_alone(tmp_path) -> None:
     mixed(tmp_path)
     raw_job = json.dumps(job(tmp_path, tmp_path / "out", unit_rows=50, **LAX).model_dump(exclude_none=True))

@@ -80,6 +80,7 @@ def without(job: dict[str, Any], key: str) -> dict[str, Any]:
         (without(TRAIN, "model"), "expected either a `model` block or `inputs.checkpoint`"),
         (changed(TRAIN, "image_sft.global_batch", 6), "expected a multiple of workers x micro_batch = 4, got 6"),
         (changed(TRAIN, "image_sft.attention", "flex"), "image_sft.attention: flex trains on GPUs only: expected segments"),
+        (changed(without(TRAIN, "model"), "image_sft.attention", "flex"), "image_sft.attention: flex trains on GPUs only"),
         (changed(TRAIN, "name", "Train 1"), "name: "),
         (without(INGEST, "inputs"), "inputs.annotations: expected a value for a job of kind ingest, got nothing"),
         (changed(INGEST, "inputs.checkpoint", "c"), "inputs.checkpoint: not for a job of kind ingest"),
@@ -106,6 +107,13 @@ def test_files_that_are_not_jobs(tmp_path: Path) -> None:
         load_job("x.yaml", "a: [")
     with pytest.raises(Refused, match="expected a mapping"):
         load_job("x.yaml", "- a")
+
+
+def test_what_is_not_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "picture.yaml").write_bytes(b"\xff\xd8\xff\xe0")
+    for path in (tmp_path, tmp_path / "picture.yaml"):
+        with pytest.raises(Refused, match="expected a YAML file"):
+            load_job(str(path))
 
 
 def test_run_id_follows_content_and_inputs_only() -> None:

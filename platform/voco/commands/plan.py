@@ -42,9 +42,9 @@ def input_size(job: Job, key: str, uri: str, stage_sizes: dict[str, InputSize]) 
     expect = next(iter(parts), None) or job.expect
     unchecked = InputSize(None, None, "not checked")
     if expect is not None:
-        unchecked = InputSize(expect.rows, expect.bytes, "not checked, expect")
-    if key == "inputs.media":  # the figures are those of the annotations
-        unchecked = InputSize(None, None, "not checked")
+        media = job.inputs.media is not None  # they have the bytes, and the annotations the rows
+        rows, size = (None if key == "inputs.media" else expect.rows), (None if media and key != "inputs.media" else expect.bytes)
+        unchecked = InputSize(rows, size, "not checked, expect")
     if storage.is_placeholder(uri):
         return unchecked
     resolved = storage.resolve(uri)

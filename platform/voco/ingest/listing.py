@@ -160,7 +160,7 @@ def _samples(block: Ingest, buckets: Iterator[Iterable[GroupRow]], rejects: _Rej
                     "paths": paths, "place": location, "sources": [], "conversations": [], "size": 0,
                 }  # fmt: skip
             elif sample["place"] != location:  # two media of the same name: the row may mean either
-                rejects.add(Reject(source, "duplicate", f"{paths[0]} is already at {sample['location']}"))
+                rejects.add(Reject(source, "duplicate", f"{paths[0]} is already at {sample['place']}"))
                 continue
             if block.duplicates == "reject":
                 if (key, turns) in distinct:

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from voco.errors import Refused
+from voco.errors import Refused, one_line
 from voco.job import validation_errors
 from voco.job.spec import OWN_CHECKPOINT, Flow, Job, Sweep
 from voco.job.trials import sweep_trials
@@ -24,6 +24,8 @@ def load_job(path: str, text: str | None = None) -> Job:
         raw = yaml.safe_load(Path(path).read_text() if text is None else text)
     except FileNotFoundError as error:
         raise Refused(f"{path}: no such file") from error
+    except (OSError, UnicodeDecodeError) as error:  # a directory, a picture
+        raise Refused(f"{path}: expected a YAML file: {one_line(error)}") from error
     except yaml.YAMLError as error:
         problem = " ".join(str(error).replace('in "<unicode string>", ', "at ").split())
         raise Refused(f"{path}: not YAML: {problem}") from error
