@@ -102,7 +102,8 @@ def files_of(root: Path, kind: str) -> list[Path]:
     """Files of the directories named `kind`, which are beside an output's `run.json`, or inside one that is."""
     folders = [file.parent / kind for file in root.rglob("run.json")]
     folders += [file.parent / "compressor" / kind for file in root.rglob("run.json")]
-    return sorted({file for folder in folders for file in folder.rglob("*") if file.is_file() and file.name != "run.json"})
+    files = {file for folder in folders for file in folder.rglob("*") if file.is_file()}
+    return sorted(file for file in files if file.name not in ("run.json", "manifest.json"))
 
 
 def whole_file(file: Path, _root: Path) -> str:
