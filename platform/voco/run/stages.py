@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable
 
 from voco.job.spec import Job
 from voco.job.trials import inner_jobs
 from voco.run import manifest, wandb_tracking
+from voco.run.logs import get_logger
 from voco.run.manifest import Manifest
 from voco.run.wandb_tracking import TrackedRun
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 RunStage = Callable[[Job, str], Manifest]  # reads the inputs, does the work, writes the manifest last
 RecordStage = Callable[[TrackedRun, Job], None]  # a kind's own figures in W&B, besides its output

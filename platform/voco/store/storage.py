@@ -58,6 +58,15 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     return LocalFileSystem(), uri
 
 
+def read_range(fs: fsspec.AbstractFileSystem, path: str, start: int, size: int) -> bytes:
+    """`size` bytes from `start` of a file of `filesystem`; fewer at its end."""
+    if not isinstance(fs, LocalFileSystem):
+        return bytes(fs.cat_file(path, start=start, end=start + size)) if size else b""  # S3 has no empty range
+    with open(path, "rb") as handle:
+        handle.seek(start)
+        return handle.read(size)
+
+
 @contextmanager
 def s3_patience(seconds: float) -> Iterator[None]:
     """Change how long calls inside it wait for an S3 server that does not answer; 0 fails at once, for read-only checks."""

@@ -19,8 +19,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import IO
 
-from fsspec.implementations.local import LocalFileSystem
-
 from voco.errors import Refused, message_line
 from voco.ingest.evaluation_row import LETTERS, EvaluationQuestion, make_evaluation_row, with_options
 from voco.ingest.formats import Format
@@ -172,11 +170,7 @@ class TsvImages:
             yield _TsvImage(self, start, size, column)
 
     def read(self, start: int, size: int) -> bytes:
-        if not isinstance(self.fs, LocalFileSystem):
-            return bytes(self.fs.cat_file(self.path, start=start, end=start + size))
-        with open(self.path, "rb") as handle:
-            handle.seek(start)
-            return handle.read(size)
+        return storage.read_range(self.fs, self.path, start, size)
 
 
 @dataclass(frozen=True)

@@ -140,12 +140,7 @@ class TarShards:
             yield _TarMember(self, name, int(start), int(size))
 
     def read(self, name: str, start: int, size: int) -> bytes:
-        path = f"{self.root}/{name}"
-        if not isinstance(self.fs, LocalFileSystem):
-            return bytes(self.fs.cat_file(path, start=start, end=start + size)) if size else b""
-        with open(path, "rb") as handle:
-            handle.seek(start)
-            return handle.read(size)
+        return storage.read_range(self.fs, f"{self.root}/{name}", start, size)
 
 
 @dataclass(frozen=True)
