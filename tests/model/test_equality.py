@@ -48,20 +48,9 @@ def greedy_one_pass(model, sample, features, steps):
 
 
 def read_logits(model, cache, prompt):
-    """Logits of every prompt token read against a cache."""
-    outputs = []
-    original = model._run
-
-    def spy(*args, **kwargs):
-        outputs.append(original(*args, **kwargs))
-        return outputs[-1]
-
-    model._run = spy
-    try:
-        next(model.decode_steps([cache], [prompt]))
-    finally:
-        model._run = original
-    return model.language_model.lm_head(outputs[0][0])
+    """Logits of every prompt token read against a cache: of the last token of every beginning of the prompt."""
+    states = [model._prefill([cache], [prompt[:length]])[0] for length in range(1, len(prompt) + 1)]
+    return model.language_model.lm_head(torch.cat(states))
 
 
 def sensitive(model, sample, features):

@@ -119,14 +119,13 @@ def test_a_cache_of_another_compressor_is_refused():
 def test_every_pass_runs_under_our_plan():
     """Without a mask transformers takes restarting positions for packed samples; our attention function ignores its masks."""
     model, _ = setup()
-    plans = []
-    original = model.language_model.model.forward
-
-    def spy(*args, **kwargs):
-        plans.append(kwargs["plan"])
-        return original(*args, **kwargs)
-
-    model.language_model.model.forward = spy
+    first, *_, last = model.language_model.model.layers
+    plans = {first: [], last: []}
+    for layer, seen in plans.items():
+        layer.self_attn.register_forward_pre_hook(
+            lambda _module, _inputs, options, seen=seen: seen.append(type(options["plan"]).__name__), with_kwargs=True
+        )
     caches = model.compress_features([tiny.features(3)])
     model.answer_ids(caches, [[5, 6]], 3)
-    assert [type(plan).__name__ for plan in plans] == ["SegmentsPlan", "DensePlan", "DensePlan"]
+    assert plans[first] == ["SegmentsPlan", "SegmentsPlan", "DensePlan", "DensePlan"]
+    assert plans[last] == ["SegmentsPlan", "DensePlan", "DensePlan"]  # compressing ends before it

@@ -20,6 +20,7 @@ from voco.model.attention.voco_mask import TokenIds
 from voco.model.cache import CacheKey, VocoCache, join_caches
 from voco.model.checkpoint_layout import head_width
 from voco.model.kv_capture import capture_keys_values
+from voco.model.last_layer import states_of_rows
 from voco.model.rope import max_positions, rotate
 from voco.model.sampling import GREEDY, Answer, Sampling, collect_answers
 from voco.sequence.chat_template import Turn
@@ -59,8 +60,11 @@ class CacheReader(nn.Module):
                 f"a sample of {int(position.max()) + 1} positions is longer than the model's window of {self.window}"
             )
 
-    def _run(self, embeds: Tensor, plan: AttentionPlan, position: Tensor, past: Any = None) -> Tensor:
+    def _run(self, embeds: Tensor, plan: AttentionPlan, position: Tensor, past: Any = None, rows: Tensor | None = None) -> Tensor:
+        """(B, L, W) normalised states of the last layer; with `rows` (M,), of the flattened (B x L), only theirs: (M, W)."""
         self._check_window(position)
+        if rows is not None:
+            return states_of_rows(self.language_model.model, embeds, position, plan, rows, past)
         states: Tensor = self.language_model.model(
             inputs_embeds=embeds, position_ids=position, past_key_values=past, use_cache=past is not None, plan=plan
         ).last_hidden_state
@@ -136,8 +140,8 @@ class CacheReader(nn.Module):
         ids, steps, lengths = ids.to(self.device), steps.to(self.device), lengths.to(self.device)
         # padding repeats a row's last position, so that it does not count as a longer sample
         position = start[:, None] + torch.minimum(steps, lengths[:, None] - 1)
-        states = self._run(self.language_model.model.embed_tokens(ids), plan, position, past)
-        last = states[torch.arange(len(prompts), device=self.device), lengths - 1]
+        last_rows = torch.arange(len(prompts), device=self.device) * width + lengths - 1
+        last = self._run(self.language_model.model.embed_tokens(ids), plan, position, past, last_rows)
         return last, past, torch.cat((real, text), dim=1).to(self.device), start + lengths
 
     @torch.no_grad()

@@ -117,10 +117,13 @@ class VocoLlama(CacheReader):
         """(F, slots, C) of features (F, V, C), as the method pools them."""
         return get_method(self.layout.method).pool(features, self.layout, self.method_module)
 
-    def hidden(self, batch: Batch, views_apart: bool | None = None) -> Tensor:
-        """(1, L, W): the last layer's normalised states at the batch's positions, by default under the method's own mask."""
+    def hidden(self, batch: Batch, views_apart: bool | None = None, rows: Tensor | None = None) -> Tensor:
+        """(1, L, W): the last layer's normalised states at the batch's positions, by default under the method's own mask.
+
+        With `rows` (M,) int64 only the states of those positions, (M, W).
+        """
         apart = self.layout.rule.views_apart if views_apart is None else views_apart
-        return self._run(self.embed(batch), self._plan(batch.token_ids, apart), batch.position)
+        return self._run(self.embed(batch), self._plan(batch.token_ids, apart), batch.position, rows=rows)
 
     def logits(self, batch: Batch) -> Tensor:
         """(1, L, vocabulary) logits of every token. For tests and display; training needs only supervised rows."""
@@ -134,9 +137,9 @@ class VocoLlama(CacheReader):
         """
         text = batch.text if isinstance(batch, CachedBatch) else batch
         soft = None if text.teacher is None else self._distill_target(text.teacher)
-        states = self.hidden_cached(batch) if isinstance(batch, CachedBatch) else self.hidden(batch)
-        predicting = states[0].index_select(0, text.predict_at)
-        summed: Tensor | tuple[Tensor, Tensor] = self.language_model.lm_head(predicting, text.predict_id, soft)
+        rows = text.predict_at
+        states = self.hidden_cached(batch, rows) if isinstance(batch, CachedBatch) else self.hidden(batch, rows=rows)
+        summed: Tensor | tuple[Tensor, Tensor] = self.language_model.lm_head(states, text.predict_id, soft)
         return summed
 
     @torch.no_grad()
@@ -145,19 +148,22 @@ class VocoLlama(CacheReader):
         distillation = self.distillation
         assert distillation is not None
         teacher = distillation.teacher or self
-        states = teacher.hidden(batch, views_apart=False)[0].index_select(0, batch.predict_at)
+        states = teacher.hidden(batch, views_apart=False, rows=batch.predict_at)
         head = None if distillation.teacher is None else distillation.teacher.language_model.lm_head.weight
         return DistillTarget(states, head, distillation.weight, distillation.temperature)
 
-    def hidden_cached(self, batch: CachedBatch) -> Tensor:
-        """(1, L, W): states of text that reads caches: pass 2 alone. Gradients reach this model's weights, not the caches."""
+    def hidden_cached(self, batch: CachedBatch, rows: Tensor | None = None) -> Tensor:
+        """(1, L, W): states of text that reads caches: pass 2 alone. Gradients reach this model's weights, not the caches.
+
+        With `rows` (M,) int64 only the states of those positions, (M, W).
+        """
         text, caches = batch.text, batch.caches
         owner = torch.cat([torch.full((cached_tokens(cache),), index) for index, cache in enumerate(caches)])[None]
         ids = reading_token_ids(torch.ones_like(owner, dtype=torch.bool), owner, text.kind, text.sample, text.conversation)
         plan = self._plan(ids, views_apart=True, queries=text.ids.shape[1])
         keys, values = self.place_keys(caches)
         past = to_dynamic_cache(keys[:, None], values[:, None])
-        return self._run(self.language_model.model.embed_tokens(text.ids), plan, text.position, past)
+        return self._run(self.language_model.model.embed_tokens(text.ids), plan, text.position, past, rows)
 
     # ---- compress -------------------------------------------------------------------------------------------------
 
