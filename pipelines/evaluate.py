@@ -23,11 +23,11 @@ def run(job: Job, run_id: str) -> Manifest:
     block: Evaluate = job.block
     token_counts = preflight.check_evaluation(job)
     output, samples = job.output_uri, job.resolved_inputs.sample_uris
-    count = answering.list_evaluation_rows(output, samples, block.unit_samples)
+    count = answering.list_evaluation_rows(output, samples, block)
     bounds = preflight.read_bounds(job)
     arguments = answering.worker_arguments(job)
     records = units.run_units(output, count, answering.AnswerWorker, arguments, job.resources, in_process=False, label=job.name)
     rows, fields = aggregate.write_scores(job, records, token_counts, bounds)
-    for line in aggregate.score_lines(job, rows, fields["counts"]["images"]):
+    for line in [*aggregate.example_lines(job), *aggregate.score_lines(job, rows, fields["counts"]["images"])]:
         log.info("%s", line)
     return manifest.write_manifest(job, run_id, started, **fields)

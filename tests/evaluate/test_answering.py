@@ -17,6 +17,7 @@ import world
 import pipelines
 from voco.errors import Refused
 from voco.evaluate import answering, preflight
+from voco.evaluate.aggregate import example_line
 from voco.job.config import Evaluate, Model, Resources, Text
 from voco.job.spec import Job
 from voco.methods import fastv
@@ -27,6 +28,7 @@ from voco.precompute import feature_store, features, frame_cache
 from voco.run import manifest, units
 from voco.sequence.anyres import Anyres
 from voco.store import parquet, storage
+from voco.store.samples import row_addresses
 from voco.store.schemas import ALL
 
 LLAMA = {"layers": 3, "width": 32, "heads": 4, "kv_heads": 2, "mlp_width": 48, "vocabulary": 300}
@@ -74,8 +76,8 @@ def local(output: str, count: int, worker: Any, arguments: dict[str, Any]) -> li
 
 def evaluate(root: Path, output: Path, checkpoint: str, frames: str | None = None, **block: Any) -> list[dict[str, Any]]:
     """Answers of two units, in this process."""
-    count = answering.list_evaluation_rows(str(output), [str(root / "samples")], 4)
-    keys = {"benchmark": "halves", "max_new_tokens": 4, "batch": 5, **block}
+    keys = {"benchmark": "halves", "max_new_tokens": 4, "batch": 5, "unit_samples": 4, **block}
+    count = answering.list_evaluation_rows(str(output), [str(root / "samples")], Evaluate.model_validate(keys))
     sources = {"features": None if frames else str(root / "features"), "frame_cache": frames}
     local(
         str(output),
@@ -84,6 +86,20 @@ def evaluate(root: Path, output: Path, checkpoint: str, frames: str | None = Non
         {"output": str(output), "checkpoint": str(root / checkpoint), **sources, "block": keys},
     )
     return table(output).to_pylist()
+
+
+def test_a_limit_answers_the_first_samples_only(root: Path, tmp_path: Path) -> None:
+    block = Evaluate(benchmark="halves", limit=3, unit_samples=2)
+    assert answering.list_evaluation_rows(str(tmp_path), [str(root / "samples")], block) == 2
+    listed = parquet.read_table(units.work_list_uri(str(tmp_path))).to_pylist()
+    everything = list(row_addresses([str(root / "samples")]))
+    assert [row["row"] for row in listed] == [row["row"] for row in everything[:3]]
+    assert len(everything) > 3
+
+
+def test_an_example_is_one_line_with_question_answer_and_reference() -> None:
+    answer = {"prompt": "what\nis it?", "prediction": "a 'cat'", "references": ["cat", "cat", "dog"]}
+    assert example_line("look", answer) == """look: 'what is it?' -> "a 'cat'" (right: 'cat or dog')"""
 
 
 def table(output: Path) -> pa.Table:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from voco.errors import Refused, message_line
@@ -13,6 +14,11 @@ from voco.run import manifest
 from voco.run.claim import STOP_WAIT_S
 
 RUNNING = ("PENDING", "RUNNING")
+Write = Callable[[str], None]  # takes pieces of a log, of any size
+
+
+def write_stdout(text: str) -> None:
+    print(text, end="", flush=True)
 
 
 def jobs_of_run(client: Any, run_id: str) -> list[Any]:
@@ -30,18 +36,20 @@ def find_job(client: Any, run: str) -> Any:
     return jobs[0]
 
 
-def follow(client: Any, submission_id: str) -> int:
+def follow(client: Any, submission_id: str, write: Write = write_stdout) -> int:
     """Print the job's log until it ends; returns its exit code. Ctrl-C ends the printing; the job continues."""
     try:
-        asyncio.run(_print_log(client, submission_id))
+        asyncio.run(_print_log(client, submission_id, write))
     except KeyboardInterrupt:
+        if write is not write_stdout:  # the caller owns the terminal, and knows what becomes of the job
+            raise
         print(f"\nThe job continues. `voco logs {submission_id}` follows it, `voco stop {submission_id}` ends it")
         return 130
     return job_exit_code(client.get_job_info(submission_id))
 
 
-async def _print_log(client: Any, submission_id: str) -> None:
-    """Print every line of the log once, however often the connection breaks."""
+async def _print_log(client: Any, submission_id: str, write: Write) -> None:
+    """Write every line of the log once, however often the connection breaks."""
     printed = 0
     while True:
         received = 0
@@ -50,7 +58,7 @@ async def _print_log(client: Any, submission_id: str) -> None:
                 fresh = text[max(0, printed - received) :]
                 received += len(text)
                 if received > printed:
-                    print(fresh, end="", flush=True)
+                    write(fresh)
                     printed = received
         except (RuntimeError, OSError) as error:
             print(f"(log connection: {message_line(error, 120)})", file=sys.stderr)

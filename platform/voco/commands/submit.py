@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from voco.commands.cluster import ClusterTarget, connect, is_on_this_machine
-from voco.commands.follow import RUNNING, follow, jobs_of_run
+from voco.commands.follow import RUNNING, Write, follow, jobs_of_run, write_stdout
 from voco.errors import Refused, message_line
 from voco.job.spec import Job
 from voco.run import manifest
@@ -22,8 +22,11 @@ from voco.run.claim import STOP_WAIT_S
 from voco.store import storage
 
 
-def submit(file: str, job: Job, target: ClusterTarget, replace: bool = False) -> int:
-    """Submit a job and follow it; returns its exit code. A run that is running is followed; a finished run is reported."""
+def submit(file: str, job: Job, target: ClusterTarget, replace: bool = False, write: Write = write_stdout) -> int:
+    """Submit a job and follow it; returns its exit code. A run that is running is followed; a finished run is reported.
+
+    `write` takes the pieces of the job's log.
+    """
     if storage.is_placeholder(job.output):
         raise Refused(f"{file}: output: {job.output} is a placeholder; put your own location there")
     run_id = manifest.job_run_id(job)
@@ -34,7 +37,7 @@ def submit(file: str, job: Job, target: ClusterTarget, replace: bool = False) ->
     running = [ray_job for ray_job in jobs_of_run(client, run_id) if ray_job.status in RUNNING]
     if running:
         print(f"{run_id} is running as {running[0].submission_id}; following it", flush=True)
-        return follow(client, str(running[0].submission_id))
+        return follow(client, str(running[0].submission_id), write)
     if output_is_finished(job, run_id, replace):  # by a job that ended during this check
         print(f"{job.name}: done already ({run_id}): {job.output}")
         return 0
@@ -51,7 +54,7 @@ def submit(file: str, job: Job, target: ClusterTarget, replace: bool = False) ->
         if "already exists" not in str(error):
             raise Refused(f"{target.address}: the job was not accepted: {message_line(error, 300)}") from error
         print(f"{run_id} was submitted a moment ago as {submission_id}; following it", flush=True)
-    return follow(client, submission_id)
+    return follow(client, submission_id, write)
 
 
 def output_is_finished(job: Job, run_id: str, replace: bool = False) -> bool:

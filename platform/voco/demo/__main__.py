@@ -1,21 +1,28 @@
-"""`make demo`: writes the data, starts a local Ray cluster, runs the flow through the Jobs API, and prints scores and times."""
+"""`make demo`: writes the data, starts a local Ray cluster, runs the flow through the Jobs API, and prints scores and times.
+
+The cluster ends with this process, however that ends; called again, the flow continues.
+"""
 
 from __future__ import annotations
 
 import os
+import shlex
+import sys
 import threading
 import time
+import webbrowser
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import psutil
 
 from voco.commands import submit
-from voco.commands.cluster import find_cluster
-from voco.demo import cluster
-from voco.errors import exit_code
+from voco.commands.cluster import ClusterTarget, find_cluster
+from voco.demo import cluster, guard
+from voco.demo.recipe import DEMO, Recipe
+from voco.errors import Stopped, exit_code
 from voco.job.load import load_job
 from voco.job.spec import Job
 from voco.report import table
@@ -24,8 +31,8 @@ from voco.run import manifest
 from voco.store import storage
 from voco.store.schemas import ALL
 
-FLOW = "jobs/demo/flow.yaml"
-DATA = Path(".demo/data")
+QUESTION = "what color is at the top left?"
+PICTURE = "images/scenes/test/000000.png"
 
 
 def main() -> int:
@@ -33,19 +40,64 @@ def main() -> int:
     spent: dict[str, float] = {}
     if "VOCO_ENVIRONMENT_S" in os.environ:
         spent["environment"] = float(os.environ["VOCO_ENVIRONMENT_S"])
-    timed(spent, "data", write_demo_data)
-    job = load_job(FLOW)
-    if submit.output_is_finished(job, manifest.job_run_id(job)):
-        print(f"The demo is done already: {job.output}")
-        code = 0
-    else:
-        with peak_memory() as peak:
-            target = find_cluster(timed(spent, "Ray start", cluster.start).dashboard)
-            code = timed(spent, "flow", lambda: submit.submit(FLOW, job, target))
-        print(f"\nPeak memory: {peak[0] / 2**30:.1f} GiB above the machine's use before Ray started")
+    job = load_job(DEMO.flow)
+    code = run_flow(job, DEMO.flow, DEMO, spent)
     if code == 0:
         print_results(job, spent)
+        print_next(job)
     return code
+
+
+def run_flow(job: Job, file: str, recipe: Recipe, spent: dict[str, float]) -> int:
+    """Write the recipe's data, run the job file on a cluster that ends with this process, and follow it.
+
+    Seconds of each part are added to `spent`. Returns the job's exit code.
+    """
+    if submit.output_is_finished(job, manifest.job_run_id(job)):
+        print(f"The demo is done already: {job.output}")
+        return 0
+    guard.stop_with_this_process(recipe.folder)
+    with peak_memory() as peak:
+        starting = threading.Thread(target=timed, args=(spent, "Ray start", lambda: cluster.start(recipe.folder)))
+        starting.start()  # Ray starts while the data are written
+        timed(spent, "data", lambda: write_demo_data(recipe))
+        starting.join()
+        running = cluster.read_cluster(recipe.folder)
+        assert running is not None
+        log = recipe.folder / "demo.log"
+        print(f"The complete log: {log}", flush=True)
+        target = find_cluster(running.dashboard)
+        code: int = timed(spent, "flow", lambda: follow_flow(file, job, target, log))
+        timed(spent, "Ray stop", lambda: cluster.stop(recipe.folder))
+    print(f"\nPeak memory: {peak[0] / 2**30:.1f} GiB above the machine's use before Ray started")
+    return code
+
+
+def follow_flow(file: str, job: Job, target: ClusterTarget, log: Path) -> int:
+    """Submit the flow; its log goes to a file, and to the terminal as bars or, where there is no terminal, as plain lines.
+
+    Raises Stopped on Ctrl-C.
+    """
+    try:
+        with open(log, "a") as file_log:
+            if not sys.stdout.isatty():
+                return submit.submit(file, job, target, write=_tee(file_log, sys.stdout.write))
+            from voco.commands.flow_view import FlowView
+
+            with FlowView(job) as view:
+                return submit.submit(file, job, target, write=_tee(file_log, view.feed))
+    except KeyboardInterrupt:
+        raise Stopped("the demo's cluster ends now; run again, it continues where it was") from None
+
+
+def _tee(file_log: IO[str], show: Callable[[str], Any]) -> Callable[[str], None]:
+    def write(text: str) -> None:
+        file_log.write(text)
+        file_log.flush()
+        show(text)
+        sys.stdout.flush()
+
+    return write
 
 
 @contextmanager
@@ -64,11 +116,11 @@ def peak_memory() -> Iterator[list[int]]:
         ended.set()
 
 
-def write_demo_data() -> None:
-    """Write the demo's datasets in the file formats of real ones; data that exists is not written again."""
+def write_demo_data(recipe: Recipe) -> None:
+    """Write the recipe's datasets in the file formats of real ones; data that exists is not written again."""
     from voco.demo import write
 
-    write.write_data(DATA)
+    write.write_data(recipe.data, recipe)
 
 
 def timed(spent: dict[str, float], part: str, call: Callable[[], Any]) -> Any:
@@ -90,10 +142,24 @@ def print_results(job: Job, spent: dict[str, float]) -> None:
         print(f"  {part:<24}{seconds:8.1f}")
     for stage in job.stages:
         if stage.kind == "report":
-            output = stage.output_uri
-            summary = storage.read_json(storage.join(output, SUMMARY_FILE))
+            summary = storage.read_json(storage.join(stage.output_uri, SUMMARY_FILE))
             print(f"\n{table.text_tables([row for row in summary if row['category'] == ALL])}")
-            print(f"\nReport: {storage.join(output, PAGE)}")
+
+
+def print_next(job: Job) -> None:
+    """Where the report is, opened where there is a desktop, and three commands to try."""
+    page = Path(next(storage.join(stage.output_uri, PAGE) for stage in job.stages if stage.kind == "report"))
+    shown = os.path.relpath(page)
+    voco = os.path.relpath(Path(sys.executable).with_name("voco"))
+    trained = os.path.relpath(storage.join(job.output_uri, "sft/runs/voco-1/train"))
+    picture = os.path.relpath(DEMO.data / PICTURE)
+    print(f"\nReport: {shown}")
+    print("\nTry next:")
+    print(f"  {voco} ask {trained} {picture} {shlex.quote(QUESTION)}   # ask the trained model about a picture")
+    print(f"  {voco} show {trained}   # a training sample with its mask")
+    print(f"  {voco} plan jobs/paper/flow.yaml   # the paper's run on 8 x A100: stages, sizes, memory")
+    if sys.stdout.isatty() and (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        webbrowser.open(page.absolute().as_uri())
 
 
 if __name__ == "__main__":

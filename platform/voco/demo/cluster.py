@@ -20,7 +20,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -30,8 +30,10 @@ from voco.errors import JobFailed
 FOLDER = Path(".demo")
 LOGICAL_CPUS = 6  # may be more than the real CPUs: a driver that only waits must not keep its workers from starting
 OBJECT_STORE_BYTES = 500 << 20
+IDLE_PROCESSES = 16  # Ray ends idle ones above this number: each new one imports torch again, for up to ten CPU seconds
 SOCKET_SUFFIX = 66  # "/session_<date>_<time>_<micros>_<pid>/sockets/plasma_store"; a socket path has at most 107 bytes
 START_S = 90.0  # that Ray may take to start
+NOT_STARTED = -1  # the pid in `cluster.json` until the process exists
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,6 @@ def start(folder: Path = FOLDER, cpus: int = LOGICAL_CPUS) -> Cluster:
     stop(folder)
     started = time.monotonic()
     cluster = _launch(folder, cpus)
-    (folder / "cluster.json").write_text(json.dumps(asdict(cluster), indent=1) + "\n")
     while not responds(cluster):
         if not psutil.pid_exists(cluster.pid) or time.monotonic() - started > START_S:
             stop(folder)
@@ -106,6 +107,8 @@ def read_cluster(folder: Path = FOLDER) -> Cluster | None:
 
 def alive(cluster: Cluster) -> bool:
     """True when its process exists (and is not another one with the same pid) and the dashboard accepts its token."""
+    if cluster.pid == NOT_STARTED:
+        return False
     try:
         process = psutil.Process(cluster.pid)
         return process.environ().get("VOCO_CLUSTER") == cluster.mark and responds(cluster)
@@ -189,6 +192,15 @@ def _launch(folder: Path, cpus: int) -> Cluster:
         f"--runtime-env-agent-port={runtime_env}", f"--metrics-export-port={metrics}", f"--ray-client-server-port={client}",
         f"--num-cpus={cpus}", f"--object-store-memory={OBJECT_STORE_BYTES}", f"--temp-dir={temp_dir}", "--disable-usage-stats",
     ]  # fmt: skip
+    planned = Cluster(
+        gcs=f"127.0.0.1:{gcs}",
+        dashboard=f"http://127.0.0.1:{dashboard}",
+        token_path=str(token_path),
+        temp_dir=str(temp_dir),
+        pid=NOT_STARTED,
+        mark=mark,
+    )
+    _write_cluster(folder, planned)  # before the process starts: after a kill, `stop` must find it by its mark
     with open(folder / "ray.log", "wb") as log:
         process = subprocess.Popen(
             command,
@@ -199,14 +211,16 @@ def _launch(folder: Path, cpus: int) -> Cluster:
             stderr=log,
             start_new_session=True,
         )
-    return Cluster(
-        gcs=f"127.0.0.1:{gcs}",
-        dashboard=f"http://127.0.0.1:{dashboard}",
-        token_path=str(token_path),
-        temp_dir=str(temp_dir),
-        pid=process.pid,
-        mark=mark,
-    )
+    cluster = replace(planned, pid=process.pid)
+    _write_cluster(folder, cluster)
+    return cluster
+
+
+def _write_cluster(folder: Path, cluster: Cluster) -> None:
+    file = folder / "cluster.json"
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(asdict(cluster), indent=1) + "\n")
+    partial.replace(file)
 
 
 def _environment(mark: str, token_path: Path) -> dict[str, str]:
@@ -222,6 +236,7 @@ def _environment(mark: str, token_path: Path) -> dict[str, str]:
         "RAY_prestart_worker_first_driver": "0",  # a job cannot use idle workers without its environment
         "RAY_worker_register_timeout_seconds": "180",
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+        "RAY_num_workers_soft_limit": str(IDLE_PROCESSES),
         "OMP_NUM_THREADS": "1",
     }
 

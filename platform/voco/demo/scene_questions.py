@@ -70,6 +70,11 @@ class Query(NamedTuple):
         return COLORS if self.asks == "color" else SHAPES if self.asks == "shape" else ("no", "yes")
 
 
+def description(scene: Scene) -> str:
+    """All four shapes with their colors, in the order of `CELL_NAMES`."""
+    return ", ".join(f"{color} {shape}" for color, shape in scene)
+
+
 @lru_cache(maxsize=1)
 def _scenes() -> tuple[NDArray[np.int8], NDArray[np.int8]]:
     """Color and shape indices of every scene: two (331776, 4) arrays; a scene's row is `scene_index(scene)`."""

@@ -27,17 +27,20 @@ from voco.demo.easy_vqa_shapes import COLORS, SHAPES, Label
 CELL = 64  # side of a package image in pixels, and half the side of a scene
 TEXT_ONLY_SHARE = 0.01  # of the rows of scenes_train.json
 PALETTE = (2, 4)  # minimum and maximum number of colors of a scene; few, so that counts by color exceed 1
+DESCRIBE = "describe the image"
 VERSION = 1  # of the data; raise it when the same parameters would write other bytes
 
 LlavaRow = dict[str, Any]
 
 
-def write_scenes(out: Path, train_scenes: int = 6000, test_scenes: int = 1500, seed: int = 0) -> None:
+def write_scenes(out: Path, train_scenes: int = 6000, test_scenes: int = 1500, seed: int = 0, describe: bool = False) -> None:
     """Write all files, or nothing when a call with the same parameters has finished. The bytes depend only on the arguments.
 
+    With `describe` each train scene also has a row that asks for all four shapes.
     A call with other parameters replaces the data. Raises ValueError when there are too few text-only rows for the scenes.
     """
     parameters = {"version": VERSION, "train_scenes": train_scenes, "test_scenes": test_scenes, "seed": seed}
+    parameters |= {"describe": True} if describe else {}
     marker = out / "written.json"
     if marker.exists() and json.loads(marker.read_text()) == parameters:
         return
@@ -47,7 +50,8 @@ def write_scenes(out: Path, train_scenes: int = 6000, test_scenes: int = 1500, s
         questions = easy_vqa_shapes.shape_questions(split)
         _write_rows(out / f"shapes_{split}.json", _shape_rows(out / "images", split, questions))
         rng = random.Random(f"{seed} {split}")
-        rows = _scene_rows(out / "images", split, easy_vqa_shapes.labels(questions), scenes, rng)
+        described = describe and split == "train"
+        rows = _scene_rows(out / "images", split, easy_vqa_shapes.labels(questions), scenes, rng, described)
         if split == "train":
             rows = _with_text_only(rows, rng)
         _write_rows(out / f"scenes_{split}.json", rows)
@@ -99,8 +103,10 @@ def compose(four: list[Image.Image]) -> Image.Image:
     return picture
 
 
-def _scene_rows(images: Path, split: str, labels: dict[int, Label], scenes: int, rng: random.Random) -> list[LlavaRow]:
-    """Compose and save `scenes` different grids; eight rows per scene, in scene order."""
+def _scene_rows(
+    images: Path, split: str, labels: dict[int, Label], scenes: int, rng: random.Random, describe: bool
+) -> list[LlavaRow]:
+    """Compose and save `scenes` different grids; eight rows per scene, in scene order, and its description as a ninth."""
     target = images / "scenes" / split
     target.mkdir(parents=True)
     split_tiles = tiles(split, labels)
@@ -118,6 +124,8 @@ def _scene_rows(images: Path, split: str, labels: dict[int, Label], scenes: int,
         grids.add(grid)
         picture = compose([split_tiles[label][pick] for label, pick in zip(scene, picks, strict=True)])
         picture.save(target / f"{name}.png", compress_level=1)
+        if describe:
+            questions.append(("description", DESCRIBE, scene_questions.description(scene)))
         for index, (category, question, answer) in enumerate(questions):
             rows.append(_row(f"scenes-{split}-{name}-{index}", f"scenes/{split}/{name}.png", question, answer, category))
     return rows
@@ -129,7 +137,7 @@ def _with_text_only(rows: list[LlavaRow], rng: random.Random) -> list[LlavaRow]:
     texts = sorted(set(text_only()))
     if count > len(texts):
         raise ValueError(f"expected at most {len(texts)} text-only rows, got {count}: write fewer scenes")
-    groups = [rows[start : start + scene_questions.PER_SCENE] for start in range(0, len(rows), scene_questions.PER_SCENE)]
+    groups = [list(of_scene) for _, of_scene in itertools.groupby(rows, key=lambda row: row["image"])]
     for index, (question, answer) in enumerate(rng.sample(texts, count)):
         groups.append([_row(f"text-train-{index:06d}", None, question, answer, "text")])
     rng.shuffle(groups)

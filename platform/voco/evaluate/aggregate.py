@@ -18,6 +18,9 @@ from voco.store.schemas import ALL
 Bounds = tuple[pa.Table | None, pa.Table | None]  # answers of the upper and the lower bound
 Record = dict[str, Any]  # of a unit, or a row of scores
 
+EXAMPLES = 3  # answers that an evaluation shows
+EXAMPLE_CHARACTERS = 200  # of each text in such a line
+
 
 def write_scores(job: Job, records: list[Record], counts: list[int], bounds: Bounds) -> tuple[list[Record], dict[str, Any]]:
     """Score the units' answers at each N of `counts` and write `scores/`.
@@ -44,13 +47,32 @@ def write_scores(job: Job, records: list[Record], counts: list[int], bounds: Bou
     }
 
 
+def example_lines(job: Job) -> list[str]:
+    """The first answers, as a reader would want to see them before any score."""
+    with parquet.open_parquet(units.part_uri(job.output_uri, "answers", 0)) as file:
+        first = next(file.iter_batches(EXAMPLES), None)
+    return [example_line(job.name, row) for row in (first.to_pylist() if first is not None else [])]
+
+
+def example_line(name: str, answer: Record) -> str:
+    """One answer in one line: the question, what the model says, and what is right."""
+    prompt, prediction = (" ".join(answer[key].split())[:EXAMPLE_CHARACTERS] for key in ("prompt", "prediction"))
+    references = " or ".join(dict.fromkeys(answer["references"]))[:EXAMPLE_CHARACTERS]
+    return f"{name}: {prompt!r} -> {prediction!r} (right: {references!r})"
+
+
 def score_lines(job: Job, rows: list[Record], images: int) -> list[str]:
     """A line for each N: its score over all questions."""
-    use = "run for each question" if job.block.fastv is not None else "compressed once each"
+    if job.inputs.frame_cache is not None:
+        use = f"{images} videos read from their frame caches"
+    elif job.block.fastv is not None:
+        use = f"{images} images run for each question"
+    else:
+        use = f"{images} images compressed once each"
     totals = [row for row in rows if row["category"] == ALL]
     names = [f"N={row['n']}: " if len(totals) > 1 else "" for row in totals]
     return [
-        f"{job.name}: {name}{row['score']:.1%} of {row['questions']} questions, {images} images {use}"
+        f"{job.name}: {name}{row['score']:.1%} of {row['questions']} questions, {use}"
         for name, row in zip(names, totals, strict=True)
     ]
 

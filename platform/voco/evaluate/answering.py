@@ -6,6 +6,7 @@ runs its images again.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -42,12 +43,13 @@ MediaKey = tuple[str, ...]  # hashes of a sample's images, or its id and the off
 Prepared = VocoCache | list[torch.Tensor]  # a sample's media before a question: their cache, or under FastV their features
 
 
-def list_evaluation_rows(output: str, samples: list[str], unit_samples: int) -> int:
-    """Write the work list of an evaluate job: every row of the `samples/` tables. Returns the number of units.
+def list_evaluation_rows(output: str, samples: list[str], block: Evaluate) -> int:
+    """Write the work list of an evaluate job: the first `limit` rows of the `samples/` tables, by default all. Returns the
+    number of units.
 
     Raises Refused when there is no row.
     """
-    rows = units.cut_units(row_addresses(samples), unit_samples, ROW_ADDRESS)
+    rows = units.cut_units(itertools.islice(row_addresses(samples), block.limit), block.unit_samples, ROW_ADDRESS)
     count = units.write_work_list(output, rows, ROW_ADDRESS)
     if count == 0:
         raise Refused("inputs.samples: no rows to answer")

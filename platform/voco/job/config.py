@@ -299,6 +299,7 @@ class Evaluate(Strict):
     tokens: list[Annotated[int, Field(ge=1)]] | None = Field(default=None, min_length=1)
     frames: Literal["all", "shuffled", "one"] = "all"  # of a video: in order, in a random order, or the middle one only
     max_frames: int = Field(default=MAX_FRAMES, ge=1)  # of one video; more are dropped evenly
+    limit: int | None = Field(default=None, ge=1)  # samples: only the first so many; for a first look, not for a score
     max_new_tokens: int = Field(default=8, ge=1)
     batch: int = Field(default=256, ge=1)  # questions of one forward pass
     unit_samples: int = Field(default=500, ge=1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import threading
 import time
 import warnings
 from collections import Counter
@@ -27,7 +28,8 @@ log = get_logger(__name__)
 
 POOL = "voco-pool"  # label of every node of a cluster in `cluster/`: head, cpu or gpu
 CPU_WORK = {POOL: "!gpu"}  # label selector of work without a GPU; it also fits nodes that have no such label
-RESTARTS = 8  # of a worker process: limited, because a unit may kill its process every time
+RETRIES = 8  # of a unit, or restarts of a GPU process: limited, because a unit may kill its process every time
+KEPT_S = 30.0  # that a process without work keeps its worker, and so a model, in memory
 
 
 class UnitWorker(Protocol):
@@ -94,6 +96,54 @@ class _UnitCall:
         return {"rows": [work.num_rows], "bytes": [written], "rejected": [json.dumps(record.get("rejected", {}))]}
 
 
+class _ProcessWorker:
+    """The unit worker of this process. Ray uses a process again for later units, and for later jobs of the same driver.
+
+    So a flow's evaluations import torch once a process instead of once a job. An idle process holds no resources of the
+    cluster, and after KEPT_S no model either.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._key: tuple[Any, ...] | None = None
+        self._call: _UnitCall | None = None
+        self._timer: threading.Timer | None = None
+
+    def do_unit(self, batch: dict[str, Any], output: str, worker: type[UnitWorker], arguments: dict[str, Any]) -> dict[str, Any]:
+        """As `_UnitCall`; the worker of the last call is used again when it was built with the same arguments."""
+        with self._lock:
+            if self._timer is not None:
+                self._timer.cancel()
+            key = (output, worker, arguments)
+            if self._call is None or self._key != key:
+                self._drop()  # first, so that two models are never in memory
+                self._call, self._key = _UnitCall(output, worker, arguments), key
+            try:
+                result = self._call(batch)
+            except BaseException:
+                self._drop()
+                raise
+            self._timer = threading.Timer(KEPT_S, self._drop_idle)
+            self._timer.daemon = True
+            self._timer.start()
+            return result
+
+    def _drop_idle(self) -> None:
+        with self._lock:
+            self._drop()
+
+    def _drop(self) -> None:
+        self._call = self._key = None
+
+
+_process_worker = _ProcessWorker()
+
+
+def do_unit(batch: dict[str, Any], output: str, worker: type[UnitWorker], arguments: dict[str, Any]) -> dict[str, Any]:
+    """A task of Ray Data: one unit, by this process's worker."""
+    return _process_worker.do_unit(batch, output, worker, arguments)
+
+
 def run_units(
     output: str,
     total: int,
@@ -105,7 +155,7 @@ def run_units(
 ) -> list[dict[str, Any]]:
     """Do every unit that is not done and return all records in order.
 
-    `worker(**arguments)` is built once a process: here when `in_process`, else in an actor pool of Ray Data.
+    `worker(**arguments)` is built once a process: here when `in_process`, else in tasks of Ray Data, or with GPUs in its actors.
     """
     pending = pending_units(output, total)
     finished = total - len(pending)
@@ -158,20 +208,34 @@ def _results(
     context.execution_options.verbose_progress = False
     context.execution_no_progress_timeout_s = -1  # a unit may take longer than Ray's half hour
     context.max_consecutive_actor_init_deaths = 3
+    dataset = ray.data.from_items([{"unit": unit} for unit in pending], override_num_blocks=len(pending))
+    size = min(resources.workers, len(pending))
+    common: dict[str, Any] = {
+        "batch_size": 1,
+        "batch_format": "numpy",
+        "num_cpus": resources.cpus_per_worker,
+        "accelerator_type": resources.accelerator,
+    }
     with warnings.catch_warnings():
-        # `max_restarts` has no named parameter in Ray 2.60, and passing it another way is deprecated
+        # neither retry option has a named parameter in Ray 2.60, and passing it another way is deprecated
         warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
-        dataset = ray.data.from_items([{"unit": unit} for unit in pending], override_num_blocks=len(pending)).map_batches(
-            _UnitCall,
-            fn_constructor_args=(output, worker, arguments),
-            batch_size=1,
-            batch_format="numpy",
-            compute=ray.data.ActorPoolStrategy(size=min(resources.workers, len(pending))),
-            num_cpus=resources.cpus_per_worker,
-            num_gpus=resources.gpus_per_worker,
-            accelerator_type=resources.accelerator,
-            # CPU work fills CPU nodes and waits; without the selector it would make the autoscaler start GPU nodes
-            label_selector=None if resources.gpus_per_worker else CPU_WORK,
-            max_restarts=RESTARTS,  # retries of a unit have no limit: many fail before a node is known to be dead
-        )
+        if resources.gpus_per_worker:  # Ray ends a GPU task's process after each task, and with it the model
+            dataset = dataset.map_batches(
+                _UnitCall,
+                fn_constructor_args=(output, worker, arguments),
+                compute=ray.data.ActorPoolStrategy(size=size),
+                num_gpus=resources.gpus_per_worker,
+                max_restarts=RETRIES,  # retries of a unit have no limit: many fail before a node is known to be dead
+                **common,
+            )
+        else:
+            dataset = dataset.map_batches(
+                do_unit,
+                fn_args=(output, worker, arguments),
+                compute=ray.data.TaskPoolStrategy(size=size),
+                # CPU work fills CPU nodes and waits; without the selector it would make the autoscaler start GPU nodes
+                label_selector=CPU_WORK,
+                max_retries=RETRIES,
+                **common,
+            )
     yield from dataset.iter_batches(batch_size=1, prefetch_batches=0)
