@@ -12,6 +12,7 @@ import threading
 import time
 import webbrowser
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -53,20 +54,19 @@ def run_flow(job: Job, file: str, recipe: Recipe, spent: dict[str, float]) -> in
 
     Seconds of each part are added to `spent`. Returns the job's exit code.
     """
-    if submit.output_is_finished(job, manifest.job_run_id(job)):
-        print(f"The demo is done already: {job.output}")
-        return 0
+    if manifest.read_manifest(job.output_uri) is not None:
+        write_demo_data(recipe)  # the run id depends on it
+        if submit.output_is_finished(job, manifest.job_run_id(job)):
+            print(f"The demo is done already: {job.output}")
+            return 0
     guard.stop_with_this_process(recipe.folder)
     with peak_memory() as peak:
-        starting = threading.Thread(target=timed, args=(spent, "Ray start", lambda: cluster.start(recipe.folder)))
-        starting.start()  # Ray starts while the data are written
-        timed(spent, "data", lambda: write_demo_data(recipe))
-        starting.join()
-        running = cluster.read_cluster(recipe.folder)
-        assert running is not None
+        with ThreadPoolExecutor(1) as thread:  # Ray starts while the data are written
+            starting = thread.submit(timed, spent, "Ray start", lambda: cluster.start(recipe.folder))
+            timed(spent, "data", lambda: write_demo_data(recipe))
+        target = find_cluster(starting.result().dashboard)
         log = recipe.folder / "demo.log"
         print(f"The complete log: {log}", flush=True)
-        target = find_cluster(running.dashboard)
         code: int = timed(spent, "flow", lambda: follow_flow(file, job, target, log))
         timed(spent, "Ray stop", lambda: cluster.stop(recipe.folder))
     print(f"\nPeak memory: {peak[0] / 2**30:.1f} GiB above the machine's use before Ray started")

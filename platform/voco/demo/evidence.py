@@ -27,7 +27,7 @@ from voco.store.schemas import ALL
 
 SHARED_KINDS = ("ingest", "features")
 TOWER = {"name": "efficientnet_lite0", "image_size": 128}
-TRAINING = {"epochs": 3, "global_batch": 32, "micro_batch": 16, "learning_rate": 0.001}
+TRAINING = {"epochs": 3, "global_batch": 32, "micro_batch": 16, "learning_rate": 0.001, "weight_decay": 0.01, "adam_beta2": None}
 # What differs from the demo's flow, by stage: {dotted key: value}
 CHANGES: dict[str, dict[str, Any]] = {
     "features": {"features.tower": TOWER, "features.unit_images": 1000},

@@ -25,5 +25,5 @@ class Recipe:
         return self.folder / "data"
 
 
-DEMO = Recipe("jobs/demo/flow.yaml", Path(".demo"), 3000, 500, 400, 300, 100, 60, describe=True)
+DEMO = Recipe("jobs/demo/flow.yaml", Path(".demo"), 3000, 500, 400, 500, 150, 60, describe=True)
 EVIDENCE = Recipe("jobs/evidence/flow.yaml", Path(".evidence"), 6000, 1500, 1500, 1200, 300, 300, describe=False)

@@ -173,8 +173,9 @@ def main() -> None:
     parser.add_argument("--train-scenes", type=int, default=6000)
     parser.add_argument("--test-scenes", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--describe", action="store_true")
     options = parser.parse_args()
-    write_scenes(options.out, options.train_scenes, options.test_scenes, options.seed)
+    write_scenes(options.out, options.train_scenes, options.test_scenes, options.seed, options.describe)
 
 
 if __name__ == "__main__":

@@ -214,6 +214,7 @@ class Training(Strict):
     warmup_share: float = Field(default=0.03, ge=0, le=1)  # of all steps; then a cosine to `final_lr_share`
     final_lr_share: float = Field(default=0.0, ge=0, le=1)
     weight_decay: float = Field(default=0.0, ge=0)
+    adam_beta2: float | None = Field(default=None, ge=0, lt=1)  # default: 0.999; short runs from scratch want 0.95
     clip_grad_norm: float = Field(default=1.0, gt=0)
     precision: Literal["bf16", "fp32"] = "bf16"
     zero_stage: Literal[1, 2, 3] = 2

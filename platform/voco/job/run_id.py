@@ -10,7 +10,7 @@ from voco.job.spec import Flow, Job, Sweep
 
 # keys that do not change what a job writes: limits at which it fails, and where and how parallel it works
 UNHASHED = {"max_missing_share", "max_reject_share", "in_process_rows", "download_threads"}
-UNHASHED_DEFAULTS = {"metric", "limit"}  # keys added later: left out while unset, so that older run ids stay valid
+UNHASHED_DEFAULTS = {"metric", "limit", "adam_beta2"}  # keys added later: left out while unset, so that older run ids stay valid
 
 
 def hashed_content(job: Job) -> dict[str, Any]:

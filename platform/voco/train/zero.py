@@ -13,6 +13,7 @@ from voco.job.config import Training
 
 def deepspeed_config(block: Training, workers: int) -> dict[str, Any]:
     """DeepSpeed's configuration for a training block on `workers` ranks."""
+    beta2 = 0.999 if block.adam_beta2 is None else block.adam_beta2
     return {
         "train_batch_size": block.global_batch,
         "train_micro_batch_size_per_gpu": block.micro_batch,
@@ -31,7 +32,12 @@ def deepspeed_config(block: Training, workers: int) -> dict[str, Any]:
         "optimizer": {
             "type": "AdamW",
             # torch's own AdamW: DeepSpeed's CPU version is a C++ extension that has to be compiled first
-            "params": {"lr": block.learning_rate, "betas": [0.9, 0.999], "weight_decay": block.weight_decay, "torch_adam": True},
+            "params": {
+                "lr": block.learning_rate,
+                "betas": [0.9, beta2],
+                "weight_decay": block.weight_decay,
+                "torch_adam": True,
+            },
         },
         "zero_force_ds_cpu_optimizer": False,
         "zero_allow_untested_optimizer": True,
