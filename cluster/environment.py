@@ -8,8 +8,8 @@ next one begins with an empty environment. Two stamps of one environment are two
 installed over the first. A lock beside the environment lets a second call wait for the first one's installer, even for one that
 outlives a killed caller.
 
-uv reads no settings of pip. They are translated, so that whoever has set up an index, a mirror or a certificate for pip need set up
-nothing for uv; where uv has no equal setting, pip installs. It needs only the standard library.
+uv reads no settings of pip. They are translated, so that whoever has set up an index, a mirror or a certificate for pip need set
+up nothing for uv; where uv has no equal setting, pip installs. It needs only the standard library.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ IMPORTS = (
 )
 # settings of pip that do not change which packages it takes
 NO_EFFECT = {
-    "break-system-packages", "cache-dir", "compile", "disable-pip-version-check", "exists-action", "log", "no-color", "no-compile",
-    "no-input", "no-python-version-warning", "no-warn-script-location", "progress-bar", "quiet", "require-virtualenv", "retries",
-    "root-user-action", "use-feature", "verbose",
+    "break-system-packages", "cache-dir", "compile", "disable-pip-version-check", "exists-action", "log", "no-color",
+    "no-compile", "no-input", "no-python-version-warning", "no-warn-script-location", "progress-bar", "quiet",
+    "require-virtualenv", "retries", "root-user-action", "use-feature", "verbose",
 }  # fmt: skip
 
 
@@ -150,7 +150,7 @@ class Installer:
         self._run("first imports", [self.python, "-c", code, *IMPORTS], {"PYTHONDONTWRITEBYTECODE": ""})
 
     def _uv(self) -> str | None:
-        """uv of the PATH, else the pinned one, which pip installs into the environment. Never one that would have to be compiled."""
+        """uv of the PATH, else the pinned one, which pip installs into the environment. None that must first be compiled."""
         uv = shutil.which("uv")
         if uv and tuple(int(part) for part in _version(uv).split()[1].split(".")[:2]) >= OLDEST_UV:
             return uv
@@ -194,8 +194,8 @@ def parse_settings(listing: str) -> dict[str, str]:
 def uv_settings(settings: dict[str, str]) -> tuple[dict[str, str], list[str]] | str:
     """Environment and arguments with which uv takes the files that pip would; the name of a setting that has no equal.
 
-    `unsafe-best-match` is what pip does: all indexes are one. Variables of uv that the user has set win. Constraints are arguments
-    because UV_CONSTRAINT is ignored beside a `-c`; the rest is in the environment, where other users do not see passwords.
+    `unsafe-best-match` is what pip does: all indexes are one. Variables of uv that the user has set win. Constraints are
+    arguments because UV_CONSTRAINT is ignored beside a `-c`; the rest is in the environment, where other users see no passwords.
     """
     environment, options = {"UV_INDEX_STRATEGY": "unsafe-best-match"}, []
     for key, value in settings.items():
