@@ -4,16 +4,16 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 PEERS := .venv-peers
 
-.PHONY: help demo demo-stop test test-cluster test-report lint types env env-peers efficiency
+.PHONY: help demo demo-stop test test-cluster test-report lint types env env-demo env-peers efficiency
 .PHONY: bench-ingest bench-ingest-full bench-loader bench-attention bench-step bench-inference bench-gpu
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
 
 demo: ## environment, own local Ray cluster, the complete flow on easy-VQA images, report; run again, it continues
-	@started=$$(date +%s); $(MAKE) --no-print-directory env && VOCO_ENVIRONMENT_S=$$(( $$(date +%s) - started )) $(RUN) -m voco.demo
+	@started=$$(date +%s); $(MAKE) --no-print-directory env-demo && VOCO_ENVIRONMENT_S=$$(( $$(date +%s) - started )) $(RUN) -m voco.demo
 
-demo-stop: env ## stop the demo's Ray cluster, and nothing else
+demo-stop: env-demo ## stop the demo's Ray cluster, and nothing else
 	@$(RUN) -m voco.demo.cluster stop
 
 test: env ## every test that needs only one machine
@@ -58,14 +58,15 @@ types: env ## strict type check of platform/voco
 
 env: $(READY) ## the virtual environment, rebuilt when its pins change
 
+env-demo: $(READY)-demo ## the same without what only tests and linters need; `make env` adds it
+
 $(READY): pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo,dev,fast]"
-	@touch $@
+	@$(PYTHON) cluster/environment.py $@ -c constraints.txt -e ".[demo,dev,fast]"
+
+$(READY)-demo: pyproject.toml constraints.txt
+	@$(PYTHON) cluster/environment.py $@ -c constraints.txt -e ".[demo,fast]"
 
 env-peers: $(PEERS)/.ready ## a separate environment with the software that the benchmarks compare ours with
 
 $(PEERS)/.ready: bench/peers.txt
-	$(PYTHON) -m venv $(PEERS)
-	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -r bench/peers.txt
-	@touch $@
+	@$(PYTHON) cluster/environment.py $@ -r bench/peers.txt

@@ -7,20 +7,25 @@ Every module has `run(job, run_id) -> Manifest`: read the inputs, do the work, w
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from voco.job.spec import STAGES, Job
-from voco.run.manifest import Manifest
-from voco.run.stages import run_stage
+if TYPE_CHECKING:  # `voco` imports this package for its command line, and `voco --help` needs none of these
+    from voco.job.spec import Job
+    from voco.run.manifest import Manifest
 
 
 def stage_module(kind: str) -> str:
     """The module that runs a kind of job: the file of its name here, or the one that its row names."""
+    from voco.job.spec import STAGES
+
     return STAGES[kind].module or f"pipelines.{kind}"
 
 
 def run(job: Job, replace: bool = False) -> Manifest:
     """Run one job in this driver, or report that it is done. `replace` overwrites an output of another run."""
+    from voco.job.spec import STAGES
+    from voco.run.stages import run_stage
+
     stage_run: Any = STAGES.implementation(job.kind, __name__, "run", object)
     record = getattr(sys.modules[stage_module(job.kind)], "record", None)
     return run_stage(job, stage_run, record, replace)

@@ -159,6 +159,19 @@ def test_plan_and_the_command_line_load_neither_torch_nor_ray() -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["plan", "jobs/paper/flow.yaml"]], ids=["help", "plan"])
+def test_quick_commands_load_nothing_heavy(arguments: list[str]) -> None:
+    """What `voco --help` and `voco plan` load decides how long they take. `-X importtime` names every import on stderr."""
+    code = "import sys; from pipelines.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-X", "importtime", "-c", code, *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    loaded = tops({line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")})
+    assert "pipelines" in loaded
+    heavy = {"torch", "ray", "transformers", "deepspeed", "pandas", "numpy", "pyarrow", "wandb", "PIL", "psutil", "s3fs"}
+    assert not loaded & (heavy | ({"pydantic", "yaml", "fsspec"} if arguments == ["--help"] else set()))
+
+
 def test_every_module_imports() -> None:
     names = [name for name in GRAPH if not name.endswith("__main__")]
     code = f"import importlib\nfor name in {names!r}: importlib.import_module(name)"

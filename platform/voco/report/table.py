@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from voco.store.schemas import ALL
-
 MISSING = "missing"
 
 
@@ -91,6 +89,8 @@ def text_table(rows: list[dict[str, Any]]) -> str:
     """
     if not rows:
         return "no scores"
+    from voco.store.schemas import ALL  # with pyarrow, which `voco plan` does not need for its figures
+
     with_benchmark = len({row["benchmark"] for row in rows}) > 1
     with_category = {row["category"] for row in rows} != {ALL}
     names = ["score", *(["retention", "share_of_upper"] if any(row["retention"] is not None for row in rows) else [])]

@@ -16,14 +16,15 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import fsspec
-import pyarrow as pa
-import pyarrow.fs as pafs
 from fsspec.implementations.local import LocalFileSystem
 
 from voco.errors import Refused
+
+if TYPE_CHECKING:  # a third of a second that `voco plan` does not need
+    import pyarrow.fs as pafs
 
 PATIENCE_S = 180.0  # longer than a restart of a server, shorter than a night
 SHARD = ".tar"
@@ -79,17 +80,14 @@ def s3_patience(seconds: float) -> Iterator[None]:
 
 def arrow_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     """The same for pyarrow and Ray Train. S3 goes through s3fs: pyarrow's own client fails with some servers."""
+    import pyarrow.fs as pafs
+
     fs, path = filesystem(uri)
     if isinstance(fs, LocalFileSystem):
         return pafs.LocalFileSystem(), path
-    return pafs.PyFileSystem(_S3Files(fs)), path
+    from voco.store.arrow_files import ArrowFiles
 
-
-class _S3Files(pafs.FSSpecHandler):  # type: ignore[misc]
-    """Opens files directly: pyarrow's handler first checks that a file exists, and takes any error to mean that it does not."""
-
-    def open_input_file(self, path: str) -> pa.NativeFile:
-        return pa.PythonFile(self.fs.open(path, mode="rb"), mode="r")
+    return pafs.PyFileSystem(ArrowFiles(fs)), path
 
 
 def join(uri: str, *parts: str) -> str:
