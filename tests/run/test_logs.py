@@ -69,6 +69,24 @@ def test_noise_is_dropped(line: str) -> None:
     assert stream.getvalue() == ""
 
 
+def test_the_traceback_of_a_retried_request_is_dropped_and_the_next_error_is_not() -> None:
+    stream = io.StringIO()
+    controller, other = "\x1b[36m(TrainController pid=7)\x1b[0m", "(PlacementGroupCleaner pid=8)"
+    lines = [
+        f"{controller} Failed to send resource request for train-1a2b. If this only happens transiently",
+        f"{controller} Traceback (most recent call last):",
+        f"{other} Failed to clean up placement group: gone",
+        f'{controller}   File "worker.py", line 3009, in get',
+        f"{controller} ",
+        f"{controller} During handling of the above exception, another exception occurred:",
+        f"{controller} ray.exceptions.GetTimeoutError: Get timed out: some object(s) not ready.",
+        f"{controller} Training failed:",
+        f"{controller} Traceback (most recent call last):",
+    ]
+    print("\n".join(lines), file=logs.QuietStream(stream))
+    assert stream.getvalue().splitlines() == [lines[2], *lines[-2:]]
+
+
 def test_other_lines_of_workers_lose_only_their_prefix() -> None:
     stream = io.StringIO()
     quiet = logs.QuietStream(stream)

@@ -205,7 +205,7 @@ def _launch(folder: Path, cpus: int) -> Cluster:
         process = subprocess.Popen(
             command,
             cwd=folder,
-            env=_environment(mark, token_path),
+            env=_environment(planned),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -223,15 +223,17 @@ def _write_cluster(folder: Path, cluster: Cluster) -> None:
     partial.replace(file)
 
 
-def _environment(mark: str, token_path: Path) -> dict[str, str]:
+def _environment(cluster: Cluster) -> dict[str, str]:
     """The environment of the cluster, and so of every driver and worker in it."""
-    other_cluster = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN")
+    other_cluster = ("RAY_ADDRESS", "RAY_AUTH_TOKEN")
     inherited = {key: value for key, value in os.environ.items() if key not in other_cluster}
     return inherited | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
-        "VOCO_CLUSTER": mark,
+        "VOCO_CLUSTER": cluster.mark,
+        # without it, Ray Train's cleaner of placement groups asks whichever cluster of the machine started last
+        "RAY_API_SERVER_ADDRESS": cluster.dashboard,
         "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(token_path),
+        "RAY_AUTH_TOKEN_PATH": cluster.token_path,
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_prestart_worker_first_driver": "0",  # a job cannot use idle workers without its environment
         "RAY_worker_register_timeout_seconds": "180",

@@ -21,12 +21,17 @@ LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 # What Ray, Ray Train and torch print on every healthy run: only lines that are known, so that no error is dropped.
 # They stay in Ray's own session logs.
 CHATTER = re.compile(
-    r"\(PlacementGroupCleaner .*Failed to query Ray Train Controller actor state"
-    r"|\(TrainController .*(Requesting resources: |(Attempting to start|Started) training worker group|- \(ip=.* world_rank=\d)"
+    r"\(TrainController .*(Requesting resources: |(Attempting to start|Started) training worker group|- \(ip=.* world_rank=\d)"
     r"|\(RayTrainWorker .*(Setting up process group for: |Reporting training result \d+: |Checkpoint successfully created at: "
     r"|/c10d_logger\.py:\d+: FutureWarning: )"
     r"|\(RayTrainWorker [^)]*\)(\x1b\[0m)?   return func\(\*args, \*\*kwargs\)"  # below that warning; tracebacks indent by four
     r"|Progress bars disabled\. To enable|core_worker\.cc.*max_restarts|logging\.cc.*RAY_BACKEND_LOG_LEVEL"
+)
+# a warning that Ray takes back by asking again, and the traceback below it
+RETRIED = re.compile(r"Failed to send resource request for |Failed to query Ray Train Controller actor state")
+ANY_PREFIX = re.compile(r"^(?:\x1b\[\d+m)?(\(\w+ pid=[^)]*\))(?:\x1b\[0m)? ?")
+TRACEBACK_LINE = re.compile(
+    r"(\s|$|Traceback \(most recent call last\)|During handling of the above|The above exception was|[\w.]+(Error|Exception)\b)"
 )
 WORKER_PREFIX = re.compile(r"^(\x1b\[\d+m)?\((RayTrainWorker|_trial) [^)]*\)(\x1b\[0m)? ")  # Ray's prefix of a worker's line
 
@@ -69,17 +74,30 @@ class QuietStream:
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
         self._partial = threading.local()  # per thread: threads print parts of lines in turn
+        self._retrying: set[str] = set()  # workers whose last line was a retried warning, or is of its traceback
 
     def write(self, text: str) -> int:
         pending = getattr(self._partial, "text", "") + text
         *lines, self._partial.text = pending.split("\n")
         for line in lines:
-            if not CHATTER.search(line):
+            if not self._is_noise(line):
                 self._stream.write(WORKER_PREFIX.sub("", line) + "\n")
         if self._partial.text.startswith("\r"):  # a progress bar redraws its line
             self._stream.write(self._partial.text)
             self._partial.text = ""
         return len(text)
+
+    def _is_noise(self, line: str) -> bool:
+        prefix = ANY_PREFIX.match(line)
+        worker, text = (prefix[1], line[prefix.end() :]) if prefix else ("", line)
+        if worker and RETRIED.search(text):
+            self._retrying.add(worker)
+            return True
+        if worker in self._retrying:
+            if TRACEBACK_LINE.match(text):
+                return True
+            self._retrying.remove(worker)
+        return CHATTER.search(line) is not None
 
     def flush(self) -> None:
         self._stream.write(getattr(self._partial, "text", ""))  # a prompt, or the end of a text without a newline
