@@ -118,7 +118,8 @@ def nodes_of_tasks(head: Cluster, name: str) -> set[str]:
         _ask(
             head,
             "from ray.util.state import list_tasks; "
-            f"ids = [t.node_id for t in list_tasks(limit=9999, raise_on_missing_output=False) if {name!r} in t.name and t.node_id]",
+            "tasks = list_tasks(limit=9999, raise_on_missing_output=False); "
+            f"ids = [task.node_id for task in tasks if {name!r} in task.name and task.node_id]",
         )
     )
 
