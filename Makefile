@@ -4,7 +4,7 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 PEERS := .venv-peers
 
-.PHONY: help demo demo-stop test test-cluster test-report lint types env env-demo env-peers efficiency
+.PHONY: help demo demo-stop evidence test test-cluster test-report lint types env env-demo env-peers efficiency
 .PHONY: bench-ingest bench-ingest-full bench-loader bench-attention bench-step bench-inference bench-gpu
 
 help: ## this list
@@ -12,6 +12,9 @@ help: ## this list
 
 demo: ## environment, own local Ray cluster, the complete flow on easy-VQA images, report; run again, it continues
 	@started=$$(date +%s); $(MAKE) --no-print-directory env-demo && VOCO_ENVIRONMENT_S=$$(( $$(date +%s) - started )) $(RUN) -m voco.demo
+
+evidence: env-demo ## the long recipe behind docs/results.md, hours; SEEDS="0 1 2" for several seeds; run again, it continues
+	@$(RUN) -m voco.demo.evidence --seeds $(or $(SEEDS),0)
 
 demo-stop: env-demo ## stop the demo's Ray cluster, and nothing else
 	@$(RUN) -m voco.demo.cluster stop

@@ -20,6 +20,7 @@ NOISE = (
     "\x1b[36m(TrainController pid=7)\x1b[0m Attempting to start training worker group of size 1",
     "\x1b[36m(RayTrainWorker pid=7)\x1b[0m Setting up process group for: env:// [rank=0, world_size=1]",
     "\x1b[36m(RayTrainWorker pid=7)\x1b[0m   return func(*args, **kwargs)",
+    "\x1b[33m(raylet)\x1b[0m WARNING: 10 PYTHON worker processes have been started on node: 5605cc717f with address: 127.0.0.1.",
     "[2026-11-29 23:51:00,148 E 1 1] core_worker.cc:2465: Actor with class name: 'MapWorker' has ... max_restarts > 0.",
     "[2026-11-29 23:57:41,115 I 1 1] logging.cc:303: Set ray log level from environment variable RAY_BACKEND_LOG_LEVEL to 3",
 )

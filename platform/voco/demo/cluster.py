@@ -238,6 +238,8 @@ def _environment(cluster: Cluster) -> dict[str, str]:
         "RAY_prestart_worker_first_driver": "0",  # a job cannot use idle workers without its environment
         "RAY_worker_register_timeout_seconds": "180",
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process for each training; nobody takes this machine away
+        "RAY_DEDUP_LOGS": "0",  # it takes the progress of two trials for the same line
         "RAY_num_workers_soft_limit": str(IDLE_PROCESSES),
         "OMP_NUM_THREADS": "1",
     }

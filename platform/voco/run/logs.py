@@ -25,6 +25,7 @@ CHATTER = re.compile(
     r"|\(RayTrainWorker .*(Setting up process group for: |Reporting training result \d+: |Checkpoint successfully created at: "
     r"|/c10d_logger\.py:\d+: FutureWarning: )"
     r"|\(RayTrainWorker [^)]*\)(\x1b\[0m)?   return func\(\*args, \*\*kwargs\)"  # below that warning; tracebacks indent by four
+    r"|\(raylet\).* \d+ PYTHON worker processes have been started on node"
     r"|Progress bars disabled\. To enable|core_worker\.cc.*max_restarts|logging\.cc.*RAY_BACKEND_LOG_LEVEL"
 )
 # a warning that Ray takes back by asking again, and the traceback below it
