@@ -4,7 +4,7 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 PEERS := .venv-peers
 
-.PHONY: help demo demo-stop evidence test test-cluster test-report lint types env env-demo env-peers efficiency
+.PHONY: help demo demo-stop evidence test test-slow test-cluster test-report lint types env env-demo env-peers efficiency
 .PHONY: bench-ingest bench-ingest-full bench-loader bench-attention bench-step bench-inference bench-gpu
 
 help: ## this list
@@ -19,8 +19,11 @@ evidence: env-demo ## the long recipe behind docs/results.md, hours; SEEDS="0 1 
 demo-stop: env-demo ## stop the demo's Ray cluster, and nothing else
 	@$(RUN) -m voco.demo.cluster stop
 
-test: env ## every test that needs only one machine
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not cluster and not browser"
+test: env ## every test that needs only one machine, without the long proofs
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not cluster and not browser"
+
+test-slow: env ## long proofs in many processes: resumed training, the cut of a batch, ZeRO-3, a teacher, a package from outside
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "slow and not cluster and not browser"
 
 test-cluster: env env-peers ## tests with S3, two nodes without a shared directory, random kills and the real autoscaler
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -m cluster

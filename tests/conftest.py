@@ -12,10 +12,17 @@ import s3_process
 os.environ["WANDB_MODE"] = "disabled"  # tests of W&B turn it on; elsewhere it would only cost time
 
 
+# files that take long, the longest first
+LONGEST = (
+    "test_stages.py", "test_flow.py", "test_resume.py", "test_submit.py", "test_step.py", "test_tiles.py", "test_extending.py",
+    "test_wandb_tracking.py", "test_wandb_ends.py",
+)  # fmt: skip
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first, so that neither of two processes is left with a long file at the end."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    """Long files first, so that neither of two processes is left with a long file at the end."""
+    order = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
 @pytest.fixture(scope="session")
@@ -25,6 +32,7 @@ def ray_local() -> Iterator[str]:
     Yields the cluster's address, for a second driver.
     """
     os.environ["RAY_AUTH_MODE"] = "disabled"
+    os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # a process for each training; nothing takes this node away
     import ray
 
     if not ray.is_initialized():

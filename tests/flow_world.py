@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import shapes
 import yaml
 
 from voco.demo import scenes
 
-TOWER = {"name": "efficientnet_lite0", "image_size": 32}
 SFT: dict[str, Any] = {
     "epochs": 2,
     "global_batch": 16,
@@ -23,15 +23,16 @@ SFT: dict[str, Any] = {
 def write(folder: Path) -> Path:
     """Data from real images and the flow's job file; returns the file."""
     scenes.write_scenes(folder / "data", train_scenes=120, test_scenes=40, seed=0)
-    llama = {"layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "mlp_width": 48, "vocabulary": 320}
     base = {
-        "model": {"llama": llama, "tower": TOWER},
+        "model": {**shapes.MODEL, "llama": shapes.llama(vocabulary=320)},
         "image_sft": {**SFT, "epochs": 12, "text": {"template": "question_answer"}},
     }
     stages = [
         ingest("scenes", "scenes_train.json", "train"),
         ingest("scenes-test", "scenes_test.json", "test"),
-        stage("features", "features", {"samples": [{"uri": "@scenes"}, {"uri": "@scenes-test"}]}, features={"tower": TOWER}),
+        stage(
+            "features", "features", {"samples": [{"uri": "@scenes"}, {"uri": "@scenes-test"}]}, features={"tower": shapes.TOWER}
+        ),
         {**sft("base", "none"), **base},
         sft("voco1", "voco", "@base"),
         answers("answers-upper", "@base"),

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import shapes
+
 from voco.demo import captions, clips, scenes
 
-TOWER = {"name": "efficientnet_lite0", "image_size": 32}
 TRAINING: dict[str, Any] = {
     "epochs": 1, "global_batch": 16, "micro_batch": 8, "learning_rate": 0.002, "save_every": 4, "precision": "fp32",
 }  # fmt: skip
-LLAMA = {"layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "mlp_width": 48, "vocabulary": 320}
 # Stages whose tables do not name the flow's location, so they are the same wherever it runs and however often it starts.
 TABLES = {
     "cc3m": ["samples"], "scenes": ["samples"], "scenes-test": ["samples"], "webvid": ["samples"], "clips": ["samples"],
@@ -61,11 +61,11 @@ def flow(data: str, output: str, resources: dict[str, Any]) -> dict[str, Any]:
         ingest("clips-test", "video_chatgpt", "video-chatgpt/test.json", "video-chatgpt/videos", "test"),
         stage(
             "features", "features", {"samples": samples("cc3m", "scenes", "scenes-test")},
-            features={"tower": TOWER, "unit_images": 40},
+            features={"tower": shapes.TOWER, "unit_images": 40},
         ),
         stage(
             "align", "align", {"samples": samples("cc3m"), "features": "@features", "vocabulary": texts},
-            model={"llama": LLAMA, "tower": TOWER}, align={**TRAINING, "text": {"template": "plain"}},
+            model={**shapes.MODEL, "llama": shapes.llama(vocabulary=320)}, align={**TRAINING, "text": {"template": "plain"}},
         ),
         stage("sft", "sweep", {}, sweep={"axes": axes, "train": {**train, "resources": one_worker}, "evaluate": ask}),
         stage(

@@ -11,6 +11,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import shapes
 from PIL import Image
 
 from voco.run import wandb_records
@@ -44,7 +45,7 @@ def raw_job(folder: Path, output: str, **blocks: Any) -> dict[str, Any]:
         "output": output,
         "inputs": {"samples": [{"uri": str(folder / "samples")}], "features": str(folder / "features")},
         "compression": {"method": "voco", "tokens": 1},
-        "model": {"pretrained": "llama", "tower": {"name": "clip", "path": "clip", "image_size": 336}},
+        "model": {"pretrained": "llama", "tower": shapes.tower("clip", path="clip", image_size=336)},
         "image_sft": {"epochs": 1, "global_batch": 8, "micro_batch": 8, "learning_rate": 0.001},
         "tracking": {"project": "voco-tests"},
         **blocks,

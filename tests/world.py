@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import shapes
 from PIL import Image
 
+from voco.job.config import Model, Text
 from voco.job.spec import Job
+from voco.model import build, weights
 from voco.run import manifest
 from voco.store import parquet, schemas, storage
 
@@ -64,18 +69,36 @@ def write_samples(output: str, rows: list[dict[str, Any]], rows_per_group: int =
     table = pa.Table.from_pylist(rows, schema=schemas.SAMPLES)
     groups = [table.slice(start, rows_per_group) for start in range(0, len(rows), rows_per_group)]
     entry = parquet.write_table(storage.join(output, "samples", "part-00000.parquet"), groups, schemas.SAMPLES)
-    record = manifest.Manifest(kind="ingest", name="world", run_id="world-0", spec_sha256="", tables={"samples": [entry]})
-    storage.write_json(storage.join(output, "manifest.json"), record.model_dump())
+    finish(output, "ingest", samples=[entry])
     return output
 
 
-TOWER = {"name": "efficientnet_lite0", "image_size": 32}
+def finish(output: str, kind: str, **tables: list[dict[str, Any]]) -> None:
+    """A manifest, which makes `output` a finished output that other jobs read."""
+    name = output.rsplit("/", 1)[-1]
+    record = manifest.Manifest(kind=kind, name=name, run_id=f"{name}-0", spec_sha256="", tables=tables)
+    storage.write_json(storage.join(output, "manifest.json"), record.model_dump())
+
+
+def untrained(output: str, method: str, tokens: int = 1, texts: Sequence[str] = ("red", "green")) -> str:
+    """A finished checkpoint that nothing trained, for tests that need only its shape; its vocabulary comes from `texts`."""
+    model = build.create_model(
+        Model.model_validate(shapes.MODEL),
+        method,
+        tokens,
+        Text(template="question_answer"),
+        list(texts),
+        seed=0,  # type: ignore[arg-type]
+    )
+    weights.save_checkpoint(model, weights.own_state(model), Path(output) / "model")
+    finish(output, "image_sft")
+    return output
 
 
 def features_job(samples: list[str], output: str) -> Job:
     return Job.model_validate(
         {
-            "name": "features", "kind": "features", "output": output, "features": {"tower": TOWER, "unit_images": 16},
+            "name": "features", "kind": "features", "output": output, "features": {"tower": shapes.TOWER, "unit_images": 16},
             "inputs": {"samples": [{"uri": uri} for uri in samples]}, "resources": {"workers": 2},
         }
     )  # fmt: skip
@@ -86,14 +109,13 @@ def sft_job(samples: str, features: str, output: str, method: str = "voco", chec
         "epochs": 1, "global_batch": 8, "micro_batch": 4, "learning_rate": 0.003, "precision": "fp32", "zero_stage": 2,
         "save_every": 100,
     }  # fmt: skip
-    llama = {"layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "mlp_width": 48, "vocabulary": 300}
     raw: dict[str, Any] = {
         "name": "sft", "kind": "image_sft", "output": output, "resources": {"workers": 2},
         "inputs": {"samples": [{"uri": samples}], "features": features},
         "compression": {"method": method, "tokens": 1}, "image_sft": {**block, **changes},
     }  # fmt: skip
     if checkpoint is None:
-        raw["model"] = {"llama": llama, "tower": TOWER}
+        raw["model"] = shapes.MODEL
         raw["image_sft"]["text"] = {"template": "question_answer"}
     else:
         raw["inputs"]["checkpoint"] = checkpoint

@@ -147,7 +147,6 @@ def _end(mark: str) -> None:
 
 
 @pytest.mark.cluster
-@pytest.mark.slow
 def test_ingest_scales_a_cluster_up_from_no_workers_and_back(head: Head, tmp_path: Path) -> None:
     source.write(tmp_path / "source", *source.good(60, 60))
     job = source.job(tmp_path / "source", tmp_path / "out", workers=WORKERS, unit_rows=10, in_process_rows=0)
@@ -182,7 +181,6 @@ time.sleep(600)
 
 
 @pytest.mark.cluster
-@pytest.mark.slow
 def test_the_label_keeps_work_off_gpu_nodes_and_a_spot_notice_drains_a_node(head: Head) -> None:
     """Three tasks for two CPU nodes: without the selector the third would start the GPU node."""
     ((label, value),) = units.CPU_WORK.items()

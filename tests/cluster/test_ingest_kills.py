@@ -26,7 +26,7 @@ from voco.job.spec import Job
 from voco.run import manifest
 from voco.run.manifest import Manifest
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = pytest.mark.cluster
 ROOT = Path(__file__).parents[2]
 CPUS = 3  # of each node
 WORKERS = 2

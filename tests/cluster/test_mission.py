@@ -27,7 +27,7 @@ from voco.demo.cluster import Cluster
 from voco.run import manifest
 from voco.store import parquet, storage
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = pytest.mark.cluster
 CPUS = 3  # of each node: only one worker of two CPUs fits, so two workers need both nodes
 RESOURCES = {"workers": 2, "cpus_per_worker": 2}
 KILLS = 3

@@ -10,6 +10,7 @@ from typing import Any
 
 import clips
 import pytest
+import shapes
 import torch
 import world
 from PIL import Image
@@ -23,12 +24,12 @@ from voco.model.generation import shared_prompt_ids
 from voco.video.decode import Video
 from voco.video.sample_frames import evenly_spaced
 
-LLAMA = {"layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "mlp_width": 48, "vocabulary": 320}
+LLAMA = shapes.llama(vocabulary=320)
 QUESTION = "what color is the left?"
 
 
 def save(folder: Path, method: str = "voco", tokens: int = 3, template: str = "vicuna_v1", **tower: object) -> Path:
-    block = Model.model_validate({"llama": LLAMA, "tower": {"name": "efficientnet_lite0", "image_size": 64, **tower}})
+    block = Model.model_validate({"llama": LLAMA, "tower": shapes.tower(image_size=64, **tower)})
     text = Text(template=template)  # type: ignore[arg-type]
     model = build.create_model(block, method, tokens, text, [QUESTION, " red", " green"], seed=1)  # type: ignore[arg-type]
     weights.save_checkpoint(model, weights.own_state(model), folder / "model")

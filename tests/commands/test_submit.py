@@ -17,7 +17,7 @@ from ingest import source
 from voco.commands import submit
 from voco.demo import cluster
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(scope="module")

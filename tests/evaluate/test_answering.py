@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import shapes
 import tiny
 import torch
 import world
@@ -25,13 +26,13 @@ from voco.model import build, weights
 from voco.model.flops import compress_flops, read_flops
 from voco.model.voco_llama import VocoLlama
 from voco.precompute import feature_store, features, frame_cache
-from voco.run import manifest, units
+from voco.run import units
 from voco.sequence.anyres import Anyres
-from voco.store import parquet, storage
+from voco.store import parquet
 from voco.store.samples import row_addresses
 from voco.store.schemas import ALL
 
-LLAMA = {"layers": 3, "width": 32, "heads": 4, "kv_heads": 2, "mlp_width": 48, "vocabulary": 300}
+MODEL = {"llama": shapes.llama(layers=3), "tower": shapes.TOWER}
 SLOTS, IMAGES = 4, 6  # vision tokens of an image of 32 pixels, and images, each with two questions
 COUNTS = [4, 1, 2]
 
@@ -39,20 +40,15 @@ COUNTS = [4, 1, 2]
 def save(root: Path, method: str, tokens: int) -> str:
     """A sensitive checkpoint: its weights are scaled so that N, positions and dropped tokens change answers."""
     texts = [turn["text"] for row in world.sample_rows(8) for talk in row["conversations"] for turn in talk["turns"]]
-    block = Model.model_validate({"llama": LLAMA, "tower": world.TOWER})
+    block = Model.model_validate(MODEL)
     model = build.create_model(block, method, tokens, Text(template="question_answer"), texts, seed=2)  # type: ignore[arg-type]
     with torch.no_grad():
         for name, weight in model.language_model.named_parameters():
             if weight.dim() > 1:
                 weight.mul_(12.0 if "q_proj" in name or "k_proj" in name else 4.0)
     weights.save_checkpoint(model, weights.own_state(model), root / "model")
-    finished(root, "image_sft")
+    world.finish(str(root), "image_sft")
     return str(root)
-
-
-def finished(root: Path, kind: str) -> None:
-    record = manifest.Manifest(kind=kind, name=root.name, run_id=f"{root.name}-0", spec_sha256="", tables={})
-    storage.write_json(str(root / "manifest.json"), record.model_dump())
 
 
 @pytest.fixture(scope="module")
@@ -60,11 +56,11 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("answering")
     world.write_samples(str(root / "samples"), world.sample_rows(IMAGES, evaluation=True, text_every=0), rows_per_group=2)
     count = features.list_images(str(root / "features"), [str(root / "samples")], 100)
-    tower = Model.model_validate({"llama": LLAMA, "tower": world.TOWER}).tower
+    tower = Model.model_validate(MODEL).tower
     assert tower is not None
     arguments = {"output": str(root / "features"), "tower": tower.model_dump(exclude_none=True), "batch": 8, "threads": 1}
     local(str(root / "features"), count, features.FeatureWorker, arguments)
-    finished(root / "features", "features")
+    world.finish(str(root / "features"), "features")
     save(root / "voco", "voco", 4)
     save(root / "none", "none", 1)
     return root
@@ -191,6 +187,7 @@ def scored(output: Path) -> dict[int, dict[str, Any]]:
     return {row["n"]: row for row in rows if row["category"] == ALL}
 
 
+@pytest.mark.ray
 def test_scores_have_a_row_for_each_n_with_its_own_bytes_and_operations(root: Path, tmp_path: Path, ray_local: str) -> None:
     pipelines.run(job(root, tmp_path / "voco", "voco", tokens=COUNTS))
     pipelines.run(job(root, tmp_path / "none", "none"))
@@ -284,7 +281,7 @@ def test_bounds_that_cannot_be_used_are_refused_before_anything_is_answered(
     shutil.copytree(tmp_path / "lower", tmp_path / "few")
     Path(units.part_uri(str(tmp_path / "few"), "answers", 1)).unlink()
     for name in ("all", "few", "lower"):
-        finished(tmp_path / name, "evaluate")
+        world.finish(str(tmp_path / name), "evaluate")
     bounded = job(root, tmp_path / "out", "voco")
     inputs = {**bounded.inputs.model_dump(), "upper": str(tmp_path / upper), "lower": str(tmp_path / "lower")}
     with pytest.raises(Refused, match=line):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import shapes
 import yaml
 
 from voco.errors import Refused
@@ -21,8 +22,8 @@ TRAIN: dict[str, Any] = {
     "resources": {"workers": 2},
     "compression": {"method": "voco", "tokens": 1},
     "model": {
-        "llama": {"layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "mlp_width": 64, "vocabulary": 300},
-        "tower": {"name": "efficientnet_lite0", "image_size": 64},
+        "llama": shapes.llama(mlp_width=64),
+        "tower": shapes.tower(image_size=64),
     },
     "image_sft": {"epochs": 1, "global_batch": 8, "micro_batch": 2, "learning_rate": 0.001},
 }

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import pytest
+import shapes
 import tiny
 import torch
 from torch import Tensor
@@ -16,8 +17,6 @@ from voco.methods.q_former import QFormer
 from voco.model import build, weights
 from voco.model.batch import collate
 from voco.sequence.sequence import build_sample
-
-LLAMA = {"layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "mlp_width": 48, "vocabulary": 300}
 
 
 def attended(state: dict[str, Tensor], name: str, states: Tensor, context: Tensor, heads: int) -> Tensor:
@@ -75,7 +74,7 @@ def test_gradients_reach_every_part_with_and_without_views(views: int) -> None:
 
 
 def test_saved_drawn_from_a_seed_and_left_out_under_another_method(tmp_path: Path) -> None:
-    block = Model.model_validate({"llama": LLAMA, "tower": {"name": "efficientnet_lite0", "image_size": 32}})
+    block = Model.model_validate(shapes.MODEL)
     created = build.create_model(
         block, "q_former", 2, Text(template="question_answer"), ["red", "green"], seed=1, q_former_layers=3
     )

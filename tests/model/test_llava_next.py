@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import shapes
 import tiny
 import torch
 from model import llava_world as world
@@ -177,7 +178,7 @@ def test_survives_save_and_load_bit_by_bit(pair, tmp_path):
 
 def test_impossible_towers_are_refused(pair):
     _, uri = pair
-    plain = {"name": "clip", "image_size": 32, "path": uri, "layer": -2}
+    plain = shapes.tower("clip", path=uri, layer=-2)
     with pytest.raises(Refused, match=r"model\.tower\.grid_pinpoints: expected \[\[32, 64\]"):
         created(uri, tower=plain)
     tower = load_tower(plain)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import shapes
 import tiny
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
@@ -36,7 +37,7 @@ def own_model(reference: LlavaForConditionalGeneration) -> VocoLlama:
     language_model = tiny.llama(torch.float32, intermediate_size=48)
     language_model.model.load_state_dict(reference.model.language_model.state_dict())
     language_model.lm_head.load_state_dict(reference.lm_head.state_dict())
-    tower = VisionTower({"name": "clip", "image_size": 24, "layer": -2}, reference.model.vision_tower, *CLIP)
+    tower = VisionTower(shapes.tower("clip", image_size=24, layer=-2), reference.model.vision_tower, *CLIP)
     model = VocoLlama(language_model, tiny.layout("none", 2), 24, tower, tiny.TOKENIZER)
     projector = reference.model.multi_modal_projector
     model.projector[0].load_state_dict(projector.linear_1.state_dict())

@@ -6,6 +6,7 @@ import io
 
 import numpy as np
 import pytest
+import shapes
 import torch
 from PIL import Image
 from torch import nn
@@ -17,7 +18,7 @@ GREY = (122, 116, 104)
 
 
 def tower(**changes) -> VisionTower:
-    return VisionTower({"name": "clip", "image_size": 32, "layer": -2, **changes}, nn.Conv2d(3, 1, 3), *CLIP)
+    return VisionTower(shapes.tower("clip", layer=-2, **changes), nn.Conv2d(3, 1, 3), *CLIP)
 
 
 def photo(mode: str, size: tuple[int, int], seed: int = 0) -> Image.Image:

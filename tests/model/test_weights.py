@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import shapes
 import tiny
 import torch
 import world
@@ -14,12 +15,10 @@ from voco.job.config import Model, Text
 from voco.job.load import build_job
 from voco.model import build, weights
 
-LLAMA = {"layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "mlp_width": 48, "vocabulary": 300}
-
 
 @pytest.fixture(scope="module")
 def created():
-    block = Model.model_validate({"llama": LLAMA, "tower": {"name": "efficientnet_lite0", "image_size": 64}})
+    block = Model.model_validate({"llama": shapes.LLAMA, "tower": shapes.tower(image_size=64)})
     texts = ["what color is the left?", " red", " green"]
     return build.create_model(block, "voco", 2, Text(template="question_answer"), texts, seed=1)
 
@@ -54,7 +53,7 @@ def test_the_configuration_has_the_saved_number_type(created, tmp_path):
 
 
 def test_the_same_seed_makes_the_same_model(created):
-    block = Model.model_validate({"llama": LLAMA, "tower": {"name": "efficientnet_lite0", "image_size": 64}})
+    block = Model.model_validate({"llama": shapes.LLAMA, "tower": shapes.tower(image_size=64)})
     texts = ["what color is the left?", " red", " green"]
     again = build.create_model(block, "voco", 2, Text(template="question_answer"), texts, seed=1)
     assert weights.compressor_hash(weights.own_state(again)) == weights.compressor_hash(weights.own_state(created))
@@ -112,8 +111,7 @@ def test_a_pretrained_language_model_keeps_its_weights_and_gets_rows_for_the_new
     pretrained.save_pretrained(tmp_path / "lm")
     plain = tiny.tokenizer()
     plain.save_pretrained(tmp_path / "lm")
-    tower = {"name": "efficientnet_lite0", "image_size": 64}
-    block = Model.model_validate({"pretrained": str(tmp_path / "lm"), "tower": tower})
+    block = Model.model_validate({"pretrained": str(tmp_path / "lm"), "tower": shapes.tower(image_size=64)})
     model = build.create_model(block, "none", 0, Text(), [], seed=0)
     ids = torch.tensor([plain("a small test")["input_ids"]])
     model.language_model.set_attn_implementation("sdpa")

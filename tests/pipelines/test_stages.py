@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import shapes
 import torch
 import video_world
 import world
@@ -23,9 +24,9 @@ from voco.model import weights
 from voco.run import manifest
 from voco.store import parquet, storage
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.ray
 SFT = {"epochs": 1, "global_batch": 8, "micro_batch": 4, "learning_rate": 0.003, "precision": "fp32", "zero_stage": 2}
-LLAMA = {"layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "mlp_width": 48, "vocabulary": 320}
+LLAMA = shapes.llama(vocabulary=320)
 POOLED = (("avg-pool-1", "avg_pool"), ("q-former-2", "q_former"))
 
 
@@ -58,7 +59,7 @@ def aligned(root: Path) -> Path:
         "vocabulary": [str(root / n) for n in ("images", "videos")],
     }
     block = {**SFT, "text": {"template": "plain"}, "precision": "bf16"}
-    pipelines.run(job("align", root / "align", inputs, model={"llama": LLAMA, "tower": world.TOWER}, align=block))
+    pipelines.run(job("align", root / "align", inputs, model={"llama": LLAMA, "tower": shapes.TOWER}, align=block))
     return root / "align"
 
 
@@ -94,15 +95,20 @@ def frame_caches(root: Path, sweep_output: Path) -> Path:
     return root / "frames"
 
 
-@pytest.fixture(scope="module", params=[2, 3], ids=["zero-2", "zero-3"])
-def video_model(request: Any, root: Path, sweep_output: Path, frame_caches: Path) -> Path:
+@pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.slow)], ids=["zero-2", "zero-3"])
+def video_model(request: Any, root: Path, frame_caches: Path) -> Path:
+    return train_video(root, frame_caches, request.param)
+
+
+def train_video(root: Path, frame_caches: Path, zero_stage: int) -> Path:
+    """Once a stage: a second run finds it done."""
     inputs = {
         **samples(root, "videos", "images"),
         "frame_cache": str(frame_caches),
-        "checkpoint": str(sweep_output / "runs/voco-2/train"),
+        "checkpoint": str(root / "sweep/runs/voco-2/train"),
     }
-    output = root / f"video-{request.param}"
-    block = {**SFT, "epochs": 3, "zero_stage": request.param}
+    output = root / f"video-{zero_stage}"
+    block = {**SFT, "epochs": 3, "zero_stage": zero_stage}
     pipelines.run(job("video_sft", output, inputs, compression={"method": "voco", "tokens": 2}, video_sft=block))
     return output
 
@@ -124,14 +130,21 @@ def test_align_moves_the_projector_and_nothing_else(aligned: Path) -> None:
     assert (layout["method"], layout["tokens"], layout["template"]) == ("none", 0, "plain")
 
 
+def untaught(root: Path, name: str, **sample: Any) -> Job:
+    """A job from the aligned checkpoint on one table of samples."""
+    inputs = {"samples": [sample], "features": str(root / "features"), "checkpoint": str(root / "align")}
+    return job("image_sft", root / name, inputs, compression={"method": "voco", "tokens": 1}, image_sft=SFT)
+
+
+@pytest.mark.slow
 def test_a_run_without_a_token_to_learn_from_fails_and_says_why(root: Path, aligned: Path) -> None:
-    inputs = {**samples(root, "images-test"), "features": str(root / "features"), "checkpoint": str(aligned)}
-    compression = {"method": "voco", "tokens": 1}
     with pytest.raises(JobFailed, match=r"no token to learn from: answers are cut .*, or turns end with a question"):
-        pipelines.run(job("image_sft", root / "nothing", inputs, compression=compression, image_sft=SFT))
-    few = {**inputs, "samples": [{"uri": str(root / "images"), "weight": 0.01}]}
+        pipelines.run(untaught(root, "nothing", uri=str(root / "images-test")))
+
+
+def test_a_run_without_a_sample_is_refused(root: Path, aligned: Path) -> None:
     with pytest.raises(Refused, match=r"inputs\.samples: an epoch of these tables with these weights has no sample"):
-        pipelines.run(job("image_sft", root / "few", few, compression=compression, image_sft=SFT))
+        pipelines.run(untaught(root, "few", uri=str(root / "images"), weight=0.01))
 
 
 def test_a_sweep_trains_every_trial_and_scores_it_against_its_own_bounds(sweep_output: Path) -> None:
@@ -167,6 +180,7 @@ def test_a_trained_q_former_continues_only_with_its_own_shape(root: Path, aligne
         pipelines.run(job("image_sft", root / "other-queries", inputs, compression=other, image_sft=SFT))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("teacher", [None, "runs/none-1/train"], ids=["itself", "another"])
 def test_a_model_learns_from_the_uncompressed_one(root: Path, sweep_output: Path, teacher: str | None) -> None:
     inputs = {
@@ -191,11 +205,8 @@ def test_a_model_learns_from_the_uncompressed_one(root: Path, sweep_output: Path
 def test_a_teacher_of_another_kind_is_refused(root: Path, aligned: Path, sweep_output: Path) -> None:
     inputs = {**samples(root, "images"), "features": str(root / "features"), "checkpoint": str(aligned)}
     block = {**SFT, "distill": {"weight": 1.0}}
-    for teacher, message in ((sweep_output / "runs/voco-2/train", "of method none"), (root / "small", "another vocabulary")):
-        if teacher.name == "small" and not teacher.exists():
-            few = {**samples(root, "images"), "features": str(root / "features")}
-            model = {"llama": {**LLAMA, "vocabulary": 300}, "tower": world.TOWER}
-            pipelines.run(job("image_sft", teacher, few, model=model, compression={"method": "none", "tokens": 1}, image_sft=SFT))
+    small = world.untrained(str(root / "small"), "none", texts=["its vocabulary is another"])
+    for teacher, message in ((sweep_output / "runs/voco-2/train", "of method none"), (Path(small), "another vocabulary")):
         taught = {**inputs, "teacher": str(teacher)}
         student = job(
             "image_sft", root / f"no-{teacher.name}", taught, compression={"method": "voco", "tokens": 2}, image_sft=block
@@ -252,11 +263,9 @@ def test_a_video_model_keeps_its_frozen_compressor(video_model: Path, sweep_outp
     assert losses[-1] < losses[0]
 
 
-def test_zero_2_and_3_train_the_same_video_model(root: Path, video_model: Path) -> None:
-    other = root / ("video-3" if video_model.name == "video-2" else "video-2")
-    if not (other / "manifest.json").exists():
-        pytest.skip("the other ZeRO stage runs later")
-    left, right = state(video_model), state(other)
+@pytest.mark.slow
+def test_zero_2_and_3_train_the_same_video_model(root: Path, frame_caches: Path) -> None:
+    left, right = (state(train_video(root, frame_caches, zero_stage)) for zero_stage in (2, 3))
     assert max(float((left[name] - right[name]).abs().max()) for name in left) < 1e-4
 
 

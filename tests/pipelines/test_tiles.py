@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import shapes
 import torch
 import world
 from PIL import Image
@@ -21,8 +22,8 @@ from voco.model.vision.tower import load_tower
 from voco.precompute.feature_store import FeatureStore
 from voco.store import parquet, storage
 
-pytestmark = pytest.mark.slow
-TOWER = {**world.TOWER, "grid_pinpoints": [[32, 64], [64, 32], [64, 64]]}
+pytestmark = pytest.mark.ray
+TOWER = {**shapes.TOWER, "grid_pinpoints": [[32, 64], [64, 32], [64, 64]]}
 SIZES = [(64, 64), (64, 20), (30, 64), (40, 40)]  # width and height
 
 
@@ -68,7 +69,10 @@ def test_features_hold_every_tile(root: Path) -> None:
     assert torch.equal(fresh, store(row["media"][0]["sha256"]))
 
 
-@pytest.mark.parametrize(("method", "stage"), [("voco", 2), ("none", 3), ("q_former", 2)])
+@pytest.mark.parametrize(
+    ("method", "stage"),
+    [("voco", 2), pytest.param("none", 3, marks=pytest.mark.slow), pytest.param("q_former", 2, marks=pytest.mark.slow)],
+)
 def test_train_and_evaluate(root: Path, method: str, stage: int) -> None:
     pipelines.run(sft(root, method, zero_stage=stage))
     model, start = weights.load_checkpoint(str(root / method)), weights.load_checkpoint(str(root / method / "initial"))

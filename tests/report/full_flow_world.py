@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 import report.report_world as report_world
+import shapes
 import video_world
 import world
 
@@ -20,8 +21,7 @@ from voco.run import units
 from voco.store import parquet, schemas, storage
 
 CLIPS = 60
-LLAMA = {"layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "mlp_width": 48, "vocabulary": 300}
-TOWER = {"name": "efficientnet_lite0", "image_size": 128}  # 64 vision slots
+MODEL = {"llama": shapes.LLAMA, "tower": shapes.tower(image_size=128)}  # 64 vision slots
 SFT = {"epochs": 1, "global_batch": 2, "micro_batch": 2, "learning_rate": 1e-3}
 SCENES = {"benchmark": "scenes"}
 SKILLS = {"none-1": 0.55, "voco-1": 0.36, "voco-4": 0.46, "avg-pool-1": 0.22}
@@ -69,7 +69,7 @@ def clips() -> list[dict[str, Any]]:
 
 def write_checkpoint(output: str, method: str, tokens: int) -> None:
     """The files of a real, untrained model."""
-    block = Model.model_validate({"llama": LLAMA, "tower": TOWER})
+    block = Model.model_validate(MODEL)
     model = build.create_model(block, method, tokens, Text(template="question_answer"), ["does it get brighter?"], seed=3)
     with tempfile.TemporaryDirectory() as folder:
         weights.save_checkpoint(model, weights.own_state(model), Path(folder) / "model")
@@ -169,9 +169,8 @@ def flow(root: Path) -> Path:
     report_world.features(root)
     inputs: dict[str, Any] = {"samples": [{"uri": str(root / "cc3m")}], "features": str(root / "features-test")}
     inputs["vocabulary"] = [str(root / "cc3m"), str(root / "webvid"), str(root / "clips")]
-    model = {"llama": LLAMA, "tower": TOWER}
     report_world.write_training(
-        report_world.job(root, "align", "align", inputs=inputs, model=model, align=SFT), 2.4, 3.0, steps=120
+        report_world.job(root, "align", "align", inputs=inputs, model=MODEL, align=SFT), 2.4, 3.0, steps=120
     )
     inputs = {"samples": [{"uri": str(root / "ingest-test")}], "features": str(root / "features-test")}
     inputs["checkpoint"] = str(root / "align")

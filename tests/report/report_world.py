@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import shapes
 from PIL import Image, ImageDraw
 
 from voco.evaluate.metrics.gqa import exact_match
@@ -22,8 +23,8 @@ from voco.store import parquet, schemas, storage
 SCENES = 120
 COLOURS = ("red", "blue", "green", "yellow")
 HOSTILE = "<script>alert('x')</script><img src=http://evil.example/a.png> \x1b[31m & \"quoted\""
-TOWER = {"name": "efficientnet_lite0", "image_size": 224}
-LLAMA = {"layers": 2, "width": 32, "heads": 2, "kv_heads": 2, "mlp_width": 64, "vocabulary": 400}
+TOWER = shapes.tower(image_size=224)
+LLAMA = shapes.llama(heads=2, mlp_width=64, vocabulary=400)
 SFT = {"epochs": 1, "global_batch": 2, "micro_batch": 2, "learning_rate": 1e-3}
 
 

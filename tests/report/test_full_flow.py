@@ -321,7 +321,6 @@ def test_boxes_without_arrows_are_in_rows_below():
     assert layout_flow({"a": []}, 100, {"a": 40}).boxes == {"a": (6, 6)}
 
 
-@pytest.mark.slow
 @pytest.mark.browser
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not on PATH")
 @pytest.mark.parametrize("width", [390, 1280])

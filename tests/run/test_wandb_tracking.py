@@ -263,6 +263,7 @@ def test_s3_outputs_get_the_files_and_no_step_twice(s3_server: Path, tmp_path: P
         assert len(storage.read_bytes(f"s3://bucket/sft/{name}")) == item.size
 
 
+@pytest.mark.ray
 def test_rank_zero_killed_inside_a_ray_worker(ray_local: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import shapes
 import torch
 import world
 
@@ -37,7 +38,7 @@ def folder(tmp_path_factory):
 
 
 def write_features(output: str, samples: list[str]) -> None:
-    worker = features.FeatureWorker(output, world.TOWER, 8, threads=2)
+    worker = features.FeatureWorker(output, shapes.TOWER, 8, threads=2)
     for unit in range(features.list_images(output, samples, 100)):
         from voco.run import units
         from voco.store import parquet

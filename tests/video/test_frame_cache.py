@@ -11,6 +11,7 @@ import clips
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import shapes
 import torch
 import world
 from PIL import Image
@@ -25,8 +26,6 @@ from voco.run import units
 from voco.store import parquet, schemas, storage
 from voco.store.samples import blob_uri
 from voco.video.decode import Video
-
-LLAMA = {"layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "mlp_width": 48, "vocabulary": 300}
 
 
 def video_row(index: int, frames: int) -> dict[str, Any]:
@@ -48,7 +47,7 @@ def video_row(index: int, frames: int) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
     root = tmp_path_factory.mktemp("checkpoint")
-    block = Model.model_validate({"llama": LLAMA, "tower": world.TOWER})
+    block = Model.model_validate(shapes.MODEL)
     model = build.create_model(block, "voco", 2, Text(template="question_answer"), ["what happens?"], seed=3)
     weights.save_checkpoint(model, weights.own_state(model), root / "model")
     return str(root)
