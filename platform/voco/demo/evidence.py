@@ -38,7 +38,10 @@ CHANGES: dict[str, dict[str, Any]] = {
         "align.epochs": 2,
     },
     "base": {f"image_sft.{key}": value for key, value in TRAINING.items()},
-    "sft": {f"sweep.train.image_sft.{key}": value for key, value in TRAINING.items()},
+    "sft": {
+        "sweep.train.inputs.samples": [{"uri": "@scenes"}],
+        **{f"sweep.train.image_sft.{key}": value for key, value in TRAINING.items()},
+    },
     "video": {**{f"video_sft.{key}": value for key, value in TRAINING.items()}, "video_sft.epochs": 16},
 }
 

@@ -74,15 +74,16 @@ def fit(job: Job, run_id: str, output: str) -> dict[str, Any]:
 def _fit(job: Job, run_id: str, output: str, config: dict[str, Any]) -> dict[str, Any]:
     """Return what rank 0 returned. Ray restarts failed workers, but not a group that fails to start: that is done here."""
     import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchConfig
 
+    from voco.train.trainer import Trainer
     from voco.train.worker_loop import train
 
     resources = job.resources
     gpus = {"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {}
     filesystem, path = storage.arrow_filesystem(storage.join(output, "checkpoints"))
     for start in range(STARTS):
-        trainer = TorchTrainer(
+        trainer = Trainer(
             train,
             train_loop_config=config,
             torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),

@@ -36,7 +36,7 @@ def run_trials(job: Job, run_id: str, trials: list[Trial], replace: bool) -> Non
         # a trial's process only waits for its workers: it takes no CPU and runs on the head, which is no spot node
         ray.tune.with_resources(ray.tune.with_parameters(_trial, constants=constants), {"node:__internal_head__": 0.001}),
         param_space={"trial": ray.tune.grid_search(list(jobs))},
-        tune_config=ray.tune.TuneConfig(max_concurrent_trials=sweep.concurrent, reuse_actors=False),
+        tune_config=ray.tune.TuneConfig(max_concurrent_trials=sweep.concurrent, reuse_actors=True),
         run_config=ray.tune.RunConfig(
             name=run_id,
             storage_path=path,
