@@ -33,6 +33,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "features": {"features.tower": TOWER, "features.unit_images": 1000},
     "align": {
         "model.tower": TOWER,
+        **{f"model.llama.{key}": value for key, value in {"heads": 4, "kv_heads": 4, "mlp_width": 384}.items()},
         "resources.workers": 2,
         **{f"align.{key}": value for key, value in TRAINING.items()},
         "align.epochs": 2,
