@@ -185,6 +185,7 @@ def test_the_pipeline_writes_page_summary_and_manifest(flow, tmp_path, capsys):
     output = gather_outputs([job.output]).at(job.output)
     summary = output.read("summary").to_pylist()
     assert storage.read_json(f"{job.output}/summary.json") == summary
+    assert "score %" in storage.read_bytes(f"{job.output}/summary.txt").decode()
     assert [row["role"] for row in summary if row["category"] == "all"] == ["upper", "compared", "compared", "lower"]
     assert "average pooling" in Path(job.output, "report.html").read_text()
 

@@ -26,11 +26,9 @@ from voco.demo.recipe import DEMO, Recipe
 from voco.errors import Stopped, exit_code
 from voco.job.load import load_job
 from voco.job.spec import Job
-from voco.report import table
-from voco.report.summary import PAGE, SUMMARY_FILE
+from voco.report.summary import PAGE, SUMMARY_TEXT
 from voco.run import manifest
 from voco.store import storage
-from voco.store.schemas import ALL
 
 QUESTION = "what color is at the top left?"
 PICTURE = "images/scenes/test/000000.png"
@@ -133,7 +131,7 @@ def timed(spent: dict[str, float], part: str, call: Callable[[], Any]) -> Any:
 
 
 def print_results(job: Job, spent: dict[str, float]) -> None:
-    """Seconds by part and by stage, the scores, and the report's path."""
+    """Seconds by part and by stage, then the scores, and for each pair of methods whether they differ."""
     finished = manifest.read_manifest(job.output_uri)
     assert finished is not None
     print("\nSeconds:")
@@ -142,8 +140,7 @@ def print_results(job: Job, spent: dict[str, float]) -> None:
         print(f"  {part:<24}{seconds:8.1f}")
     for stage in job.stages:
         if stage.kind == "report":
-            summary = storage.read_json(storage.join(stage.output_uri, SUMMARY_FILE))
-            print(f"\n{table.text_tables([row for row in summary if row['category'] == ALL])}")
+            print("\n" + storage.read_bytes(storage.join(stage.output_uri, SUMMARY_TEXT)).decode())
 
 
 def print_next(job: Job) -> None:

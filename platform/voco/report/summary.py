@@ -14,11 +14,11 @@ from voco.run import units
 from voco.store import parquet, storage
 from voco.store.schemas import ALL
 
-PAGE, SUMMARY_FILE = "report.html", "summary.json"
+PAGE, SUMMARY_FILE, SUMMARY_TEXT = "report.html", "summary.json", "summary.txt"
 
 
 def write_report_job(outputs: list[str], to: str, title: str) -> tuple[dict[str, Any], list[str]]:
-    """Write `report.html`, `summary/` and `summary.json` to the directory `to`.
+    """Write `report.html`, `summary/`, `summary.json` and `summary.txt` to the directory `to`.
 
     Returns counts and tables of the job's manifest, and the comparison as lines of text. Raises Refused when none of the
     outputs is finished.
@@ -33,5 +33,7 @@ def write_report_job(outputs: list[str], to: str, title: str) -> tuple[dict[str,
     storage.write_json(storage.join(to, SUMMARY_FILE), summary)
     differences = [difference for comparison in comparisons for difference in comparison.differences]
     lines = [difference_text(difference, standalone=True) for difference in differences if difference.category == ALL]
+    text = [table.text_tables(compared), *lines]
+    storage.write_bytes(storage.join(to, SUMMARY_TEXT), "\n\n".join([text[0], "\n".join(lines)]).encode())
     counts = {"read": len(graph.outputs), "missing": len(graph.missing), "written": 1}
-    return {"counts": counts, "tables": {"summary": [entry]}}, [table.text_tables(compared), *lines]
+    return {"counts": counts, "tables": {"summary": [entry]}}, text
