@@ -13,6 +13,7 @@ import os
 import random
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -97,6 +98,28 @@ def stop(folder: Path = FOLDER) -> int:
         remaining = {process for process in processes if _runs(process)} | set(members(cluster.mark))
     (folder / "cluster.json").unlink(missing_ok=True)
     return len(processes)
+
+
+def write_owner(folder: Path = FOLDER) -> None:
+    """Record that this process runs the demo, for `stop_owner`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    this = psutil.Process()
+    (folder / "owner.json").write_text(json.dumps({"pid": this.pid, "created": this.create_time()}))
+
+
+def stop_owner(folder: Path = FOLDER, wait_s: float = 100.0) -> bool:
+    """Interrupt the process that runs the demo, as Ctrl-C would, and wait for its end; False when there is none."""
+    file = folder / "owner.json"
+    owner = json.loads(file.read_text()) if file.exists() else {"pid": NOT_STARTED, "created": 0}
+    try:
+        process = psutil.Process(owner["pid"]) if owner["pid"] != NOT_STARTED else None
+        if process is None or process.create_time() != owner["created"]:
+            return False
+        process.send_signal(signal.SIGINT)
+        process.wait(wait_s)
+    except psutil.NoSuchProcess:
+        return False
+    return True
 
 
 def read_cluster(folder: Path = FOLDER) -> Cluster | None:
@@ -262,8 +285,10 @@ def main(arguments: list[str]) -> int:
     if arguments == ["start"]:
         start()
     elif arguments == ["stop"]:
+        interrupted = stop_owner()
         ended = stop()
-        print(f"Ray cluster stopped: {ended} processes ended" if ended else "The demo's Ray cluster is not running")
+        cluster = f"its Ray cluster had {ended} processes left" if ended else "no Ray cluster of it is running"
+        print(f"The demo {'was interrupted' if interrupted else 'is not running'}; {cluster}")
     else:
         print("usage: python -m voco.demo.cluster start | stop", file=sys.stderr)
         return 2

@@ -16,7 +16,7 @@ from voco.demo import cluster
 
 def stop_with_this_process(folder: Path = cluster.FOLDER) -> subprocess.Popen[Any]:
     """Start the guard of the folder's cluster, which may start later. Closing the result's stdin stops the cluster at once."""
-    folder.mkdir(parents=True, exist_ok=True)
+    cluster.write_owner(folder)
     with open(folder / "guard.log", "wb") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "voco.demo.guard", str(folder)],

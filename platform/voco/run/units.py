@@ -155,7 +155,9 @@ def run_units(
 ) -> list[dict[str, Any]]:
     """Do every unit that is not done and return all records in order.
 
-    `worker(**arguments)` is built once a process: here when `in_process`, else in tasks of Ray Data, or with GPUs in its actors.
+    `worker(**arguments)` is built once a process: here when `in_process`, else in tasks of Ray Data, whose processes are used
+    again. Actors do units with GPUs, because Ray ends the process of a GPU task, and those for which nodes must still be
+    started, because Ray Data asks the autoscaler for all actors at once, but for few tasks.
     """
     pending = pending_units(output, total)
     finished = total - len(pending)
@@ -210,32 +212,37 @@ def _results(
     context.max_consecutive_actor_init_deaths = 3
     dataset = ray.data.from_items([{"unit": unit} for unit in pending], override_num_blocks=len(pending))
     size = min(resources.workers, len(pending))
-    common: dict[str, Any] = {
-        "batch_size": 1,
-        "batch_format": "numpy",
-        "num_cpus": resources.cpus_per_worker,
-        "accelerator_type": resources.accelerator,
-    }
+    options: dict[str, Any] = {"batch_size": 1, "batch_format": "numpy", "num_cpus": resources.cpus_per_worker}
+    if resources.gpus_per_worker:
+        options |= {"num_gpus": resources.gpus_per_worker, "accelerator_type": resources.accelerator}
+    else:
+        # CPU work fills CPU nodes and waits; without the selector it would make the autoscaler start GPU nodes
+        options["label_selector"] = CPU_WORK
     with warnings.catch_warnings():
         # neither retry option has a named parameter in Ray 2.60, and passing it another way is deprecated
         warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
-        if resources.gpus_per_worker:  # Ray ends a GPU task's process after each task, and with it the model
+        if resources.gpus_per_worker or size * resources.cpus_per_worker > _cpus():
             dataset = dataset.map_batches(
                 _UnitCall,
                 fn_constructor_args=(output, worker, arguments),
                 compute=ray.data.ActorPoolStrategy(size=size),
-                num_gpus=resources.gpus_per_worker,
                 max_restarts=RETRIES,  # retries of a unit have no limit: many fail before a node is known to be dead
-                **common,
+                **options,
             )
         else:
             dataset = dataset.map_batches(
                 do_unit,
                 fn_args=(output, worker, arguments),
                 compute=ray.data.TaskPoolStrategy(size=size),
-                # CPU work fills CPU nodes and waits; without the selector it would make the autoscaler start GPU nodes
-                label_selector=CPU_WORK,
                 max_retries=RETRIES,
-                **common,
+                **options,
             )
     yield from dataset.iter_batches(batch_size=1, prefetch_batches=0)
+
+
+def _cpus() -> float:
+    """CPUs of the nodes that are there now and take CPU work."""
+    import ray
+
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["Labels"].get(POOL) != "gpu"]
+    return float(sum(node["Resources"].get("CPU", 0) for node in nodes))
