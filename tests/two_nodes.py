@@ -112,18 +112,6 @@ def nodes_of_actors(head: Cluster, kind: str) -> set[str]:
     )
 
 
-def nodes_of_tasks(head: Cluster, name: str) -> set[str]:
-    """Ids of the nodes on which tasks whose name contains `name` have run."""
-    return set(
-        _ask(
-            head,
-            "from ray.util.state import list_tasks; "
-            "tasks = list_tasks(limit=9999, raise_on_missing_output=False); "
-            f"ids = [task.node_id for task in tasks if {name!r} in task.name and task.node_id]",
-        )
-    )
-
-
 def _ask(head: Cluster, code: str) -> list[str]:
     """Ray's state API in a separate process, whose environment names the cluster; this process's environment stays unchanged."""
     environment = {**os.environ, "RAY_ADDRESS": head.dashboard, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": head.token_path}

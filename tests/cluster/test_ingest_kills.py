@@ -32,7 +32,6 @@ CPUS = 3  # of each node
 WORKERS = 2
 UNITS = 56
 SEED = int(os.environ.get("VOCO_KILL_SEED", "0")) or int(time.time())
-IN_A_UNIT = "ray::MapBatches(do_unit)"  # title of a process that is doing a unit; between two units it is idle
 LAX = {"max_missing_share": 1.0, "max_reject_share": 1.0, "unit_rows": 32}
 
 
@@ -105,8 +104,9 @@ class World:
         assert (result.tables, result.counts, result.statistics) == (expected.tables, expected.counts, expected.statistics)
 
     def workers(self) -> list[psutil.Process]:
-        """Ray's processes of this cluster that do units."""
-        return [process for process in cluster.members(self.head.mark) if title(process) in (IN_A_UNIT, "ray::IDLE")]
+        """Ray's processes of this cluster that are ready to do units."""
+        calls = [process for process in cluster.members(self.head.mark) if "_UnitCall" in title(process)]
+        return [process for process in calls if not title(process).endswith("__init__")]
 
     def second_node(self) -> list[psutil.Process]:
         """Every process of the cluster that is not the head's."""
@@ -118,7 +118,7 @@ class World:
 def killed_in_a_unit(process: psutil.Process) -> bool:
     """SIGKILL a worker if it is doing a unit; False if it is not."""
     process.suspend()
-    if title(process) == IN_A_UNIT:
+    if title(process).endswith(".submit"):
         process.kill()
         return True
     process.resume()
@@ -192,8 +192,8 @@ def test_a_node_is_killed_while_it_does_a_unit(world: World) -> None:
     driver = world.start("node")
     world.wait_until(lambda: bool(set(world.workers()) & set(world.second_node())), "node", driver)
     node = world.second_node()
-    workers = set(world.workers()) & set(node)
-    world.wait_until(lambda: any(killed_in_a_unit(process) for process in workers), "node", driver)
+    (worker,) = set(world.workers()) & set(node)
+    world.wait_until(lambda: killed_in_a_unit(worker), "node", driver)
     for process in node:
         if process.is_running():
             process.kill()

@@ -70,7 +70,7 @@ def test_every_stage_ends_on_s3_and_both_nodes_worked(head: tuple[Cluster, Path]
     all_nodes = set(two_nodes.nodes(head[0]))
     assert len(all_nodes) == 2
     assert two_nodes.nodes_of_actors(head[0], "RayTrainWorker") >= all_nodes
-    assert two_nodes.nodes_of_tasks(head[0], "do_unit") >= all_nodes
+    assert two_nodes.nodes_of_actors(head[0], "_UnitCall") >= all_nodes
     assert storage.read_bytes(f"{uninterrupted}/report/report.html").startswith(b"<!doctype html")
     new_files = [name for name in os.listdir(head[1]) if name not in ("pipelines", "platform") and not name.endswith(".yaml")]
     assert not new_files, "nothing is written where the job was submitted"
@@ -154,7 +154,9 @@ def kill_process(head: Cluster, victim: str, draw: random.Random) -> None:
         except psutil.NoSuchProcess:
             continue
         driver = line[1:4] == ["-m", "pipelines", "run"]
-        worker = line[:1] in (["ray::RayTrainWorker"], ["ray::MapBatches(do_unit)"]) or "RayTrainWorker" in " ".join(line[:1])
+        worker = line[:1] in (["ray::RayTrainWorker"], ["ray::MapWorker(MapBatches(_UnitCall))"]) or "RayTrainWorker" in " ".join(
+            line[:1]
+        )
         if driver if victim == "driver" else worker:
             victims.append(process)
     if victims:

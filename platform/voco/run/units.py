@@ -155,9 +155,8 @@ def run_units(
 ) -> list[dict[str, Any]]:
     """Do every unit that is not done and return all records in order.
 
-    `worker(**arguments)` is built once a process: here when `in_process`, else in tasks of Ray Data, whose processes are used
-    again. Actors do units with GPUs, because Ray ends the process of a GPU task, and those for which nodes must still be
-    started, because Ray Data asks the autoscaler for all actors at once, but for few tasks.
+    `worker(**arguments)` is built once a process: here when `in_process`, else in an actor pool of Ray Data, for which the
+    autoscaler starts nodes. On one machine without GPUs tasks do the units: their processes are used again by later jobs.
     """
     pending = pending_units(output, total)
     finished = total - len(pending)
@@ -221,7 +220,7 @@ def _results(
     with warnings.catch_warnings():
         # neither retry option has a named parameter in Ray 2.60, and passing it another way is deprecated
         warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
-        if resources.gpus_per_worker or size * resources.cpus_per_worker > _cpus():
+        if resources.gpus_per_worker or not _is_one_node(size * resources.cpus_per_worker):
             dataset = dataset.map_batches(
                 _UnitCall,
                 fn_constructor_args=(output, worker, arguments),
@@ -240,9 +239,9 @@ def _results(
     yield from dataset.iter_batches(batch_size=1, prefetch_batches=0)
 
 
-def _cpus() -> float:
-    """CPUs of the nodes that are there now and take CPU work."""
+def _is_one_node(cpus: float) -> bool:
+    """True for a cluster of one machine that has so many CPUs."""
     import ray
 
-    nodes = [node for node in ray.nodes() if node["Alive"] and node["Labels"].get(POOL) != "gpu"]
-    return float(sum(node["Resources"].get("CPU", 0) for node in nodes))
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    return len(nodes) == 1 and nodes[0]["Resources"].get("CPU", 0) >= cpus
