@@ -76,7 +76,7 @@ def wait_for_no_process() -> float:
 
 def remaining() -> list[str]:
     """Commands of the processes that run in this folder, or below its `.demo`, except this one and its callers."""
-    folder, found = Path.cwd(), []
+    folder, commands = Path.cwd(), []
     for process in psutil.process_iter():
         try:
             directory = Path(process.cwd())
@@ -85,10 +85,10 @@ def remaining() -> list[str]:
                 and process.status() != psutil.STATUS_ZOMBIE
                 and folder in (directory, *directory.parents)
             ):
-                found.append(" ".join(process.cmdline())[:80])
+                commands.append(" ".join(process.cmdline())[:80])
         except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
             continue
-    return found
+    return commands
 
 
 def last_line() -> str:
