@@ -2,8 +2,8 @@
 # Ray 2.60.0 with torch 2.13.0, seen 2026-11-30: a Ray Train run of one worker, without any dataset, starts five further processes.
 #
 # One would guess two processes: the controller and the worker. In fact there are also a PlacementGroupCleaner, a
-# SynchronizationActor, a PreemptionWatcher and, although the trainer got no datasets, a DatasetManager. Each is an actor in a process
-# that imports ray.train, pandas and pyarrow: two to five CPU seconds apiece on the machine where this was seen, so on a laptop a
+# SynchronizationActor, a PreemptionWatcher and, although the trainer got no datasets, a DatasetManager and Ray Data's
+# _AutoscalingCoordinatorActor. Each is an actor in a process that imports ray.train, pandas and pyarrow: two to five CPU seconds apiece on the machine where this was seen, so on a laptop a
 # training of a few seconds spends most of its time on them. RAY_TRAIN_ENABLE_PREEMPTION_WATCHER=0 leaves out the watcher; the
 # DatasetManager has no switch. This prints the actors' classes and fails when they change.
 set -euo pipefail
@@ -40,7 +40,7 @@ run() {
 default=$(run -u RAY_TRAIN_ENABLE_PREEMPTION_WATCHER)
 without=$(run RAY_TRAIN_ENABLE_PREEMPTION_WATCHER=0)
 printf 'by default:          %s\nwithout the watcher: %s\n' "$default" "$without"
-for class in DatasetManager PlacementGroupCleaner PreemptionWatcher SynchronizationActor TrainController RayTrainWorker; do
+for class in _AutoscalingCoordinatorActor DatasetManager PlacementGroupCleaner PreemptionWatcher SynchronizationActor TrainController RayTrainWorker; do
   grep -qw "$class" <<< "$default" || { echo "changed: no $class"; exit 1; }
 done
 if grep -qw PreemptionWatcher <<< "$without"; then echo "changed: the variable has no effect"; exit 1; fi
