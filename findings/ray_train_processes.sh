@@ -3,9 +3,10 @@
 #
 # One would guess two processes: the controller and the worker. In fact there are also a PlacementGroupCleaner, a
 # SynchronizationActor, a PreemptionWatcher and, although the trainer got no datasets, a DatasetManager and Ray Data's
-# _AutoscalingCoordinatorActor. Each is an actor in a process that imports ray.train, pandas and pyarrow: two to five CPU seconds apiece on the machine where this was seen, so on a laptop a
-# training of a few seconds spends most of its time on them. RAY_TRAIN_ENABLE_PREEMPTION_WATCHER=0 leaves out the watcher; the
-# DatasetManager has no switch. This prints the actors' classes and fails when they change.
+# _AutoscalingCoordinatorActor. Each is an actor in a process that imports ray.train, pandas and pyarrow: two to five CPU seconds
+# apiece on the machine where this was seen, so on a laptop a training of a few seconds spends most of its time on them.
+# RAY_TRAIN_ENABLE_PREEMPTION_WATCHER=0 leaves out the watcher; the DatasetManager has no switch. This prints the actors' classes and
+# fails when they change.
 set -euo pipefail
 
 folder=$(mktemp -d)
