@@ -76,15 +76,13 @@ def wait_for_no_process() -> float:
 
 def remaining() -> list[str]:
     """Commands of the processes that run in this folder, or below its `.demo`, except this one and its callers."""
-    folder, commands = Path.cwd(), []
+    folder, commands = Path.cwd(), list[str]()
+    callers = {psutil.Process(), *psutil.Process().parents()}
     for process in psutil.process_iter():
         try:
             directory = Path(process.cwd())
-            if (
-                process.pid != os.getpid()
-                and process.status() != psutil.STATUS_ZOMBIE
-                and folder in (directory, *directory.parents)
-            ):
+            runs = process not in callers and process.status() != psutil.STATUS_ZOMBIE
+            if runs and folder in (directory, *directory.parents):
                 commands.append(" ".join(process.cmdline())[:80])
         except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
             continue
