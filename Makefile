@@ -3,6 +3,10 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 PEERS := .venv-peers
+# glibc keeps freed memory: a training step on a CPU asks for the same blocks again
+QUICK := OMP_NUM_THREADS=1 MALLOC_MMAP_THRESHOLD_=1000000000 MALLOC_TRIM_THRESHOLD_=1000000000
+
+unexport PYTHONDONTWRITEBYTECODE # some images set it, and then each of hundreds of processes compiles its packages again
 
 .PHONY: help demo demo-stop evidence test test-slow test-cluster test-report lint types env env-demo env-peers efficiency
 .PHONY: bench-ingest bench-ingest-full bench-loader bench-attention bench-step bench-inference bench-gpu
@@ -20,16 +24,16 @@ demo-stop: env-demo ## stop the demo's Ray cluster, and nothing else
 	@$(RUN) -m voco.demo.cluster stop
 
 test: env ## every test that needs only one machine, without the long proofs
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not cluster and not browser"
+	$(QUICK) $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not cluster and not browser"
 
 test-slow: env ## long proofs in many processes: resumed training, the cut of a batch, ZeRO-3, a teacher, a package from outside
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "slow and not cluster and not browser"
+	$(QUICK) $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "slow and not cluster and not browser"
 
 test-cluster: env env-peers ## tests with S3, two nodes without a shared directory, random kills and the real autoscaler
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -m cluster
+	$(QUICK) $(RUN) -m pytest -m cluster
 
 test-report: env ## tests of the report in headless Chromium; skipped, with a reason, where it is not on PATH
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -m browser -rs
+	$(QUICK) $(RUN) -m pytest -m browser -rs
 
 bench-ingest: env env-peers ## files to Parquet: ours and a plain loop, daft, Ray Data, datasets and img2dataset
 	$(RUN) bench/ingest.py

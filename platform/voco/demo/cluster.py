@@ -32,6 +32,8 @@ FOLDER = Path(".demo")
 LOGICAL_CPUS = 6  # may be more than the real CPUs: a driver that only waits must not keep its workers from starting
 OBJECT_STORE_BYTES = 500 << 20
 IDLE_PROCESSES = 16  # Ray ends idle ones above this number: each new one imports torch again, for up to ten CPU seconds
+# glibc returns large freed blocks to the system, and a training step on a CPU asks for them again: a sixth of its time
+KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "1000000000", "MALLOC_TRIM_THRESHOLD_": "1000000000"}
 SOCKET_SUFFIX = 66  # "/session_<date>_<time>_<micros>_<pid>/sockets/plasma_store"; a socket path has at most 107 bytes
 START_S = 90.0  # that Ray may take to start
 NOT_STARTED = -1  # the pid in `cluster.json` until the process exists
@@ -265,7 +267,7 @@ def _environment(cluster: Cluster) -> dict[str, str]:
         "RAY_DEDUP_LOGS": "0",  # it takes the progress of two trials for the same line
         "RAY_num_workers_soft_limit": str(IDLE_PROCESSES),
         "OMP_NUM_THREADS": "1",
-    }
+    } | KEEP_FREED_MEMORY
 
 
 def _temp_dir(folder: Path) -> Path:

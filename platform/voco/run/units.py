@@ -220,7 +220,7 @@ def _results(
     with warnings.catch_warnings():
         # neither retry option has a named parameter in Ray 2.60, and passing it another way is deprecated
         warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
-        if resources.gpus_per_worker or not _is_one_node(size * resources.cpus_per_worker):
+        if resources.gpus_per_worker or not is_one_node(size * resources.cpus_per_worker):
             dataset = dataset.map_batches(
                 _UnitCall,
                 fn_constructor_args=(output, worker, arguments),
@@ -239,7 +239,7 @@ def _results(
     yield from dataset.iter_batches(batch_size=1, prefetch_batches=0)
 
 
-def _is_one_node(cpus: float) -> bool:
+def is_one_node(cpus: float = 0) -> bool:
     """True for a cluster of one machine that has so many CPUs."""
     import ray
 
