@@ -12,7 +12,7 @@ import numpy as np
 import world
 
 SECONDS = 4
-SIDE = 64  # decord cannot read widths of 32 or 48
+SIDE = 64
 
 
 def encode(shades: list[int]) -> bytes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,8 +22,19 @@ from voco.video.sample_frames import evenly_spaced, frames_at_rate, thin_evenly
         (1, 25.0, 1.0, [0]),
     ],
 )
-def test_frames_at_a_rate(num_frames: int, fps: float, rate: float, expected: list[int]) -> None:
-    assert frames_at_rate(num_frames, fps, rate) == expected
+@pytest.mark.parametrize("tick", [Fraction(1, 1000), Fraction(1, 90_000), Fraction(1, 15_360)], ids=str)
+def test_frames_at_a_rate(num_frames: int, fps: float, rate: float, expected: list[int], tick: Fraction) -> None:
+    """In every container: times are rounded to its tick."""
+    *ticks, end = (7 + round(number / Fraction(fps).limit_denominator(1001) / tick) for number in range(num_frames + 1))
+    assert frames_at_rate(ticks, end, tick, rate) == expected
+
+
+def test_a_variable_rate_is_sampled_by_time() -> None:
+    """90 frames in three seconds, then one a second: what is seen at each second, as the slow, obvious search finds it."""
+    seconds = [number / 30 for number in range(90)] + [3.0 + number for number in range(9)]
+    ticks = [round(1000 * second) for second in seconds]
+    expected = [max(number for number, tick in enumerate(ticks) if tick <= 1000 * second) for second in range(12)]
+    assert frames_at_rate(ticks, 12_000, Fraction(1, 1000), 1.0) == expected == [0, 30, 60, *range(90, 99)]
 
 
 @pytest.mark.parametrize(

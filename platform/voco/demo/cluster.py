@@ -252,22 +252,26 @@ def _environment(cluster: Cluster) -> dict[str, str]:
     """The environment of the cluster, and so of every driver and worker in it."""
     other_cluster = ("RAY_ADDRESS", "RAY_AUTH_TOKEN")
     inherited = {key: value for key, value in os.environ.items() if key not in other_cluster}
-    return inherited | {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
-        "VOCO_CLUSTER": cluster.mark,
-        # without it, Ray Train's cleaner of placement groups asks whichever cluster of the machine started last
-        "RAY_API_SERVER_ADDRESS": cluster.dashboard,
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": cluster.token_path,
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_prestart_worker_first_driver": "0",  # a job cannot use idle workers without its environment
-        "RAY_worker_register_timeout_seconds": "180",
-        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
-        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process for each training; nobody takes this machine away
-        "RAY_DEDUP_LOGS": "0",  # it takes the progress of two trials for the same line
-        "RAY_num_workers_soft_limit": str(IDLE_PROCESSES),
-        "OMP_NUM_THREADS": "1",
-    } | KEEP_FREED_MEMORY
+    return (
+        inherited
+        | {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+            "VOCO_CLUSTER": cluster.mark,
+            # without it, Ray Train's cleaner of placement groups asks whichever cluster of the machine started last
+            "RAY_API_SERVER_ADDRESS": cluster.dashboard,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": cluster.token_path,
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_prestart_worker_first_driver": "0",  # a job cannot use idle workers without its environment
+            "RAY_worker_register_timeout_seconds": "180",
+            "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+            "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process for each training; nobody takes this machine away
+            "RAY_DEDUP_LOGS": "0",  # it takes the progress of two trials for the same line
+            "RAY_num_workers_soft_limit": str(IDLE_PROCESSES),
+            "OMP_NUM_THREADS": "1",
+        }
+        | KEEP_FREED_MEMORY
+    )
 
 
 def _temp_dir(folder: Path) -> Path:

@@ -22,7 +22,7 @@ from voco.run.units import part_uri
 from voco.store import parquet, schemas, storage
 from voco.store.samples import ROW_ADDRESS, read_at, row_addresses
 from voco.video.decode import Video
-from voco.video.sample_frames import evenly_spaced, frames_at_rate, thin_evenly
+from voco.video.sample_frames import evenly_spaced, thin_evenly
 
 COLUMNS = ["sample_id", "dataset", "modality", "media"]
 
@@ -86,15 +86,12 @@ class FrameWorker:
             yield 0, 0.0, self.preprocess(medium["bytes"])
             return
         video, block = Video(medium["bytes"]), self.block
-        if block.fps is not None:
-            numbers = frames_at_rate(video.num_frames, video.fps, block.fps)
-        else:
-            numbers = evenly_spaced(video.num_frames, block.frames or 1)
+        numbers = video.at_rate(block.fps) if block.fps is not None else evenly_spaced(video.num_frames, block.frames or 1)
         numbers = thin_evenly(numbers, block.max_frames)
         for start in range(0, len(numbers), block.batch):
             batch = numbers[start : start + block.batch]
-            for number, frame in zip(batch, video.frames(batch), strict=True):
-                yield number, number / video.fps, self.preprocess(Image.fromarray(frame))
+            for number, time_s, frame in zip(batch, video.times(batch), video.frames(batch), strict=True):
+                yield number, time_s, self.preprocess(Image.fromarray(frame))
 
     def _rows(self, frames: Iterator[Frame]) -> Iterator[dict[str, Any]]:
         """Rows of the table. One pass compresses `batch` frames, of any media: no frame sees another."""

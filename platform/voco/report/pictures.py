@@ -14,7 +14,7 @@ from voco.report.outputs import Output
 from voco.report.table import seconds_text
 from voco.store import samples
 from voco.video.decode import Video
-from voco.video.sample_frames import evenly_spaced, frames_at_rate, thin_evenly
+from voco.video.sample_frames import evenly_spaced, thin_evenly
 
 LARGEST_SIDE = 320  # pixels of an image in the report
 LARGEST_PIXELS = 64_000_000  # of an image or frame; a larger one is not opened
@@ -70,7 +70,7 @@ def _strip(medium: dict[str, Any]) -> Picture:
         return Picture(problem=f"video not shown: frames of {medium['width']} x {medium['height']} pixels ({facts})")
     try:
         video = Video(medium["bytes"])
-        numbers = thin_evenly(frames_at_rate(video.num_frames, video.fps, 1.0), FRAMES_SHOWN)
+        numbers = thin_evenly(video.at_rate(1.0), FRAMES_SHOWN)
         if len(numbers) < FRAMES_SHOWN // 2:
             numbers = evenly_spaced(video.num_frames, FRAMES_SHOWN)
         frames = [Image.fromarray(np.asarray(frame)) for frame in video.frames(numbers)]
@@ -82,7 +82,7 @@ def _strip(medium: dict[str, Any]) -> Picture:
     strip = Image.new("RGB", (len(frames) * (width + FRAME_GAP) - FRAME_GAP, height), "white")
     for index, frame in enumerate(frames):
         strip.paste(frame, (index * (width + FRAME_GAP), 0))
-    times = ", ".join(f"{number / video.fps:.3g}" for number in numbers)
+    times = ", ".join(f"{time:.3g}" for time in video.times(numbers))
     return Picture(_data_uri(strip), strip.width, strip.height, note=f"{facts}; shown: {times} s", wide=True)
 
 

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import bisect
 import math
+from collections.abc import Sequence
 from fractions import Fraction
 
 
-def frames_at_rate(num_frames: int, fps: float, rate: float) -> list[int]:
-    """Frame numbers at times 0, 1/rate, 2/rate ... of a video of `num_frames` at `fps` frames per second.
+def frames_at_rate(ticks: Sequence[int], end: int, tick: Fraction, rate: float) -> list[int]:
+    """Numbers of the frames that are visible 0, 1/rate, 2/rate ... seconds after the first, up to the video's end, each once.
 
-    The k-th is the frame visible at k/rate seconds, floor(k fps / rate). At a rate above the video's, each frame is used once.
+    Frame k is visible from `ticks[k]` on, in units of `tick` seconds, and the last one until `end`. Containers round times to
+    their tick, so the times that are asked for are rounded to it as well: at 30 frames a second Matroska says 67 ms for 66.7.
     """
-    step = max(Fraction(fps).limit_denominator(100_000) / Fraction(rate).limit_denominator(100_000), Fraction(1))
-    return [math.floor(k * step) for k in range(math.ceil(num_frames / step))]
+    per_second = Fraction(rate).limit_denominator(100_000)
+    numbers: list[int] = []
+    for k in range(math.ceil((end - ticks[0]) * tick * per_second)):
+        number = bisect.bisect_right(ticks, ticks[0] + round(k / per_second / tick)) - 1
+        if not numbers or numbers[-1] < number:
+            numbers.append(number)
+    return numbers
 
 
 def evenly_spaced(num_frames: int, count: int) -> list[int]:
