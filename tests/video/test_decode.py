@@ -28,7 +28,7 @@ def numbers(cell: Cell, frames: np.ndarray) -> list[int]:
 
 
 @pytest.mark.parametrize("cell", CELLS, ids="-".join)
-def test_the_picture_that_was_asked_for(cell: Cell, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_picture_that_was_asked_for(cell: Cell) -> None:
     video = Video(clip(cell))
     assert video.num_frames == FRAMES
     assert numbers(cell, video.frames(PICKS)) == PICKS
