@@ -9,7 +9,7 @@ QUICK := OMP_NUM_THREADS=1 MALLOC_MMAP_THRESHOLD_=1000000000 MALLOC_TRIM_THRESHO
 unexport PYTHONDONTWRITEBYTECODE # some images set it, and then each of hundreds of processes compiles its packages again
 
 .PHONY: help demo demo-stop evidence test test-slow test-cluster test-report lint types env env-demo env-peers efficiency
-.PHONY: bench-ingest bench-ingest-full bench-loader bench-attention bench-step bench-inference bench-gpu
+.PHONY: bench-ingest bench-ingest-full bench-loader bench-decode bench-attention bench-step bench-inference bench-gpu
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
@@ -43,6 +43,9 @@ bench-ingest-full: env ## 665,298 rows with the real mix of sources and faults: 
 
 bench-loader: env env-peers ## Parquet to batches of pixels: ours and LLaVA's transform, the codec alone and other loaders
 	$(RUN) bench/loader.py
+
+bench-decode: env ## frames of videos: ours, decord and PyAV in order, which of them are right, and the time at 8 and 100 frames
+	OMP_NUM_THREADS=1 PYTHONPATH=platform:tests $(RUN) bench/decode.py
 
 bench-attention: env ## one layer under the VoCo mask: causal segments and a dense mask, FlexAttention and plain causal
 	OMP_NUM_THREADS=1 PYTHONPATH=platform $(RUN) bench/attention.py

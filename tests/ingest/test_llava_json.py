@@ -6,7 +6,8 @@ import pytest
 from ingest.source import row
 
 from voco.errors import Refused
-from voco.ingest.formats.llava_json import parse, read, take_placeholder
+from voco.ingest.chat_rows import take_placeholder
+from voco.ingest.formats.llava_json import parse, read
 from voco.ingest.source_row import BadRow, Reject, SourceRow, normal_path, sample_id
 from voco.job.config import Ingest
 
@@ -35,17 +36,41 @@ def test_placeholder(text: str, prompt: str, position: str) -> None:
     assert take_placeholder(text.replace("<image>", "<video>"), "<video>") == (prompt.replace("<image>", "<video>"), position)
 
 
-def test_text_row_keeps_what_spells_a_mark() -> None:
-    item = parse(row(7, None, "<image>\nSay <voco>", "<image>"), "mix.json:0", TRAIN)
-    assert item.modality == "text"
-    assert item.turns == (("user", "<image>\nSay <voco>"), ("assistant", "<image>"))
-    assert item.conversation["placeholder"] == "none"
-    assert item.conversation["source_id"] == "7"
+@pytest.mark.parametrize(
+    ("raw", "detail"),
+    [
+        (row(7, None, "<image>\nSay <voco>", "a"), "1 x <image> in the text for 0 media"),
+        ({**row(7, None, "<image>\nWho?", "Ada"), "image": None}, "1 x <image> in the text for 0 media"),
+        ({**row(7, None, "<image>\nWho?", "Ada"), "image_path": "x.jpg"}, "the row has `image_path`"),
+        ({**row(7, None, "<image>\nWho?", "Ada"), "images": ["x.jpg"]}, "the row has `images`"),
+        (row(7, None, "<video>\nWho?", "Ada"), "1 x <video> in the text for 0 media"),
+        (row("a", "x.jpg", "Who?", "Ada"), "0 x <image> in the text for 1 media"),
+        (row("a", "x.jpg", "<image>\nHi", "<image>", "And <image>?", "Ada"), "2 x <image> in the text for 1 media"),
+    ],
+)
+def test_placeholders_and_media_must_agree(raw: dict, detail: str) -> None:
+    with pytest.raises(BadRow, match=detail.replace("`", ".")) as caught:
+        parse(raw, "mix.json:0", TRAIN)
+    assert caught.value.reason == "bad_record"
 
 
-def test_later_turns_keep_what_spells_a_mark() -> None:
-    item = parse(row("a", "x.jpg", "<image>\nHi", "<image>", "And <image>?", "<voco>"), "mix.json:0", TRAIN)
-    assert [text for _, text in item.turns] == ["Hi", "<image>", "And <image>?", "<voco>"]
+def test_several_images_and_answers_that_spell_a_mark() -> None:
+    raw = {
+        **row("a", None, "<image>\n<image>\nWhich is older?", "The <image> on the left", "And <voco>?", "b"),
+        "image": ["x.jpg", "y.jpg"],
+    }
+    item = parse(raw, "mix.json:0", TRAIN)
+    assert (item.modality, item.paths) == ("image", ("x.jpg", "y.jpg"))
+    assert [text for _, text in item.turns] == ["Which is older?", "The <image> on the left", "And <voco>?", "b"]
+    assert item.conversation["placeholder"] == "before"
+
+
+def test_speakers_of_others_and_a_system_turn() -> None:
+    turns = [("system", "Be brief."), ("user", "<image>\nWho?"), ("assistant", "Ada")]
+    raw = {"image": "x.jpg", "conversations": [{"from": speaker, "value": text} for speaker, text in turns]}
+    item = parse(raw, "mix.json:0", TRAIN)
+    assert item.turns == (("user", "Who?"), ("assistant", "Ada"))
+    assert (item.conversation["extra"], item.notes) == ('{"system":"Be brief."}', ("system prompts dropped",))
 
 
 def test_leading_answer_is_dropped() -> None:
@@ -93,12 +118,13 @@ BAD = {
     "id a list": ({**row(1, None, "a", "b"), "id": [1]}, "bad_record"),
     "id true": ({**row(1, None, "a", "b"), "id": True}, "bad_record"),
     "image a list": ({**row(1, None, "a", "b"), "image": ["x.jpg", "y.jpg"]}, "bad_record"),
-    "image empty": (row(1, "", "a", "b"), "bad_record"),
+    "image empty": (row(1, "", "<image>\na", "b"), "bad_record"),
+    "a row of LLaMA-Factory": ({"messages": [{"role": "user", "content": "Hi"}]}, "bad_record"),
     "a lone surrogate": (row(1, None, "a\ud800", "b"), "bad_record"),
     "an image and a video": ({**row(1, "x.jpg", "a", "b"), "video": "x.mp4"}, "unsupported_format"),
     "video a list": ({**row(1, None, "a", "b"), "video": ["x.mp4"]}, "bad_record"),
-    "video of features without a name": ({**row(1, None, "a", "b"), "video": ".pkl"}, "bad_record"),
-    "a video that climbs": ({**row(1, None, "a", "b"), "video": "../x.mp4"}, "unsafe_path"),
+    "video of features without a name": ({**row(1, None, "<video>\na", "b"), "video": ".pkl"}, "bad_record"),
+    "a video that climbs": ({**row(1, None, "<image>\na", "b"), "video": "../x.mp4"}, "unsafe_path"),
     "no turns": ({"conversations": []}, "bad_conversation"),
     "only an answer": ({"conversations": [{"from": "gpt", "value": "a"}]}, "bad_conversation"),
     "two questions in a row": (
@@ -111,14 +137,15 @@ BAD = {
     ),
     "no answer": (row(1, None, "a"), "bad_conversation"),
     "an empty answer": (row(1, "x.jpg", "<image>\na", " \n"), "empty_text"),
-    "an empty question": (row(1, "x.jpg", "", "a"), "empty_text"),
+    "an image without placeholder": (row(1, "x.jpg", "", "a"), "bad_record"),
+    "an empty question": (row(1, "x.jpg", "<image>\na", "b", "", "c"), "empty_text"),
     "a text row with an empty question": (row(1, None, " ", "a"), "empty_text"),
     "a long text": (row(1, None, "ü" * 1001, "a"), "text_too_large"),
     "a long extra": ({**row(1, None, "a", "b"), "note": "x" * 2001}, "text_too_large"),
-    "an absolute path": (row(1, "/etc/x.jpg", "a", "b"), "unsafe_path"),
-    "a path that climbs": (row(1, "a/../../x.jpg", "a", "b"), "unsafe_path"),
-    "a URL": (row(1, "http://host/x.jpg", "a", "b"), "unsafe_path"),
-    "a NUL in the path": (row(1, "x\0.jpg", "a", "b"), "unsafe_path"),
+    "an absolute path": (row(1, "/etc/x.jpg", "<image>\na", "b"), "unsafe_path"),
+    "a path that climbs": (row(1, "a/../../x.jpg", "<image>\na", "b"), "unsafe_path"),
+    "a URL": (row(1, "http://host/x.jpg", "<image>\na", "b"), "unsafe_path"),
+    "a NUL in the path": (row(1, "x\0.jpg", "<image>\na", "b"), "unsafe_path"),
 }
 
 
@@ -153,9 +180,19 @@ def test_read_streams_every_row(tmp_path) -> None:
     assert [item.source for item in rows] == ["mix.json:0", "mix.json:1", "mix.json:2"]
 
 
-@pytest.mark.parametrize("text", ['{"a": []}', "", '[{"a": 1}', '[{"a": 1}] x', '[{"a": NaN}]', "not json"])
+@pytest.mark.parametrize("text", ['{\n "a": []}', "", '[{"a": 1}', '[{"a": 1}] x', '[{"a": NaN}]', "not json"])
 def test_a_file_that_is_not_a_complete_list_is_refused(tmp_path, text: str) -> None:
     path = tmp_path / "mix.json"
     path.write_text(text)
     with pytest.raises(Refused, match=r"inputs.annotations: .*mix.json: "):
         list(read(str(path), TRAIN, None))
+
+
+def test_json_lines(tmp_path) -> None:
+    path = tmp_path / "mix.jsonl"
+    lines = [json.dumps(row(1, None, "a", "b")), "", "{broken", json.dumps(row("x", "p.jpg", "<image>\nc", "d"))]
+    path.write_text("\ufeff" + "\n".join(lines))
+    rows = list(read(str(path), TRAIN, None))
+    assert [type(item) for item in rows] == [SourceRow, Reject, SourceRow]
+    assert (rows[1].reason, rows[1].detail.startswith("not JSON: ")) == ("bad_record", True)
+    assert rows[2].paths == ("p.jpg",)

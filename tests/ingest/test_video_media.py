@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numbered_clips
 import pytest
 from ingest.clips import clip, shipped
 from ingest.source import image
@@ -118,6 +119,24 @@ def test_an_avi_above_a_gigabyte_is_several_lists() -> None:
     ):
         with pytest.raises(BadRow, match="corrupt_media"):
             check_container(bytes(damaged))
+
+
+def test_an_animated_gif_is_a_video(tmp_path, probe) -> None:
+    data = numbered_clips.clip(numbered_clips.Cell("gif", "gif", "plain"))
+    (tmp_path / "x.gif").write_bytes(data)
+    medium = read_video(MediaRoot(str(tmp_path)), "x.gif", FULL, probe)
+    assert (medium["path"], medium["format"], medium["num_frames"]) == ("x.gif", "gif", numbered_clips.FRAMES)
+    assert medium["duration_s"] == pytest.approx(4.0, abs=0.05)
+    assert reason(tmp_path, probe, data[:-20]) == "corrupt_media"
+
+
+@pytest.mark.parametrize("cell", [cell for cell in numbered_clips.CELLS if cell.variant == "open B"], ids="-".join)
+def test_measures_where_pictures_are_stored_in_another_order(tmp_path, probe, cell) -> None:
+    """AVI has no presentation times, and Matroska no frame count: durations stay those of the pictures."""
+    (tmp_path / "x.mp4").write_bytes(numbered_clips.clip(cell))
+    medium = read_video(MediaRoot(str(tmp_path)), "x.mp4", FULL, probe)
+    assert (medium["num_frames"], medium["duration_s"]) == (numbered_clips.FRAMES, pytest.approx(4.0, abs=0.1))
+    assert medium["fps"] == pytest.approx(24, rel=0.02)
 
 
 def test_limits(tmp_path, probe) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import cli
+from voco.job.config import Ingest
 from voco.job.load import load_job, resolve_stage
 from voco.job.spec import STAGES, Job
 from voco.job.trials import inner_jobs, sweep_trials
@@ -16,6 +17,11 @@ ROOT = Path(__file__).parents[2]
 FILES = sorted(ROOT.glob("jobs/**/*.yaml"))
 IDS = [str(file.relative_to(ROOT / "jobs")) for file in FILES]
 STORAGE = "s3://YOUR-BUCKET/voco/"  # what our jobs write; raw/ and models/ are the user's
+FIRST_ROW = {  # of the local annotations in our job files, by format: `plan` reads them as `run` would
+    "llava_json": '[{"conversations": [{"from": "human", "value": "Who?"}, {"from": "gpt", "value": "Ada"}]}]',
+    "webvid_csv": "videoid,name,page_dir\n1,A boat,012301_012350\n",
+    "video_chatgpt": '[{"q": "Who?", "a": "Ada", "video_id": "v_1"}]',
+}
 HARDWARE = {"micro_batch", "zero_stage", "checkpoint_activations"}  # keys that change memory and speed, not the result
 
 
@@ -33,7 +39,10 @@ def test_plan_accepts_it(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
             assert cli.main(["plan", str(file)]) == 2
             assert f"{uri} does not exist" in capsys.readouterr().err
             Path(uri).parent.mkdir(parents=True, exist_ok=True)
-            Path(uri).write_bytes(b"[]")
+            formats = [
+                stage.block.format for stage in job.stages if isinstance(stage.block, Ingest) and uri in stage.uris().values()
+            ]
+            Path(uri).write_text(FIRST_ROW[formats[0]] if formats else "")
     assert cli.main(["plan", str(file)]) == 0, capsys.readouterr().err
     plan = capsys.readouterr().out
     assert all(stage.name in plan for stage in job.stages)

@@ -21,7 +21,7 @@ from voco.demo import cluster
 from voco.run import manifest
 from voco.store import parquet
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 STAGES = ["scenes", "scenes-test", "features", "base", "voco1", "answers-upper", "answers-lower", "answers-voco1", "report"]
 
 

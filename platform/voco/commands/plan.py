@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from voco.errors import Refused
-from voco.job.config import Evaluate, FrameCache, ImageSft, Llama, Training
+from voco.job.config import Evaluate, FrameCache, ImageSft, Ingest, Llama, Training
 from voco.job.load import resolve_stage
 from voco.job.spec import Flow, Job, Sweep
 from voco.job.trials import sweep_trials
@@ -101,11 +101,32 @@ def plan_lines(file: str, job: Job) -> list[str]:
             except Refused as error:
                 raise Refused(f"{prefix}{error}") from None
             lines.append(f"  {key} {uri}: {sizes[key]}")
+        try:
+            lines += [f"  {line}" for line in _source_preview(stage)]
+        except Refused as error:
+            raise Refused(f"{prefix}{error}") from None
         lines.append(f"  resources: {_resources(stage)}")
         lines += [f"  {line}" for line in stage_details(stage, sizes)]
         outputs[stage.name] = stage.output
         stage_sizes[f"@{stage.name}"] = _output_size(stage)
     return lines
+
+
+def _source_preview(stage: Job) -> list[str]:
+    """What the first source rows of an ingest are. Raises Refused for a file that `run` would refuse.
+
+    Nothing for storage that does not answer, and for questions whose answers are in a second file.
+    """
+    uri = stage.inputs.annotations
+    if not isinstance(stage.block, Ingest) or uri is None or stage.inputs.answers is not None or storage.is_placeholder(uri):
+        return []
+    from voco.ingest.preview import preview
+
+    resolved = storage.resolve(uri)
+    try:
+        return [preview(stage.block, resolved)]
+    except _unreachable(resolved):
+        return []
 
 
 def _output_size(stage: Job) -> InputSize:

@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -63,6 +63,7 @@ class SourceListing:
     units: int
     rejected: dict[str, int]
     tables: list[dict[str, Any]]  # manifest entry of the part of `rejects/` that holds these rejects, if any
+    notes: dict[str, int] = field(default_factory=dict)  # rows by what of them does not reach the model, "system prompts dropped"
 
 
 def list_samples(block: Ingest, annotations: str, output: str, answers: str | None = None) -> SourceListing:
@@ -89,7 +90,8 @@ def _units(block: Ingest, rows: Iterable[SourceRow | Reject], annotations: str, 
     rejects = _RejectSpool(folder)
     size = storage.file_size(annotations)
     buckets = min(MAX_BUCKETS, max(1, -(-size // BUCKET_BYTES)))
-    read, partition = _partition(block, rows, folder, buckets, rejects)
+    notes: Counter[str] = Counter()
+    read, partition = _partition(block, rows, folder, buckets, rejects, notes)
     listed = samples = units = 0
     for table in _cut(block, _samples(block, partition, rejects)):
         listed += len(table["sources"].combine_chunks().values)
@@ -97,7 +99,9 @@ def _units(block: Ingest, rows: Iterable[SourceRow | Reject], annotations: str, 
         units += 1
         yield table
     tables = rejects.write(block.dataset, storage.join(output, "rejects", "part-listing.parquet"))
-    listing = SourceListing(read, listed, samples, units, dict(sorted(rejects.counts.items())), tables)
+    listing = SourceListing(
+        read, listed, samples, units, dict(sorted(rejects.counts.items())), tables, dict(sorted(notes.items()))
+    )
     storage.write_json(counts, asdict(listing))
 
 
@@ -113,7 +117,12 @@ def _group_row(block: Ingest, row: SourceRow) -> GroupRow:
 
 
 def _partition(
-    block: Ingest, rows: Iterable[SourceRow | Reject], folder: str | None, buckets: int, rejects: _RejectSpool
+    block: Ingest,
+    rows: Iterable[SourceRow | Reject],
+    folder: str | None,
+    buckets: int,
+    rejects: _RejectSpool,
+    notes: Counter[str],
 ) -> tuple[int, Iterator[Iterable[GroupRow]]]:
     """The number of rows, and the accepted rows by bucket, each bucket in source order."""
     read = 0
@@ -124,7 +133,9 @@ def _partition(
         read += 1
         if isinstance(row, Reject):
             rejects.add(row)
-        elif files:
+            continue
+        notes.update(row.notes)
+        if files:
             group_row = _group_row(block, row)
             data = marshal.dumps(group_row, 2)
             files[int(group_row[0][:8], 16) % buckets].write(len(data).to_bytes(LENGTH_BYTES, "little") + data)

@@ -14,6 +14,7 @@ from typing import Any
 
 from voco.job.config import Ingest
 
+SYSTEM_DROPPED = "system prompts dropped"  # a note of SourceRow
 EVALUATION = {"val", "test"}  # splits in which the last answer is a reference and not part of the turns
 encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 encode_sorted = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), sort_keys=True).encode
@@ -51,6 +52,7 @@ class SourceRow:
     turns: tuple[tuple[str, str], ...]  # (role, text) as in the source; rows with equal media and turns are duplicates
     conversation: dict[str, Any]  # a `store/schemas.py` CONVERSATION
     location: str = ""  # where the medium is read from unless that is its path: bytes of a tar shard, a URL
+    notes: tuple[str, ...] = ()  # what of the row does not reach the model, for the listing's counts
 
 
 def sample_id(dataset: str, split: str, row: SourceRow) -> str:
@@ -97,7 +99,8 @@ def make_source_row(
     block: Ingest,
     *,
     modality: str,
-    path: str | None,
+    path: str | None = None,
+    paths: Sequence[str] = (),
     turns: Sequence[tuple[str, str]],
     placeholder: str,
     answers: Sequence[str] = (),
@@ -106,15 +109,20 @@ def make_source_row(
     category: str = "",
     extra: dict[str, Any] | None = None,
     location: str = "",
+    system: str = "",
 ) -> SourceRow:
-    """One conversation, checked by the rules that all formats share.
+    """One conversation, checked by the rules that all formats share. Its media are `paths`, or the single `path`.
 
+    A `system` prompt of the source goes to `extra`: a chat template has its own, and a counted note says that it was dropped.
     In the splits val and test a last answer leaves the turns; the references are `answers`, or else that answer.
     Raises BadRow: bad_record (text that UTF-8 cannot encode, an empty path), text_too_large, empty_text, bad_conversation
     (a training row without an answer), unsafe_path.
     """
+    media = list(paths) if path is None else [path]
+    if system.strip():
+        extra = {**(extra or {}), "system": system}
     notes = encode_sorted(extra) if extra else "{}"
-    _check_text([source_id, category, notes, path or "", *answers, *choices, *(text for _, text in turns)], block.max_text_bytes)
+    _check_text([source_id, category, notes, *media, *answers, *choices, *(text for _, text in turns)], block.max_text_bytes)
     evaluation = block.split in EVALUATION
     _check_turns(turns, placeholder != "none", evaluation)
     shown: list[tuple[str, str]] = list(turns)
@@ -130,8 +138,8 @@ def make_source_row(
         "category": category,
         "extra": notes,
     }
-    paths = () if path is None else (normal_path(path),)
-    return SourceRow(source, modality, paths, tuple(turns), conversation, location)
+    dropped = (SYSTEM_DROPPED,) if system.strip() else ()
+    return SourceRow(source, modality, tuple(map(normal_path, media)), tuple(turns), conversation, location, dropped)
 
 
 def _check_text(texts: list[str], limit: int) -> None:

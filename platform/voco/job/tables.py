@@ -132,6 +132,8 @@ FORMATS = Table(
     "formats",
     {
         "llava_json": FormatRow(),
+        "chat_json": FormatRow(),
+        "parquet": FormatRow(),
         "webvid_csv": FormatRow(),
         "video_chatgpt": FormatRow(),
         "webdataset": FormatRow(),

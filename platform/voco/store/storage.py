@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # a third of a second that `voco plan` does not need
     import pyarrow.fs as pafs
 
 PATIENCE_S = 180.0  # longer than a restart of a server, shorter than a night
-SHARD = ".tar"
+SHARDS = (".tar", ".parquet")  # of sources that are a folder of files
 PLACEHOLDER = "YOUR-"  # s3://YOUR-BUCKET/...: to be filled in by the user
 
 _patience_s = [PATIENCE_S]
@@ -278,8 +278,8 @@ def fingerprint(uri: str) -> dict[str, Any]:
     return {"uri": uri, "size": int(info["size"]), "etag": str(info.get("ETag", "")).strip('"')}
 
 
-def list_shards(uri: str) -> list[dict[str, Any]]:
-    """The .tar files directly in a folder, by name: name, size in bytes, and mtime in ns (local) or ETag (S3).
+def list_shards(uri: str, extensions: tuple[str, ...] = SHARDS) -> list[dict[str, Any]]:
+    """The .tar and .parquet files directly in a folder, by name: name, size in bytes, and mtime in ns (local) or ETag (S3).
 
     Terabytes are not hashed, so a local shard that is copied or touched counts as changed.
     """
@@ -287,7 +287,7 @@ def list_shards(uri: str) -> list[dict[str, Any]]:
     shards = []
     for entry in sorted(fs.ls(path, detail=True), key=lambda entry: str(entry["name"])):
         name = str(entry["name"]).rsplit("/", 1)[-1]
-        if entry["type"] == "directory" or not name.endswith(SHARD) or name.startswith("."):
+        if entry["type"] == "directory" or not name.endswith(extensions) or name.startswith("."):
             continue
         mark = os.stat(entry["name"]).st_mtime_ns if isinstance(fs, LocalFileSystem) else str(entry.get("ETag", "")).strip('"')
         shards.append({"name": name, "size": int(entry["size"]), "mark": mark})

@@ -19,6 +19,7 @@ from voco.ingest.media.source import MediaSource, check_size
 from voco.ingest.source_row import BadRow, DamagedArchive
 from voco.store import storage
 
+SHARD = ".tar"
 BLOCK = 512  # bytes; headers and contents fill complete blocks
 EXTENDED_BYTES = 1 << 20  # most bytes of an extended header; a real one holds a name
 READ_AHEAD_BYTES = 1 << 20  # of a shard in S3
@@ -37,7 +38,7 @@ class Member:
 
 def shard_uris(uri: str) -> list[str]:
     """The shard itself, or every .tar directly in the folder, by name. Raises Refused when there is none."""
-    shards = [uri] if uri.endswith(storage.SHARD) else [storage.join(uri, shard["name"]) for shard in storage.list_shards(uri)]
+    shards = [uri] if uri.endswith(SHARD) else [storage.join(uri, shard["name"]) for shard in storage.list_shards(uri, (SHARD,))]
     if not shards:
         raise Refused(f"inputs.annotations: {uri}: expected a .tar file or a folder with .tar files in it")
     return shards
@@ -130,7 +131,7 @@ class TarShards:
     """The members of a folder's shards, or of one shard, by their locations."""
 
     def __init__(self, uri: str) -> None:
-        self.folder = uri.rsplit("/", 1)[0] if uri.endswith(storage.SHARD) else uri
+        self.folder = uri.rsplit("/", 1)[0] if uri.endswith(SHARD) else uri
         self.fs, self.root = storage.filesystem(self.folder)
 
     def sources(self, locations: list[str]) -> Iterator[MediaSource]:

@@ -34,7 +34,7 @@ def read_video(root: MediaSource, path: str, limits: MediaLimits, decoder: Decod
 
 
 def _find(root: MediaSource, path: str, limit: int) -> tuple[str, bytes]:
-    if path.lower().endswith(VIDEO_EXTENSIONS):
+    if path.lower().endswith((*VIDEO_EXTENSIONS, ".gif")):
         return path, root.read(path, limit)
     folder, _, name = path.rpartition("/")
     prefixed = f"{folder}/v_{name}" if folder else f"v_{name}"  # ActivityNet's file names
@@ -49,7 +49,7 @@ def _find(root: MediaSource, path: str, limit: int) -> tuple[str, bytes]:
 
 
 def check_container(data: bytes) -> str:
-    """mp4, mov, mkv, webm or avi, by content. Decoders often accept a truncated file; the container knows its own length.
+    """mp4, mov, mkv, webm, avi or gif, by content. Decoders often accept a truncated file; the container knows its own length.
 
     Raises BadRow: unsupported_format, corrupt_media (empty or truncated).
     """
@@ -65,6 +65,10 @@ def check_container(data: bytes) -> str:
     if data[:4] == b"RIFF" and data[8:12] == b"AVI ":
         _check_riff(data)
         return "avi"
+    if data[:6] in (b"GIF87a", b"GIF89a"):
+        if not data.rstrip(b"\0").endswith(b";"):
+            raise BadRow("corrupt_media", "truncated: no trailer at its end")
+        return "gif"
     raise BadRow("unsupported_format", f"begins with {data[:12]!r}")
 
 
