@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from ingest.source import image, part_hashes, table
 from ingest.web_server import Web as Server
@@ -122,6 +124,25 @@ def test_a_job_in_list_order_and_byte_equal(server, tmp_path) -> None:
     assert contents["GCC_train_000000031.jpg"] == image(3)
     pipelines.run(job(source, tmp_path / "two", allow_private_addresses=True, unit_rows=10, download_threads=2))
     assert part_hashes(tmp_path / "one") == part_hashes(tmp_path / "two")
+
+
+@pytest.mark.parametrize("names", [("url", "caption", "key"), ("URL", "TEXT", None)])
+def test_a_parquet_list_of_urls(tmp_path, names: tuple[str, str, str | None]) -> None:
+    """img2dataset's own output has keys, LAION's list has not; a folder is read in the order of its files' names."""
+    url, caption, key = names
+    for file, captions in (("b.parquet", ["later"]), ("a.parquet", ["a red kite", "a blue boat"])):
+        columns = {url: [f"http://example.org/{text}.jpg".replace(" ", "") for text in captions], caption: captions}
+        if key:
+            columns[key] = [f"{file}-{number}" for number in range(len(captions))]
+        pq.write_table(pa.table(columns), tmp_path / file)
+    rows = [row for row in read(str(tmp_path), BLOCK, None) if isinstance(row, SourceRow)]
+    assert [row.turns[1][1] for row in rows] == ["a red kite", "a blue boat", "later"]
+    assert rows[2].location == "http://example.org/later.jpg"
+    expected = ["a.parquet-0", "a.parquet-1", "b.parquet-0"] if key else ["000000000", "000000001", "000000002"]
+    assert [row.conversation["source_id"] for row in rows] == expected
+    pq.write_table(pa.table({"link": ["http://a/b"]}), tmp_path / "a.parquet")
+    with pytest.raises(Refused, match="expected columns url and caption, or URL and TEXT, got link"):
+        list(read(str(tmp_path), BLOCK, None))
 
 
 def test_loopback_is_refused_by_default(server, tmp_path) -> None:

@@ -132,6 +132,22 @@ def test_a_container_that_counts_pictures_that_are_not_there() -> None:
         video.frames([40, 90])
 
 
+def test_a_time_stamp_that_is_damaged_is_an_error() -> None:
+    """A last packet ten years after the others: no duration of that size reaches a table."""
+    buffer = io.BytesIO()
+    with av.open(io.BytesIO(clip(Cell("matroska", "mjpeg", "plain")))) as source, av.open(buffer, "w", format="matroska") as target:
+        stream = source.streams.video[0]
+        copy = target.add_stream_from_template(stream)
+        for packet in source.demux(stream):
+            if packet.size:
+                packet.stream = copy
+                if packet.pts > 3900:
+                    packet.pts = packet.dts = packet.pts + 315_000_000_000
+                target.mux(packet)
+    with pytest.raises(ValueError, match="its times are damaged"):
+        Video(buffer.getvalue())
+
+
 def test_a_picture_with_cover_art_first() -> None:
     """A cover is a video stream too, of one picture: the moving one is read."""
     buffer = io.BytesIO()

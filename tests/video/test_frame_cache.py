@@ -161,6 +161,23 @@ def test_a_sample_with_a_frame_that_cannot_be_decoded_is_a_reject_and_not_in_the
     assert "f" * 32 not in store.groups
 
 
+def test_rejects_are_the_same_in_every_run(checkpoint: str, tmp_path: Path) -> None:
+    """Pillow's message names the object in memory that it read from."""
+    row = next(row for row in world.sample_rows(2) if row["media"])
+    row["media"][0]["bytes"] = b"no image"
+    samples = world.write_samples(str(tmp_path / "samples"), [row])
+    for name in ("a", "b"):
+        output = str(tmp_path / name)
+        frame_cache.list_media_samples(output, [samples], unit_samples=5)
+        with parquet.open_parquet(units.work_list_uri(output)) as file:
+            record = frame_cache.FrameWorker(output, checkpoint, {"fps": 1.0})(0, file.read_row_group(0))
+        assert "image" in record["rejects"][0]["detail"]
+        assert "0x" not in record["rejects"][0]["detail"]
+    assert Path(units.part_uri(str(tmp_path / "a"), "rejects", 0)).read_bytes() == Path(
+        units.part_uri(str(tmp_path / "b"), "rejects", 0)
+    ).read_bytes()
+
+
 def test_caches_of_another_maker_or_too_few_tokens_are_refused(cached: tuple[str, list[dict[str, Any]]], checkpoint: str) -> None:
     store, config = FrameStore(cached[0]), weights.read_config(checkpoint)
     check_compressor(store, config, 2)

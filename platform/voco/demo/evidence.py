@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from voco.demo.__main__ import run_flow
+from voco.demo.flow_run import run_flow
 from voco.demo.recipe import DEMO, EVIDENCE
 from voco.errors import exit_code
 from voco.job.load import load_job

@@ -107,6 +107,11 @@ def exists(uri: str) -> bool:
     return True
 
 
+def is_directory(uri: str) -> bool:
+    fs, path = filesystem(uri)
+    return bool(fs.isdir(path))
+
+
 def list_names(uri: str) -> list[str]:
     """Names directly under a directory, sorted; none if it does not exist. Hidden files, left by killed writes, are skipped."""
     fs, path = filesystem(uri)

@@ -14,6 +14,7 @@ from voco.video.frame_index import FrameIndex, count_frames, read_index
 from voco.video.sample_frames import frames_at_rate
 
 NEVER = -(1 << 62)  # before every mark
+MAX_SECONDS = 1e6  # eleven days; a damaged time stamp makes more of a short clip
 
 Frames = npt.NDArray[np.uint8]
 
@@ -41,6 +42,8 @@ class Video:
             raise ValueError("a video without a picture that can be decoded")
         self.num_frames = len(ticks)
         self.duration_s = float((self.index.end - ticks[0]) * self.index.tick)
+        if self.duration_s > MAX_SECONDS:
+            raise ValueError(f"a video of {self.num_frames} frames and {self.duration_s:.3g} s: its times are damaged")
         self.fps = self.num_frames / self.duration_s  # the mean
         self._reformatter = av.video.reformatter.VideoReformatter()
         self._size: tuple[int, int] | None = None
