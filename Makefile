@@ -26,7 +26,7 @@ demo-stop: env-demo ## stop the demo's Ray cluster, and nothing else
 test: env ## every test that needs only one machine, without the long proofs
 	$(QUICK) $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not cluster and not browser"
 
-test-slow: env ## long proofs in many processes: resumed training, the cut of a batch, ZeRO-3, a teacher, a package from outside
+test-slow: env ## long proofs in many processes: a flow under kills, resumed training, the cut of a batch, ZeRO-3, a teacher, a package from outside
 	$(QUICK) $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "slow and not cluster and not browser"
 
 test-cluster: env env-peers ## tests with S3, two nodes without a shared directory, random kills and the real autoscaler
