@@ -10,6 +10,7 @@ from voco.job.config import Training
 from voco.model.batch import Batch, collate, with_teacher
 from voco.model.voco_llama import VocoLlama
 from voco.precompute.feature_store import FeatureStore
+from voco.sequence.chat_template import Turn
 from voco.sequence.sequence import Layout, TokenSample, build_sample, filler_sample
 from voco.store.samples import SampleTables, images_of, sizes_of
 from voco.train.packing import split_evenly
@@ -17,7 +18,7 @@ from voco.train.sampler import WINDOW, Rows
 
 
 class TrainingSamples:
-    """Token samples by (row group, row in it); the last window of row groups is kept.
+    """Token samples by (row group, row in it); the last window of row groups is kept. A sample is tokenised when it is taken.
 
     `views` names the views of a row: images by their hash, or under `cached` the indices of its frames; None for a row whose
     frames could not be decoded.
@@ -35,34 +36,47 @@ class TrainingSamples:
     ) -> None:
         self.tables, self.tokenizer, self.layout, self.block = tables, tokenizer, layout, block
         self.views, self.cached, self.extra_tokens = views, cached, extra_tokens
-        self._groups: OrderedDict[int, list[TokenSample]] = OrderedDict()
+        self._groups: OrderedDict[int, list[tuple[dict[str, Any], list[list[Turn]]]]] = OrderedDict()
+        self._built: dict[int, dict[int, TokenSample]] = {}  # by row group, then by row
         self.cut = 0  # text tokens left out of the samples that were taken
 
     def take(self, rows: Rows) -> list[TokenSample]:
         """The samples at (n, 2) rows; the fill of an epoch's tail is left out."""
-        samples = [self._group(group)[row] for group, row in rows.tolist() if group >= 0]
+        samples = [self._sample(group, row) for group, row in rows.tolist() if group >= 0]
         self.cut += sum(sample.cut for sample in samples)
         return samples
 
-    def _group(self, group: int) -> list[TokenSample]:
+    def _sample(self, group: int, index: int) -> TokenSample:
+        parts = self._group(group)
+        built = self._built[group]
+        if index not in built:
+            built[index] = self._build(*parts[index])
+        return built[index]
+
+    def _group(self, group: int) -> list[tuple[dict[str, Any], list[list[Turn]]]]:
+        """What each sample of the row group is made of: its row, and its conversations' turns."""
         if group not in self._groups:
-            self._groups[group] = [sample for row in self.tables.read(group) for sample in self._build(row)]
+            self._groups[group] = [part for row in self.tables.read(group) for part in self._parts(row)]
+            self._built[group] = {}
             if len(self._groups) > 2 * WINDOW:
-                self._groups.popitem(last=False)
+                oldest, _ = self._groups.popitem(last=False)
+                del self._built[oldest]
         self._groups.move_to_end(group)
         return self._groups[group]
 
-    def _build(self, row: dict[str, Any]) -> Iterator[TokenSample]:
+    def _parts(self, row: dict[str, Any]) -> Iterator[tuple[dict[str, Any], list[list[Turn]]]]:
+        conversations = [conversation["turns"] for conversation in row["conversations"]]
+        for part in [conversations] if self.block.share_vision else [[turns] for turns in conversations]:
+            yield row, part
+
+    def _build(self, row: dict[str, Any], conversations: list[list[Turn]]) -> TokenSample:
         views = self.views(row)
         if views is None:  # it keeps its position in the order and adds nothing to the loss
-            yield from [filler_sample(self.layout)] * (1 if self.block.share_vision else len(row["conversations"]))
-            return
-        conversations = [conversation["turns"] for conversation in row["conversations"]]
+            return filler_sample(self.layout)
         max_tokens = self.block.max_tokens + self.extra_tokens * len(views)
         sizes = None if self.cached else sizes_of(row)
-        for part in [conversations] if self.block.share_vision else [[turns] for turns in conversations]:
-            arguments = (row["sample_id"], part, views, self.tokenizer, self.layout)
-            yield build_sample(*arguments, max_tokens=max_tokens, cached=self.cached, sizes=sizes)
+        arguments = (row["sample_id"], conversations, views, self.tokenizer, self.layout)
+        return build_sample(*arguments, max_tokens=max_tokens, cached=self.cached, sizes=sizes)
 
 
 class ImageBatches:
