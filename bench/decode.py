@@ -30,7 +30,7 @@ COUNTS = (8, 100)
 Reader = Callable[[bytes, Callable[[int], list[int]]], np.ndarray]
 
 
-def ours(data: bytes, choose: Callable[[int], list[int]]) -> np.ndarray:
+def exact(data: bytes, choose: Callable[[int], list[int]]) -> np.ndarray:
     video = Video(data)
     return video.frames(choose(video.num_frames))
 
@@ -58,7 +58,7 @@ def pyav_in_order(data: bytes, choose: Callable[[int], list[int]]) -> np.ndarray
     return np.stack([frames[number] for number in numbers])
 
 
-READERS: dict[str, Reader] = {"ours": ours, "decord": by_decord, "pyav_in_order": pyav_in_order}
+READERS: dict[str, Reader] = {"ours": exact, "decord": by_decord, "pyav_in_order": pyav_in_order}
 
 
 def right_cells() -> dict[str, int]:

@@ -75,8 +75,8 @@ def take_placeholders(turns: Turns, mark: str, media: int, raw: dict[str, Any]) 
     taken: Turns = []
     for role, text in turns:
         while role == "user" and mark in text:
-            text, place = take_placeholder(text, mark)
-            position = position or place
+            text, position_here = take_placeholder(text, mark)
+            position = position or position_here
         taken.append((role, text))
     return taken, position if media == 1 else "before"
 
@@ -97,7 +97,7 @@ def take_placeholder(text: str, mark: str) -> tuple[str, str]:
     return text, "none"
 
 
-def identity(raw: dict[str, Any]) -> str:
+def row_identity(raw: dict[str, Any]) -> str:
     """The row's `id` as text, "" without it. Raises BadRow(bad_record)."""
     value = raw.get("id")
     if value is None:

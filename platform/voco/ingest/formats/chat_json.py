@@ -23,8 +23,8 @@ from voco.ingest.chat_rows import (
     VIDEO,
     Turns,
     alternate,
-    identity,
     paths_of,
+    row_identity,
     single_modality,
     take_placeholders,
 )  # fmt: skip
@@ -66,7 +66,7 @@ def parse(raw: Any, source: str, block: Ingest) -> SourceRow:
     system = system or next((raw[key] for key in SYSTEM_KEYS if isinstance(raw.get(key), str)), "")
     return make_source_row(
         source, block, modality=modality, paths=paths, turns=turns, placeholder=placeholder,
-        source_id=identity(raw), category=category, extra=extra, system=system,
+        source_id=row_identity(raw), category=category, extra=extra, system=system,
     )  # fmt: skip
 
 

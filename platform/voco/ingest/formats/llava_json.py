@@ -17,7 +17,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from voco.ingest.chat_rows import IMAGE, ROLES, VIDEO, Turns, alternate, identity, paths_of, single_modality, take_placeholders
+from voco.ingest.chat_rows import (
+    IMAGE,
+    ROLES,
+    VIDEO,
+    Turns,
+    alternate,
+    paths_of,
+    row_identity,
+    single_modality,
+    take_placeholders,
+)
 from voco.ingest.formats import Format
 from voco.ingest.formats.video_chatgpt import clean_answer
 from voco.ingest.layouts import advice
@@ -47,7 +57,7 @@ def parse(raw: Any, source: str, block: Ingest) -> SourceRow:
         turns = [(role, clean_answer(text) if role == "assistant" else text) for role, text in turns]
     return make_source_row(
         source, block, modality=modality, paths=paths, turns=turns, placeholder=placeholder,
-        source_id=identity(raw), category=category, extra=extra, system=system,
+        source_id=row_identity(raw), category=category, extra=extra, system=system,
     )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from voco.errors import Refused, message_line
 from voco.ingest.evaluation_row import LETTERS, SHORT, EvaluationQuestion, make_evaluation_row, with_options
 from voco.ingest.formats import Format, chat_json
 from voco.ingest.formats.mmbench_tsv import field_text
-from voco.ingest.media.parquet_images import ParquetImages, file_uris, image_columns, image_path, images_of
+from voco.ingest.media.parquet_images import ParquetImages, encoded_images, file_uris, image_columns, image_path
 from voco.ingest.source_row import BadRow, Reject, SourceRow, parse_rows
 from voco.job.config import Ingest
 from voco.store import parquet
@@ -37,9 +37,9 @@ Raw = tuple[dict[str, Any], list[str], str]  # a row's values, its image columns
 
 def read(uri: str, block: Ingest, answers: str | None) -> Iterator[SourceRow | Reject]:
     """Every row of every file, in order. Raises Refused for a file that is not Parquet or has neither layout's columns."""
-    places: dict[str, str] = {}  # where the images of a row were first seen, by their paths
+    first_seen: dict[str, str] = {}  # where the images of a row were first seen, by their paths
     for file in file_uris(uri):
-        yield from parse_rows(file, _rows(file), lambda raw, _, source: parse(raw, source, block, places))
+        yield from parse_rows(file, _rows(file), lambda raw, _, source: parse(raw, source, block, first_seen))
 
 
 def _rows(uri: str) -> Iterator[Raw]:
@@ -61,16 +61,16 @@ def _rows(uri: str) -> Iterator[Raw]:
         raise Refused(f"inputs.annotations: {uri}: expected a complete Parquet file: {message_line(error)}") from error
 
 
-def parse(raw: Raw, source: str, block: Ingest, places: dict[str, str]) -> SourceRow:
+def parse(raw: Raw, source: str, block: Ingest, first_seen: dict[str, str]) -> SourceRow:
     """One row as a SourceRow, whose images are read where they first appeared. Raises BadRow for its first fault."""
     values, columns, location = raw
-    paths = [image_path(data) for data in images_of(values, columns)]
+    paths = [image_path(data) for data in encoded_images(values, columns)]
     values = {name: value for name, value in values.items() if name not in columns and value is not None}
     if any(name in values for name in CONVERSATIONS):
         row = chat_json.parse(_as_chat(values, paths), source, block)
     else:
         row = _question(values, paths, source, block)
-    return dataclasses.replace(row, location=places.setdefault("/".join(paths), location) if paths else "")
+    return dataclasses.replace(row, location=first_seen.setdefault("/".join(paths), location) if paths else "")
 
 
 def _as_chat(values: dict[str, Any], paths: list[str]) -> dict[str, Any]:
@@ -97,8 +97,8 @@ def _question(values: dict[str, Any], paths: list[str], source: str, block: Inge
     identity = next((str(values[name]) for name in IDS if name in values), "")
     category = next((str(values[name]) for name in CATEGORIES if name in values), "")
     extra = {name: value for name, value in values.items() if name not in OWN_COLUMNS and _is_json(value)}
-    asked = EvaluationQuestion(text, _answers(values, choices), identity, category, choices, extra)
-    return make_evaluation_row(source, block, asked, "image", paths[0])
+    evaluation = EvaluationQuestion(text, _answers(values, choices), identity, category, choices, extra)
+    return make_evaluation_row(source, block, evaluation, "image", paths[0])
 
 
 def _choices(values: dict[str, Any]) -> list[str]:

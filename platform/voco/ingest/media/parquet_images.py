@@ -40,7 +40,7 @@ def _holds_images(name: str, kind: pa.DataType) -> bool:
     return name in PLAIN and bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def images_of(row: dict[str, Any], columns: list[str]) -> list[bytes]:
+def encoded_images(row: dict[str, Any], columns: list[str]) -> list[bytes]:
     """The encoded images of a row. Raises BadRow(missing_media) for a path without bytes."""
     images: list[bytes] = []
     for column in columns:
@@ -79,7 +79,7 @@ class ParquetImages:
             with parquet.open_parquet(storage.join(self.folder, name)) as file:
                 columns = image_columns(file.schema_arrow)
                 table = file.read_row_group(group, columns=columns)
-            self.rows = [{image_path(data): data for data in images_of(row, columns)} for row in table.to_pylist()]
+            self.rows = [{image_path(data): data for data in encoded_images(row, columns)} for row in table.to_pylist()]
             self.group = (name, group)
         return self.rows[row]
 
