@@ -3,9 +3,9 @@
 #
 # One would guess that turning a small decoded frame into RGB costs what the conversion costs, and that a codec context with
 # thread_count = 1 keeps a reader in one thread. In fact libswscale's context is given as many threads as the machine has cores, for
-# each call anew: a frame of 340 x 256 takes 0.67 ms by to_ndarray and 0.05 ms by a VideoReformatter that is kept and called with
-# threads=1, on two cores; the pixels are the same. With 100 frames of a clip the conversion, not the decoder, decides.
-# This prints both times and the ratio, and fails when the default is no longer at least twice as slow or the pixels differ.
+# each call anew: a frame of 340 x 256 takes 0.13 to 0.67 ms by to_ndarray and 0.05 ms by a VideoReformatter that is kept and called
+# with threads=1, on two cores; the pixels are the same. With 100 frames of a clip the conversion, not the decoder, decides.
+# This prints both times and the ratio, and fails when the default is no longer at least 1.5 times as slow or the pixels differ.
 # On a machine with one core there is nothing to see.
 set -euo pipefail
 
@@ -48,5 +48,5 @@ def milliseconds(convert):
 assert np.array_equal(default(), single())
 slow, fast = milliseconds(default), milliseconds(single)
 print(f"PyAV {av.__version__}, {os.cpu_count()} cores: to_ndarray {slow:.3f} ms, reformat with threads=1 {fast:.3f} ms: {slow / fast:.1f} x")
-assert os.cpu_count() == 1 or slow > 2 * fast, "the default is no longer slower"
+assert os.cpu_count() == 1 or slow > 1.5 * fast, "the default is no longer slower"
 PYTHON
