@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from voco.evaluate import aggregate, answering, preflight
+from voco.evaluate import aggregate, answering, official, predictions, preflight
 from voco.job.config import Evaluate
 from voco.job.spec import Job
 from voco.report.wandb_outputs import record_evaluation as record
@@ -28,6 +28,10 @@ def run(job: Job, run_id: str) -> Manifest:
     arguments = answering.worker_arguments(job)
     records = units.run_units(output, count, answering.AnswerWorker, arguments, job.resources, in_process=False, label=job.name)
     rows, fields = aggregate.write_scores(job, records, token_counts, bounds)
-    for line in [*aggregate.example_lines(job), *aggregate.score_lines(job, rows, fields["counts"]["images"])]:
+    files = predictions.write_predictions(job)
+    fields["tables"] |= {predictions.FOLDER: files} if files else {}
+    lines = [*aggregate.example_lines(job), *aggregate.score_lines(job, rows, fields["counts"]["images"])]
+    lines += official.official_lines(job, fields["statistics"])
+    for line in lines + predictions.prediction_lines(job, files):
         log.info("%s", line)
     return manifest.write_manifest(job, run_id, started, **fields)

@@ -26,6 +26,8 @@ def run(job: Job, run_id: str) -> Manifest:
     located = open_media_sources(block, inputs.annotations or "", inputs.media)
     listing = list_samples(block, inputs.annotations or "", output, inputs.answers)
     log.info(f"{job.name}: listed {listing.read:,} rows, {listing.samples:,} samples in {listing.units:,} units")
+    for note, count in listing.notes.items():
+        log.info(f"{job.name}: {count:,} {note}")
     arguments = {"output": output, "media": inputs.media, "shard_bytes": block.shard_bytes, "located": located}
     arguments["limits"] = media_limits(block)
     in_process = listing.samples <= block.in_process_rows

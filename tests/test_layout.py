@@ -19,7 +19,7 @@ OTHER_FILES = sorted(file for folder in ("tests", "bench") for file in (ROOT / f
 # A room may import the rooms of the levels before its own, and those named beside it. There are no exceptions by file.
 LEVELS = (
     ("errors",),
-    ("store",),
+    ("image", "store"),
     ("job",),
     ("run", "sequence", "video"),
     ("model", "methods"),
@@ -30,8 +30,8 @@ LEVELS = (
     ("demo", "pipelines"),
 )
 BESIDE = {"methods": {"model"}, "model": {"methods"}, "demo": {"pipelines"}}
-WITHOUT_TORCH = ("ingest", "job", "store", "run", "video")
-WITHOUT_RAY = ("model", "methods", "sequence", "job", "store", "video")
+WITHOUT_TORCH = ("image", "ingest", "job", "store", "run", "video")
+WITHOUT_RAY = ("image", "model", "methods", "sequence", "job", "store", "video")
 
 FILE_NAMES = {
     "utils", "util", "helpers", "helper", "common", "base", "core", "misc", "manager", "handler", "processor", "wrapper",

@@ -31,7 +31,7 @@ def message_line(error: BaseException, limit: int = 200) -> str:
 
 def _single_line(text: str, limit: int) -> str:
     """One line without memory addresses, so that the same error has the same text in every run."""
-    return " ".join(re.sub(r" at 0x[0-9a-f]+", "", text).split())[:limit]
+    return " ".join(re.sub(r" at 0x[0-9a-fA-F]+", "", text).split())[:limit]  # Pillow writes capitals
 
 
 def exit_code(call: Callable[[], int]) -> int:

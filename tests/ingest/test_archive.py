@@ -13,7 +13,7 @@ from ingest.source import image, job, row, table
 
 import pipelines
 from voco.errors import Refused
-from voco.ingest.media.archive import AnyImageName, MediaFolder, ZipArchive, check_media, is_archive, open_media
+from voco.ingest.media.archive import AnyName, MediaFolder, ZipArchive, check_media, is_archive, open_media, other_names
 from voco.ingest.source_row import BadRow
 
 METHODS = [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED]
@@ -55,9 +55,17 @@ def test_a_folder_and_an_archive_are_distinguished(tmp_path) -> None:
     pack(tmp_path / "images.ZIP", {"a.jpg": image(1)})
     for uri, kind in {str(tmp_path / "images.ZIP"): ZipArchive, str(tmp_path): MediaFolder}.items():
         opened = open_media(uri)
-        assert isinstance(opened, AnyImageName)
+        assert isinstance(opened, AnyName)
         assert isinstance(opened.source, kind)
     assert not is_archive("s3://bucket/images.zip.d")
+
+
+def test_other_names_of_a_missing_medium() -> None:
+    assert other_names("ocr/1.JPG") == ["ocr/1.jpg", "ocr/1.png", "ocr/1.gif", "ocr/1.jpeg"]
+    assert other_names("012301_012350/7.mp4") == ["7.mp4"]
+    assert other_names("webvid/012301_012350/7.mp4") == ["webvid/7.mp4"]  # as in LLaMA-VID's mixes
+    for path in ("7.mp4", "a/7.mp4", "012301_012350/x/7.mp4", "x012301_012350/7.mp4", "012301_0123500/7.mp4"):
+        assert other_names(path) == []
 
 
 def test_members_that_must_not_be_read(tmp_path) -> None:

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+from image.kinds import JPEG_12, JPEG_XL, chunk, encode, tiff, with_chunks
 from ingest.source import image
+from PIL import Image
 
 from voco.ingest.media.decoder import Decoder
 from voco.ingest.media.folder import MediaRoot
@@ -17,7 +19,7 @@ from voco.ingest.source_row import BadRow
 
 HEADER = MediaLimits("header", 1 << 20, 10_000, 200.0, 1 << 20)
 FULL = replace(HEADER, check="full")
-NAMES = {"JPEG": "jpeg", "PNG": "png", "GIF": "gif", "WEBP": "webp", "BMP": "bmp", "TIFF": "tiff"}
+NAMES = {"JPEG": "jpeg", "PNG": "png", "GIF": "gif", "WEBP": "webp", "BMP": "bmp", "TIFF": "tiff", "AVIF": "avif"}
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +65,36 @@ def test_an_empty_file_is_corrupt(decoder: Decoder) -> None:
         check_image(b"", HEADER, decoder)
     assert caught.value.reason == "corrupt_media"
     assert caught.value.detail == "UnidentifiedImageError: cannot identify image file <_io.BytesIO object>"  # no address
+
+
+@pytest.mark.parametrize("limits", [HEADER, FULL], ids=["header", "full"])
+@pytest.mark.parametrize(
+    ("data", "detail"),
+    [
+        (JPEG_12, "JPEG of 12 bits"),
+        (JPEG_XL, "JPEG XL: begins with"),
+        (encode(Image.new("F", (4, 4)), "TIFF"), "floating-point"),
+        (tiff(2, 8, bytes(2), compression=34712), "TIFF of compression 34712"),
+    ],
+)
+def test_pictures_that_cannot_be_mapped_are_unsupported_in_either_check(
+    data: bytes, detail: str, limits: MediaLimits, decoder: Decoder
+) -> None:
+    with pytest.raises(BadRow) as caught:
+        check_image(data, limits, decoder)
+    assert caught.value.reason == "unsupported_format"
+    assert detail in caught.value.detail
+
+
+@pytest.mark.parametrize("limits", [HEADER, FULL], ids=["header", "full"])
+def test_a_png_with_much_text_is_good(limits: MediaLimits, decoder: Decoder) -> None:
+    profile = chunk(b"iCCP", b"profile\0\0" + zlib.compress(bytes(2 << 20)))
+    assert check_image(with_chunks(image(1, "PNG"), profile), limits, decoder) == ("png", 48, 32)
+    damaged = bytearray(with_chunks(image(1, "PNG"), profile))
+    damaged[-20] ^= 1
+    with pytest.raises(BadRow) as caught:
+        check_image(bytes(damaged), limits, decoder)
+    assert caught.value.reason == "corrupt_media"
 
 
 def test_trailing_bytes_after_a_jpeg_are_no_fault(decoder: Decoder) -> None:

@@ -177,10 +177,83 @@ def test_pope_whose_ids_start_again_in_each_category(tmp_path) -> None:
     ]  # fmt: skip
 
 
-def test_popes_own_file_needs_no_other(tmp_path) -> None:
+def test_popes_own_file_needs_no_other_and_asks_as_llavas_does(tmp_path) -> None:
     row = {"question_id": 1, "image": "COCO_val2014_000000000009.jpg", "text": "Is there a dog in the image?", "label": "yes"}
-    (talk,) = talks(list(read(lines(tmp_path / "coco_pope_popular.json", [row]), TEST, None)))
-    assert (talk["answers"], talk["category"], talk["extra"]) == (["yes"], "popular", "{}")
+    joined_before = {**row, "text": f"Is there a dog in the image?\n{SHORT}"}  # a file that was joined with LLaVA's
+    for own in (row, joined_before):
+        (talk,) = talks(list(read(lines(tmp_path / "coco_pope_popular.json", [own]), TEST, None)))
+        assert (talk["answers"], talk["category"], talk["extra"]) == (["yes"], "popular", "{}")
+        assert talk["turns"] == [{"role": "user", "text": f"Is there a dog in the image?\n{SHORT}"}]
+    llava = lines(tmp_path / "llava.jsonl", [question(1, row["image"], row["text"], "popular")])
+    (joined,) = talks(list(read(llava, TEST, lines(tmp_path / "labels.json", [row]))))
+    assert joined == {**talk, "extra": '{"question_id":1}'}  # of the label
+    other = {**row, "text": "What is the label?"}  # a label alone makes no question of POPE
+    (talk,) = talks(list(read(lines(tmp_path / "x.jsonl", [other]), TEST, None)))
+    assert (talk["turns"][0]["text"], talk["category"]) == ("What is the label?", "")
+
+
+def test_popes_commits_spell_a_question_differently(tmp_path) -> None:
+    """The object decides, not the words around it; an object that merely contains the other's name is another one."""
+    image = "COCO_val2014_000000000009.jpg"
+    labels_of = {
+        "Is there an umbrella in the imange?": "yes", "Is there an oven in the imange?": "no",
+        "Is there a dining table in the image?": "yes", "Is there a hot dog in the image?": "yes",
+    }  # fmt: skip
+    labelled = (
+        "Is there an umbrella in the image?", "Is there a oven in the image?", "is there a dining table in the image",
+        "Is there a dog in the image?",
+    )  # fmt: skip
+    labels = [
+        {"question_id": number, "image": image, "image_id": 9, "text": text, "label": label}
+        for number, (text, label) in enumerate(zip(labelled, labels_of.values(), strict=True))
+    ]
+    questions = [question(number, image, text, "random") for number, text in enumerate(labels_of)]
+    *rows, hot_dog = read(lines(tmp_path / "q.jsonl", questions), TEST, lines(tmp_path / "labels.json", labels))
+    assert [talk["answers"] for talk in talks(rows)] == [["yes"], ["no"], ["yes"]]
+    assert [talk["turns"][0]["text"] for talk in talks(rows)] == [f"{text}\n{SHORT}" for text in list(labels_of)[:3]]
+    assert isinstance(hot_dog, Reject)
+    assert "labels.json has no (image, question)" in hot_dog.detail
+
+
+def test_popes_labels_with_categories_are_joined_by_them(tmp_path) -> None:
+    """Labels that contradict each other in two categories: known categories keep both, unknown ones reject the question."""
+    image, text = "COCO_val2014_000000000009.jpg", "Is there a dog in the image?"
+    questions = lines(
+        tmp_path / "q.jsonl", [question(number, image, text, name) for number, name in enumerate(("random", "popular"))]
+    )
+    labels = [
+        {"image": image, "text": text, "label": label, "category": name} for name, label in (("popular", "no"), ("random", "yes"))
+    ]
+    assert [talk["answers"] for talk in talks(list(read(questions, TEST, lines(tmp_path / "a.json", labels))))] == [
+        ["yes"],
+        ["no"],
+    ]
+    bare = [{key: value for key, value in row.items() if key != "category"} for row in labels]
+    rejects = list(read(questions, TEST, lines(tmp_path / "b.json", bare)))
+    assert ["different answers" in item.detail for item in rejects if isinstance(item, Reject)] == [True, True]
+
+
+def test_a_list_of_questions_is_as_good_as_lines(tmp_path) -> None:
+    """Pretty-printed, on one line, after a byte order mark; a broken element costs itself, an open list is refused."""
+    rows = [question(1, "a.jpg", "What?", answer="x"), question(2, "b.jpg", "Where?", answer="y"), 7, {"question_id": 3}]
+    expected = list(read(lines(tmp_path / "q.jsonl", rows), TEST, None))
+    for number, text in enumerate((json.dumps(rows, indent=2), json.dumps(rows), "\ufeff\n" + json.dumps(rows, indent=1))):
+        path = tmp_path / f"{number}" / "q.jsonl"
+        path.parent.mkdir()
+        path.write_text(text)
+        assert list(read(str(path), TEST, None)) == expected
+    assert [type(item) for item in expected] == [SourceRow, SourceRow, Reject, Reject]
+    (tmp_path / "q.jsonl").write_text(json.dumps(rows, indent=2)[:-2])
+    with pytest.raises(Refused, match=r"inputs.annotations: .*q.jsonl: expected complete JSON"):
+        list(read(str(tmp_path / "q.jsonl"), TEST, None))
+
+
+def test_question_stands_for_text(tmp_path) -> None:
+    rows = [{"question_id": 1, "image": "a.jpg", "question": "What?", "answer": "x", "text": "Which?"}]
+    rows.append({key: value for key, value in rows[0].items() if key != "text"})
+    first, second = talks(list(read(lines(tmp_path / "q.jsonl", rows), TEST, None)))
+    assert (first["turns"][0]["text"], first["extra"]) == ("Which?", '{"question":"What?"}')
+    assert (second["turns"][0]["text"], second["extra"]) == ("What?", "{}")
 
 
 def test_mme_two_questions_of_the_same_id(tmp_path) -> None:

@@ -196,7 +196,10 @@ def test_a_missing_media_input_rejects_image_rows_only(tmp_path) -> None:
 
 def test_an_empty_list_and_a_broken_file(tmp_path) -> None:
     write(tmp_path, [], {})
-    assert pipelines.run(job(tmp_path, tmp_path / "out")).counts == {"read": 0, "written": 0, "samples": 0, "rejected": {}}
+    with pytest.raises(JobFailed, match=r"nothing was written .*: the source has no row; `ingest.allow_empty: true` accepts"):
+        pipelines.run(job(tmp_path, tmp_path / "out"))
+    allowed = job(tmp_path, tmp_path / "out", allow_empty=True)
+    assert pipelines.run(allowed).counts == {"read": 0, "written": 0, "samples": 0, "rejected": {}}
     (tmp_path / "mix.json").write_text("[{}")
     with pytest.raises(Refused, match="expected complete JSON"):
         pipelines.run(job(tmp_path, tmp_path / "other"))

@@ -18,6 +18,7 @@ from voco.ingest.accounting import Totals, check_limits, missing_share
 from voco.job.config import Ingest
 from voco.job.load import build_job
 from voco.job.spec import Job
+from voco.run import manifest
 
 LAX = {"max_missing_share": 1.0, "max_reject_share": 1.0}
 
@@ -233,13 +234,44 @@ def test_video_chatgpt(tmp_path, split: str) -> None:
     rerun_is_equal(tmp_path, ingest_job)
 
 
+def test_webvid_clips_in_one_flat_folder_or_zip(tmp_path) -> None:
+    """Samples have the same bytes as from WebVid's folders: the row's path stays. A clip in its page's folder comes first."""
+    rows = [("1012345678", "012301_012350"), ("7", "000001_000050"), ("8", "000001_000050"), ("9", "other")]
+    clips = {identity: clip(seed=index) for index, (identity, _) in enumerate(rows)}
+    hashes = []
+    for layout in ("folders", "flat", "zip"):
+        folder = tmp_path / layout
+        (folder / "media").mkdir(parents=True)
+        (folder / "x.csv").write_text("videoid,name,page_dir\n" + "".join(f"{name},A boat,{page}\n" for name, page in rows))
+        if layout == "folders":
+            put(folder, {f"{page}/{name}.mp4": clips[name] for name, page in rows[:2]} | {"7.mp4": clip(seed=9)})
+        elif layout == "flat":
+            put(folder, {f"{name}.mp4": clips[name] for name in ("1012345678", "7", "9")})
+        else:
+            with zipfile.ZipFile(folder / "media" / "clips.zip", "w") as packed:
+                for name in ("1012345678", "7", "9"):
+                    packed.writestr(f"{name}.mp4", clips[name])
+        done = pipelines.run(job(folder, "webvid_csv", "x.csv"))
+        adds_up(folder, done.counts, {"missing_media": 2})  # 8 is nowhere, and `other` is no folder of WebVid's
+        samples = table(folder / "out", "samples")
+        read = {sample["media"][0]["path"]: sample["media"][0]["bytes"] for sample in samples}
+        assert read == {"012301_012350/1012345678.mp4": clips["1012345678"], "000001_000050/7.mp4": clips["7"]}
+        hashes.append({name: digest for name, digest in part_hashes(folder / "out").items() if name.startswith("samples")})
+    assert hashes[0] == hashes[1] == hashes[2]
+
+
 @pytest.mark.parametrize("kind", ["webvid_csv", "video_chatgpt"])
 def test_a_video_set_may_miss_every_video(tmp_path, kind: str) -> None:
     (tmp_path / "media").mkdir()
     (tmp_path / "x.csv").write_text("videoid,name,page_dir\n1,A boat,d\n2,A car,d\n")
     (tmp_path / "x.json").write_text(json.dumps([{"q": "a?", "a": "b", "video_id": f"v_{index}"} for index in range(2)]))
     source = "x.csv" if kind == "webvid_csv" else "x.json"
-    done = pipelines.run(job(tmp_path, kind, source))
+    with pytest.raises(JobFailed, match=r"nothing was written \(read 2 = written 0 \+ rejected 2 \(missing_media 2\)"):
+        pipelines.run(job(tmp_path, kind, source))
+    assert [reject["reason"] for reject in table(tmp_path / "out", "rejects")] == ["missing_media"] * 2
+    allowed = job(tmp_path, kind, source, allow_empty=True)
+    assert manifest.job_run_id(allowed) == manifest.job_run_id(job(tmp_path, kind, source)), "the same run, which may now end"
+    done = pipelines.run(allowed)
     assert done.counts == {"read": 2, "written": 0, "samples": 0, "rejected": {"missing_media": 2}}
     with pytest.raises(JobFailed, match=r"ingest.max_missing_share: 2 of 2 rows \(100.00%\) lack their media, more than 50.00%"):
         pipelines.run(job(tmp_path, kind, source, "other", max_missing_share=0.5))

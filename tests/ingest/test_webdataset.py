@@ -9,16 +9,19 @@ import pytest
 from ingest.clips import clip
 from ingest.shards import job, pack, sample, write
 from ingest.source import image, part_hashes, table
+from webdataset.tariterators import base_plus_ext
 
 import pipelines
 from voco.errors import Refused
 from voco.ingest.captions import IMAGE_REQUESTS, image_request
-from voco.ingest.formats.webdataset import read, split_key
+from voco.ingest.formats.webdataset import has_key, read, split_key
 from voco.ingest.media.tar import TarShards
 from voco.ingest.source_row import BadRow, Reject, SourceRow, sample_id
 from voco.job.config import Ingest
 from voco.run import manifest
 
+SHARED = Path(os.environ.get("VOCO_SHARED", Path(__file__).parents[3] / "shared")) / "data"
+REAL = SHARED / "clips" / "return_all_test.tar"  # as video2dataset's tests have it
 BLOCK = Ingest(format="webdataset", dataset="cc3m", max_text_bytes=2000)
 
 
@@ -217,6 +220,90 @@ def test_huge_declared_sizes_are_not_read(tmp_path, kind: bytes) -> None:
     assert bad.reason == ("corrupt_media" if kind == tarfile.REGTYPE else "bad_record")
 
 
+def named(items: list[SourceRow | Reject], fault: str) -> list[tuple[str, str]]:
+    """Source and the file or key that each reject names; every reject has this fault."""
+    rejects = [item for item in items if isinstance(item, Reject)]
+    assert all(item.reason == "bad_record" and fault in item.detail for item in rejects), rejects
+    return [(item.source, item.detail.split("'")[1]) for item in rejects]
+
+
+def beside(name: str, kind: str) -> list[str]:
+    """The members that a tool adds before a file."""
+    folder, _, last = name.rpartition("/")
+    start = f"{folder}/" if folder else ""
+    return {
+        "macOS": [f"{start}._{last}", f"{start}.DS_Store"], "macOS's zip": [f"__MACOSX/{start}._{last}"],
+        "pax headers as files": [f"{start}PaxHeaders.4711/{last}", f"{start}PaxHeaders/{last}"], "notes": [f"{start}LICENSE"],
+    }[kind]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["macOS", "macOS's zip", "pax headers as files", "notes"])
+@pytest.mark.parametrize("start", ["", "./", "./set/"])
+def test_ignored_members_do_not_end_a_sample(tmp_path, kind: str, start: str) -> None:
+    """Between any two members, as bsdtar writes AppleDouble files and Finder leaves .DS_Store."""
+    files = {
+        f"{start}{index:03d}.{extension}": content
+        for index in range(3)
+        for extension, content in (("jpg", image(index)), ("txt", b"c"))
+    }
+    plain = rows(pack(tmp_path / "plain" / "x.tar", *files.items()))
+    noisy = [(name, files.get(name, b"\0\5\x16\7")) for file in files for name in (*beside(file, kind), file)]
+    shard = pack(tmp_path / "x.tar", *noisy, (beside(f"{start}9.jpg", kind)[0], b""), form=tarfile.PAX_FORMAT)
+    parsed = rows(shard)
+    assert [(row.source, row.paths, row.turns) for row in parsed if isinstance(row, SourceRow)] == [
+        (row.source, row.paths, row.turns) for row in plain if isinstance(row, SourceRow)
+    ]
+    assert len(parsed) == 3
+    assert [bytes_of(tmp_path, row) for row in parsed if isinstance(row, SourceRow)] == [image(index) for index in range(3)]
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="video2dataset's own shard is not here")
+def test_a_real_shard_packed_again_on_a_mac(tmp_path) -> None:
+    with tarfile.open(REAL) as shard:
+        files = [(member.name, shard.extractfile(member).read()) for member in shard if member.isfile()]  # type: ignore[union-attr]
+    noisy = [entry for name, data in files for entry in ((f"._{name}", b"\0\5\x16\7"), (name, data))]
+    again = rows(pack(tmp_path / "return_all_test.tar", *noisy))
+    original = rows(REAL)
+    assert len(original) == 6
+    assert [row.turns for row in again if isinstance(row, SourceRow)] == [
+        row.turns for row in original if isinstance(row, SourceRow)
+    ]
+    assert len(again) == len(original)
+
+
+def test_a_shard_that_is_cut_in_an_ignored_member_says_so(tmp_path) -> None:
+    shard = pack(tmp_path / "x.tar", ("0.jpg", image(1)), ("0.txt", b"c"), ("._1.jpg", bytes(4000)))
+    data = shard.read_bytes()
+    shard.write_bytes(data[: data.index(b"._1.jpg") + 1000])
+    first, cut = rows(shard)
+    assert isinstance(first, SourceRow)
+    assert isinstance(cut, Reject)
+    assert (cut.reason, "truncated" in cut.detail) == ("corrupt_media", True)
+
+
+def test_members_that_are_not_adjacent_are_named(tmp_path) -> None:
+    """All images, then all captions; and a caption that follows later: every group is a reject that says why."""
+    images = [(f"{index}.jpg", image(index)) for index in range(3)]
+    captions = [(f"{index}.txt", b"c") for index in range(3)]
+    parsed = rows(pack(tmp_path / "x.tar", *images, *captions))
+    assert named(parsed, "not adjacent in the shard") == [(f"x.tar:{index}", str(index % 3)) for index in range(6)]
+    mixed = rows(pack(tmp_path / "y.tar", images[0], images[1], captions[1], captions[0], images[2]))
+    assert named(mixed[:3:2], "not adjacent in the shard") == [("y.tar:0", "0"), ("y.tar:2", "0")]
+    assert isinstance(mixed[1], SourceRow)
+    assert isinstance(mixed[3], Reject)
+    assert mixed[3].reason == "empty_text"  # 2.jpg has no caption anywhere
+
+
+def test_base_names_with_dots_are_named_and_counted(tmp_path) -> None:
+    """IMG.0001.jpg and IMG.0002.jpg have the same key. One reject for each base name; other extensions of a sample are none."""
+    files = [(f"IMG.{index:04d}.{extension}", b"c") for index in range(3) for extension in ("jpg", "txt")]
+    parsed = rows(pack(tmp_path / "x.tar", *files, ("a.jpg", image(1)), ("a.seg.png", b"x"), ("a.txt", b"c")))
+    assert named(parsed, "a dot in its base name: WebDataset's key is 'IMG'") == [
+        (f"x.tar:{index}", f"IMG.{index:04d}.jpg") for index in range(3)
+    ]
+    assert [row.paths for row in parsed if isinstance(row, SourceRow)] == [("a.jpg",)]
+
+
 def test_pax_records(tmp_path) -> None:
     """A path in them takes effect; a size in them is checked against the shard."""
     head = tarfile.TarInfo("plain.jpg")
@@ -243,7 +330,7 @@ def test_two_media_of_the_same_key(tmp_path) -> None:
 
 def test_a_medium_is_checked_and_limited(tmp_path) -> None:
     write(tmp_path / "s" / "0.tar", [sample("1", image(1) + bytes(9000)), sample("2", b"text"), sample("3", image(3)[:-60])])
-    done = pipelines.run(job(tmp_path / "s", tmp_path / "out", max_media_bytes=9000, validate="full"))
+    done = pipelines.run(job(tmp_path / "s", tmp_path / "out", max_media_bytes=9000, validate="full", allow_empty=True))
     assert done.counts["rejected"] == {"corrupt_media": 1, "media_too_large": 1, "unsupported_format": 1}
 
 
@@ -285,6 +372,13 @@ def test_refusals(tmp_path) -> None:
     inputs = ingest_job.inputs.model_copy(update={"media": str(tmp_path)})
     with pytest.raises(Refused, match=r"inputs.media: expected nothing: webdataset rows say where their media are"):
         pipelines.run(ingest_job.model_copy(update={"inputs": inputs}))
+
+
+def test_names_without_a_key_are_webdatasets() -> None:
+    for name in ("a.jpg", "b/a.x.jpg", "b.c/a.jpg", "._a.jpg", ".DS_Store", "LICENSE", "b.c/LICENSE", "a."):
+        assert has_key(name) == (base_plus_ext(name)[0] is not None), name
+    assert base_plus_ext("b/._a.jpg") == ("b/", "_a.jpg")  # webdataset 1.0.2 takes the folder for the key
+    assert not any(map(has_key, ["b/._a.jpg", "b/.DS_Store", "__MACOSX/a.jpg", "x/PaxHeaders.12/a.jpg", "PaxHeader/a.jpg"]))
 
 
 def test_keys_are_webdatasets() -> None:

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 import shapes
 import torch
+from image.kinds import ramp
 from PIL import Image
 from torch import nn
 
+from voco.image.fault import ImageFault
+from voco.image.rgb import RGB_RULE
 from voco.model.vision.pixels import fast_pixels, llava_pixels
 from voco.model.vision.tower import CLIP, VisionTower
 
@@ -98,12 +101,41 @@ def test_the_decoder_is_part_of_the_identity_and_the_default_changes_nothing():
     torch.manual_seed(0)
     plain, other = tower(), tower(decoder="fast")
     other.net.load_state_dict(plain.net.state_dict())
-    facts = {"pad": "square, mean colour", "resize": "bicubic", "size": 32, "mean": CLIP[0], "std": CLIP[1]}
-    assert plain.preprocessing == tower(decoder="pil").preprocessing == facts  # these keys made the hashes of older outputs
+    facts = {"pad": "square, mean colour", "resize": "bicubic", "size": 32, "mean": CLIP[0], "std": CLIP[1], "rgb": RGB_RULE}
+    assert plain.preprocessing == tower(decoder="pil").preprocessing == facts  # these keys make the hashes of outputs
     assert other.preprocessing == {**facts, "decoder": "fast"}
     assert plain.identity != other.identity
     data = encode(photo("RGB", (90, 60)), "JPEG")
     assert torch.equal(other.preprocess(data), fast_pixels(data, 32, GREY))
+
+
+TOWERS = {
+    "pad": {},
+    "fast": {"decoder": "fast"},
+    "squeeze": {"fit": "squeeze"},
+    "anyres": {"grid_pinpoints": [[32, 64], [64, 32]]},
+}
+
+
+@pytest.mark.parametrize("changes", TOWERS.values(), ids=TOWERS)
+def test_every_tower_sees_the_picture_in_unusual_images(changes):
+    """Grey of 16 bits is the ramp that it shows, transparent black is white; as encoded bytes and as an image of Pillow's."""
+    wide = ramp(256, 256)
+    transparent = Image.new("RGBA", (64, 64))
+    transparent.paste((0, 0, 255, 255), (32, 0, 64, 64))
+    for source in (encode(Image.fromarray(wide), "PNG"), Image.fromarray(wide)):
+        for view in tower(**changes).tiles(source)[0][:1].float():
+            columns = view.mean((0, 2))
+            assert (columns.diff() > 4).all()
+            assert abs(columns.mean() - 127.5) < 1
+            assert (columns[0] < 6, columns[-1] > 249) == (True, True)
+    for source in (encode(transparent, "PNG"), transparent):
+        for view in tower(**changes).tiles(source)[0][:1]:
+            assert (view[:, :14] == 255).all()
+            assert (view[:, 18:] == torch.tensor([0, 0, 255])).all()
+    for source in (encode(Image.new("F", (4, 4)), "TIFF"), Image.new("F", (4, 4))):
+        with pytest.raises(ImageFault, match="unsupported_format: pixels are floating-point"):
+            tower(**changes).tiles(source)
 
 
 def test_a_tower_takes_pixels_and_nothing_normalised():

@@ -94,7 +94,8 @@ def _answers(output: Output) -> str:
         return "answers: missing"
     lines = [f"answers: {table.num_rows:,}, the first {min(ANSWERS_SHOWN, table.num_rows)}"]
     for row in table.slice(0, ANSWERS_SHOWN).to_pylist():
-        mark = "right" if row["correct"] == 1 else "wrong" if row["correct"] == 0 else f"{row['correct']:.2f}"
+        marks = {None: "no reference", 1.0: "right", 0.0: "wrong"}
+        mark = marks.get(row["correct"]) or f"{row['correct']:.2f}"
         lines.append(f"  [{mark}] {printable(row['prompt'] or '')}")
         lines.append(
             f"      answered {printable(row['prediction'] or '')!r}, reference {printable(' | '.join(row['references'] or []))!r}"

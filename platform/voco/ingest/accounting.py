@@ -68,7 +68,7 @@ def missing_share(block: Ingest) -> float:
 
 
 def check_limits(block: Ingest, account: Totals, output: str) -> None:
-    """Raise JobFailed when a job rejected too many rows. `rejects/` is already written.
+    """Raise JobFailed when a job rejected too many rows, or wrote none. `rejects/` is already written.
 
     The records of units with rejects are deleted, so that the same job reads them again after the media were added.
     """
@@ -87,6 +87,10 @@ def check_limits(block: Ingest, account: Totals, output: str) -> None:
                 f"more than {limit:.2%}{origin}; "
                 f"{output}/rejects lists them: repair the source and submit again, or raise the limit"
             )
+    if not account.written and not block.allow_empty:
+        forget_rejecting_units(output)
+        why = f"{output}/rejects lists the reasons" if account.read else "the source has no row"
+        raise JobFailed(f"nothing was written ({account}): {why}; `ingest.allow_empty: true` accepts an output without rows")
 
 
 def forget_rejecting_units(output: str) -> None:

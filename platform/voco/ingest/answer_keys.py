@@ -3,7 +3,8 @@
 The layout of the answers' file determines the key (`JoinKey`):
   GQA, VQAv2   question id
   TextVQA      (image_id, question): LLaVA's file has the image's id where the question's belongs
-  POPE         (image, question): ids start again in each category
+  POPE         (image, object), and the category where the answers have it: ids start again in each category, and commits of
+               POPE spell the question in different ways ("in the imange?"), so the object stands for it
   MME          (subtask, file, question): two questions share an id; the answers are text files in its zip
 All answers stay in memory, each distinct word once. The largest set, VQAv2 val, has 214,354 questions with ten answers each.
 """
@@ -11,6 +12,7 @@ All answers stay in memory, each distinct word once. The largest set, VQAv2 val,
 from __future__ import annotations
 
 import json
+import re
 import sys
 import zipfile
 import zlib
@@ -30,6 +32,8 @@ INSTRUCTIONS = (SHORT, LETTER, "Please answer yes or no.")  # one of the two fil
 OCR = "Reference OCR token:"  # starts the line of TextVQA's prompts that lists what an OCR system read
 NOTES = ("question_id", "types", "question_type", "answer_type", "type", "fullAnswer", "image_classes")  # go to `extra`
 MEMBER_BYTES = 1 << 20  # most bytes of one text file in MME's zip
+# POPE's question in any of its commits: the one of LLaVA's questions, e3e3926, has "imange" where later ones have "image"
+POPE_QUESTION = re.compile(r"is there an? (?P<object>\S.*?) in the iman?ge ?\??")
 
 Key = tuple[str, ...]
 Record = dict[str, Any]
@@ -73,6 +77,17 @@ def bare_question(record: Record) -> str:
     return question.lower()
 
 
+def pope_object(record: Record) -> str | None:
+    """The object that a question of POPE asks for, in lower case; None for a question of another form. Raises BadRow."""
+    match = POPE_QUESTION.fullmatch(bare_question(record))
+    return match["object"] if match else None
+
+
+def _asked(record: Record) -> str:
+    name = pope_object(record)
+    return bare_question(record) if name is None else f"is there a {name} in the image?"
+
+
 def _file(record: Record) -> str:
     return record_id(record, "image").rsplit("/", 1)[-1]
 
@@ -88,9 +103,7 @@ BY_IMAGE_ID = JoinKey(
     lambda row: (record_id(row), bare_question(row)),
     lambda record: (record_id(record, "image_id"), bare_question(record)),
 )
-BY_IMAGE = JoinKey(
-    "(image, question)", lambda row: (_file(row), bare_question(row)), lambda record: (_file(record), bare_question(record))
-)
+BY_IMAGE = JoinKey("(image, question)", lambda row: (_file(row), _asked(row)), lambda record: (_file(record), _asked(record)))
 BY_SUBTASK = JoinKey("(subtask, file, question)", _subtask, _subtask)
 
 
@@ -119,20 +132,29 @@ class AnswerKeys:
             return
         notes = {name: record[name] for name in NOTES if name in record and not (name == "question_id" and self.join is BY_ID)}
         new = AnswerKey(answers, sys.intern(json.dumps(notes)))
-        first = self.answers.setdefault(key, new)
-        if first is not None and first.answers != answers:
-            self.answers[key] = None
+        for spelled in {key, self._with_category(key, record)}:
+            first = self.answers.setdefault(spelled, new)
+            if first is not None and first.answers != answers:
+                self.answers[spelled] = None
+
+    def _with_category(self, key: Key, record: Record) -> Key:
+        """The key with the record's category, of answers that are joined by image; else the key itself."""
+        category = record.get("category")
+        return (*key, category) if self.join is BY_IMAGE and isinstance(category, str) else key
 
     def lookup(self, row: Record) -> AnswerKey:
         """The answers to a question. Raises BadRow: no answers, conflicting answers, or the key of an earlier, other question."""
         key = self.join.question(row)
+        if (precise := self._with_category(key, row)) in self.answers:
+            key = precise
         shown = f"{self.join.label} {', '.join(key)[:120]!r}"
         if key not in self.answers:
             raise BadRow("bad_record", f"no answer: {self.name} has no {shown}")
         reference = self.answers[key]
         if reference is None:
             raise BadRow("bad_record", f"{self.name} has different answers for {shown}")
-        question = hash(json.dumps([row.get(name) for name in ("image", "video_id", "video_name", "text", "question")]))
+        text = _asked(row) if self.join is BY_IMAGE else [row.get("text"), row.get("question")]
+        question = hash(json.dumps([*(row.get(name) for name in ("image", "video_id", "video_name")), text]))
         if self.questions.setdefault(key, question) != question:
             raise BadRow("bad_record", f"{shown} belongs to an earlier, other question too")
         return reference

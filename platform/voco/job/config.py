@@ -181,6 +181,7 @@ class Ingest(Strict):
     duplicates: Literal["reject", "keep"] = "reject"
     max_missing_share: float | None = Field(default=None, ge=0, le=1)  # default 0.02, and 1.0 for video sets
     max_reject_share: float = Field(default=0.01, ge=0, le=1)
+    allow_empty: bool = False  # a job that writes no row succeeds; by default it fails
     max_text_bytes: int = Field(default=1 << 20, ge=1)
     max_media_bytes: int = Field(default=1 << 30, ge=1)
     inline_max_bytes: int = Field(default=256 << 20, ge=0)  # a larger medium lies under `blobs/`, by its sha256
@@ -293,7 +294,7 @@ class Evaluate(Strict):
     """Answers to evaluation rows by the cached path, and their scores."""
 
     benchmark: str
-    metric: MetricName | None = None  # the rule that marks an answer; default: gqa, exact match
+    metric: MetricName | None = None  # the rule that marks an answer; default: the benchmark's (job/benchmarks.py), else gqa
     read_as: ReadAs = "own"  # for a checkpoint of method none: voco is its lower bound, fastv drops tokens without training
     fastv: FastV | None = None
     # every N' <= N at which a `voco` checkpoint answers, from one compression; default: its own N

@@ -6,10 +6,12 @@ import hashlib
 import json
 from typing import Any
 
+from voco.job.benchmarks import DEFAULT_METRIC, default_metric
+from voco.job.config import Evaluate
 from voco.job.spec import Flow, Job, Sweep
 
 # keys that do not change what a job writes: limits at which it fails, and where and how parallel it works
-UNHASHED = {"max_missing_share", "max_reject_share", "in_process_rows", "download_threads"}
+UNHASHED = {"max_missing_share", "max_reject_share", "allow_empty", "in_process_rows", "download_threads"}
 UNHASHED_DEFAULTS = {"metric", "limit", "adam_beta2"}  # keys added later: left out while unset, so that older run ids stay valid
 
 
@@ -27,6 +29,8 @@ def hashed_content(job: Job) -> dict[str, Any]:
 
 def _hashed(block: Any) -> dict[str, Any]:
     dumped: dict[str, Any] = block.model_dump(exclude=UNHASHED)
+    if isinstance(block, Evaluate) and block.metric is None and (metric := default_metric(block.benchmark)) != DEFAULT_METRIC:
+        dumped["metric"] = metric  # under gqa run ids stay what they were when it marked every benchmark
     return {key: value for key, value in dumped.items() if value is not None or key not in UNHASHED_DEFAULTS}
 
 

@@ -57,5 +57,5 @@ def check_tower(features: FeatureStore, preprocessing: str) -> None:
     if features.tower != preprocessing:
         raise Refused(
             f"inputs.features: expected features of tower {preprocessing[:12]}, the model's, got {features.tower[:12]} in "
-            f"{features.uri}; make them with the model's path, layer, fit, decoder and grid_pinpoints"
+            f"{features.uri}; make them with this version and the model's path, layer, fit, decoder and grid_pinpoints"
         )

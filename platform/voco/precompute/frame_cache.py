@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from voco.errors import JobFailed, Refused
+from voco.errors import JobFailed, Refused, message_line
+from voco.image.fault import ImageFault
 from voco.job.config import FrameCache
 from voco.job.tables import METHODS
 from voco.model import weights
@@ -77,8 +78,9 @@ class FrameWorker:
                     for number, time_s, pixels in self._pixels(medium, row["modality"]):
                         yield Frame(row["sample_id"], index, number, time_s, pixels)
             except UNDECODABLE as error:
-                reject = {"dataset": row["dataset"], "source": row["sample_id"], "reason": "corrupt_media"}
-                rejects.append({**reject, "detail": str(error)})
+                reason = error.reason if isinstance(error, ImageFault) else "corrupt_media"
+                reject = {"dataset": row["dataset"], "source": row["sample_id"], "reason": reason}
+                rejects.append({**reject, "detail": message_line(error)})
 
     def _pixels(self, medium: dict[str, Any], modality: str) -> Iterator[tuple[int, float, Tensor]]:
         """Number, time in seconds and (S, S, 3) pixels of each frame, decoded `batch` at a time; an image is one frame at 0 s."""

@@ -71,6 +71,8 @@ def compare(graph: OutputGraph) -> list[Comparison]:
     for output in evaluations:
         table = output.read("scores")
         for row in table.to_pylist() if table is not None else []:
+            if row["score"] is None:  # of questions whose answers are not published
+                continue
             role = roles[output.uri]
             facts = {"stage": output.name, "output": output.uri, "role": role, "label": row_label(row, role)}
             summary = {**facts, "view": _view(output, row), **row}

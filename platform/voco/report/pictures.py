@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from voco.image.encoded import open_image
+from voco.image.fault import ImageFault, image_faults
+from voco.image.rgb import to_rgb
 from voco.report.outputs import Output
 from voco.report.table import seconds_text
 from voco.store import samples
@@ -50,13 +53,13 @@ def _image(medium: dict[str, Any]) -> Picture:
     if medium["bytes"] is None:
         return Picture(problem="image missing: its bytes are not in the table")
     try:
-        with Image.open(io.BytesIO(medium["bytes"])) as image:
+        with image_faults(medium["bytes"]), open_image(medium["bytes"]) as image:
             if image.width * image.height > LARGEST_PIXELS:
                 return Picture(problem=f"image not shown: {image.width} x {image.height} pixels")
             image.draft("RGB", (LARGEST_SIDE, LARGEST_SIDE))
-            small = image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return Picture(problem=f"image missing: cannot be decoded ({type(error).__name__})")
+            small = to_rgb(image)
+    except ImageFault as fault:
+        return Picture(problem=f"image missing: cannot be decoded ({fault.reason})")
     small.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
     return Picture(_data_uri(small), small.width, small.height)
 

@@ -8,7 +8,6 @@ writes them in another process, which dies with the worker and loses what it had
 from __future__ import annotations
 
 import hashlib
-import io
 import itertools
 import os
 import shutil
@@ -23,9 +22,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import psutil
-from PIL import Image
 
 from voco.errors import Stopped
+from voco.image.encoded import read_rgb
+from voco.image.fault import ImageFault
 from voco.job.spec import Job
 from voco.run import manifest
 from voco.run.logs import get_logger
@@ -348,8 +348,8 @@ def _picture(content: bytes | None) -> Any:
     if content is None:
         return None
     try:
-        picture = Image.open(io.BytesIO(content)).convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError):
+        picture = read_rgb(content)
+    except ImageFault:
         return None
     picture.thumbnail((IMAGE_EDGE, IMAGE_EDGE))
     return wandb.Image(picture, file_type="jpg")

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from voco.store import parquet, storage
 
 MEDIA_SHA256, MEDIA_BYTES = "media.list.element.sha256", "media.list.element.bytes"  # column paths
+MEDIA_PATH = "media.list.element.path"
 IMAGES = [MEDIA_SHA256, "media.list.element.width", "media.list.element.height"]
 COLUMNS = ["sample_id", *IMAGES, "conversations"]  # what training and evaluation read, besides features or caches
 GROUPS_SEARCHED = 4  # row groups of each part in which `read_first` looks for media

@@ -3,44 +3,67 @@
     {"question_id": 17, "image": "COCO_val2014_000000111111.jpg", "text": "Is there a dog in the image?\\nAnswer the
      question using a single word or phrase.", "category": "popular"}
 
-GQA, VQAv2, TextVQA, POPE and MME have this layout; `answer_keys.py` joins each with its answers. POPE's own files need no
-second file: each row has its `label`, and the file's name has the category. Further keys go to `extra`, with the notes of the
-answers' file. VQAv2's and GQA's own files, recognised by their content, are read too (`ingest/vqav2_gqa_questions.py`).
+GQA, VQAv2, TextVQA, POPE and MME have this layout; `answer_keys.py` joins each with its answers. `question` may stand for `text`,
+and the rows may be one list instead of lines. Further keys go to `extra`, with the notes of the answers' file. Files as VQAv2,
+GQA, MM-Vet and VizWiz publish them are read too (`ingest/published_questions.py`). POPE's own files need no second file: each row
+has its `label`, the file's name has the category, and the question gets LLaVA's instruction.
+
+In the splits val and test a file in which no row has an answer, of a job without `inputs.answers`, is a set whose answers are not
+published (VQAv2 test-dev, VizWiz test, MM-Vet, LLaVA-Bench): its rows have no references.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from voco.errors import message_line
-from voco.ingest import vqav2_gqa_questions
-from voco.ingest.answer_keys import AnswerKey, AnswerKeys, record_answers, record_id
-from voco.ingest.evaluation_row import EvaluationQuestion, make_evaluation_row
+from voco.ingest.answer_keys import AnswerKey, AnswerKeys, pope_object, record_answers, record_id
+from voco.ingest.evaluation_row import SHORT, EvaluationQuestion, make_evaluation_row
 from voco.ingest.formats import Format
 from voco.ingest.parsing import json_records
-from voco.ingest.source_row import BadRow, Reject, SourceRow, category_and_extra, parse_rows
+from voco.ingest.published_questions import QuestionFile, open_questions
+from voco.ingest.source_row import EVALUATION, BadRow, Reject, SourceRow, category_and_extra, parse_rows
 from voco.job.config import Ingest
 
 OWN_KEYS = {"question_id", "image", "text", "answer", "answers", "label"}
-POPE = "coco_pope_"  # its files: coco_pope_adversarial.json
+POPE_FILE = re.compile(r"\w+_pope_(?P<category>[a-z]+)\.jsonl?")  # coco_pope_adversarial.json; also of GQA's and A-OKVQA's images
 
 
 def read(uri: str, block: Ingest, answers: str | None) -> Iterator[SourceRow | Reject]:
     """Every question, in order. Raises Refused when the answers' file cannot be used, or a set's own file is incomplete."""
     references = AnswerKeys(answers) if answers is not None else None
-    name = uri.rsplit("/", 1)[-1]
-    category = name.removeprefix(POPE).split(".")[0] if name.startswith(POPE) else ""
-    raws, row_of = vqav2_gqa_questions.open_questions(uri) or (json_records.iterate_lines(uri), line_row)
-    return parse_rows(uri, raws, lambda raw, _, source: parse(raw, row_of, source, block, references, category))
+    pope = POPE_FILE.fullmatch(uri.rsplit("/", 1)[-1])
+    category = pope["category"] if pope else ""
+    questions = open_questions(uri) or QuestionFile(partial(json_records.iterate_lines, uri), line_row)
+    unanswered = references is None and block.split in EVALUATION and not _has_answers(questions)
+
+    def parse_question(raw: Any, _: int, source: str) -> SourceRow:
+        return parse(questions.row_of(raw), source, block, references, category, unanswered)
+
+    return parse_rows(uri, questions.raws(), parse_question)
+
+
+def _has_answers(questions: QuestionFile) -> bool:
+    """True when a row has an answer. Reads up to the first one."""
+    for raw in questions.raws():
+        try:
+            if record_answers(questions.row_of(raw)):
+                return True
+        except BadRow:
+            continue
+    return False
 
 
 def parse(
-    raw: Any, row_of: Callable[[Any], dict[str, Any]], source: str, block: Ingest, references: AnswerKeys | None, category: str
+    row: dict[str, Any], source: str, block: Ingest, references: AnswerKeys | None, category: str, unanswered: bool
 ) -> SourceRow:
     """One question as a SourceRow; `category` is for rows without one. Raises BadRow for its first fault."""
-    row = row_of(raw)
+    if "text" not in row and "question" in row:
+        row = {"text": row["question"], **{key: value for key, value in row.items() if key != "question"}}
     for key in ("image", "text"):
         if not isinstance(row.get(key), str):
             raise BadRow("bad_record", f"{key}: expected a string, got {type(row.get(key)).__name__}")
@@ -48,8 +71,18 @@ def parse(
     reference = references.lookup(row) if references is not None else AnswerKey(record_answers(row))
     row_category, extra = category_and_extra(row, OWN_KEYS)
     extra |= json.loads(reference.notes)
-    question = EvaluationQuestion(row["text"], reference.answers, source_id, row_category or category, extra=extra)
+    question = EvaluationQuestion(
+        _prompt(row), reference.answers, source_id, row_category or category, extra=extra, of_unanswered_set=unanswered
+    )
     return make_evaluation_row(source, block, question, "image", row["image"])
+
+
+def _prompt(row: dict[str, Any]) -> str:
+    """The question as it is asked: that of POPE's own rows, which have a label, with the instruction of LLaVA's rows."""
+    text: str = row["text"]
+    if "label" not in row or text.rstrip().endswith(SHORT) or pope_object(row) is None:
+        return text
+    return f"{text}\n{SHORT}"
 
 
 def _reject_constant(constant: str) -> None:

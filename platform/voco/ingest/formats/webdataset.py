@@ -6,12 +6,17 @@ The caption is the .txt, or else the `caption` of the .json, whose other keys go
 request to describe the medium. The work list has shard, first byte and size of each medium; a worker reads it there. A failed
 download usually leaves a gap in the keys, which is not a row; a key with a .json but no medium is the reject `download_failed`.
 A shard that is truncated or damaged ends with a reject that says where; the number of samples after that point is unknown.
+
+As in WebDataset, a key ends at the first dot of the file name, and names without a key (`._000120034.jpg`, `.DS_Store`, LICENSE)
+are no members: they do not end a sample. Two faults of shards that were packed by hand are named in the reject of every group:
+members of a key that are not adjacent, and base names with a dot (`IMG.0001.jpg` has the key `IMG`).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import IO, Any
@@ -25,20 +30,29 @@ from voco.job.config import Ingest
 from voco.video.extensions import VIDEO_EXTENSIONS
 
 MODALITIES = {
-    **dict.fromkeys(("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"), "image"),
+    **dict.fromkeys(("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif"), "image"),
     **dict.fromkeys((extension.removeprefix(".") for extension in VIDEO_EXTENSIONS), "video"),
 }
 TEXTS = ("txt", "json")
+METADATA_FOLDERS = {"__MACOSX", "PaxHeader", "PaxHeaders"}  # `PaxHeaders.1234/` too: what tools without pax make of its headers
+SCATTERED = "its members are not adjacent in the shard, as WebDataset needs them: pack the files in the order of their names"
 
 
 @dataclass
 class TarSample:
-    """The members of one key: media and texts by extension, and their first fault."""
+    """The members of one key that follow each other: media and texts by extension, and their first fault."""
 
     key: str
     media: dict[str, Member] = field(default_factory=dict)
     texts: dict[str, bytes] = field(default_factory=dict)
+    dotted: dict[str, str] = field(default_factory=dict)  # base name with a dot -> its first member
     fault: BadRow | None = None
+    scattered: bool = False  # other members of its key lie elsewhere in the shard
+
+    @property
+    def complete(self) -> bool:
+        """True when it has a medium and a text that may be its caption."""
+        return bool(self.media and self.texts)
 
 
 def read(uri: str, block: Ingest, answers: str | None) -> Iterator[SourceRow | Reject]:
@@ -52,22 +66,66 @@ def _parse(shard: str, block: Ingest, raw: TarSample, _: int, source: str) -> So
 
 
 def _samples(shard: str, block: Ingest) -> Iterator[TarSample]:
-    sample: TarSample | None = None
+    scattered: set[str] | None = None  # known once a sample is incomplete: then the shard's headers are read again
     with open_shard(shard) as handle:
-        try:
-            for member in iterate_members(handle):
-                key, extension = split_key(member.name)
-                if sample is None or sample.key != key:
-                    if sample is not None:
-                        yield sample
-                    sample = TarSample(key)
-                _add(sample, extension, member, handle, block.max_text_bytes)
-        except DamagedArchive as error:
-            if sample is not None:
-                yield sample
-            sample = TarSample("", fault=BadRow("bad_record", f"{error}; any samples after that are lost"))
+        for sample in _groups(handle, block.max_text_bytes):
+            if sample.fault is None and not sample.complete:
+                scattered = _scattered_keys(handle) if scattered is None else scattered
+                sample.scattered = sample.key in scattered
+            yield from _by_base_name(sample)
+
+
+def _groups(handle: IO[bytes], text_limit: int) -> Iterator[TarSample]:
+    """Consecutive members of one key. The caller may read from the handle between two of them."""
+    sample: TarSample | None = None
+    try:
+        for member in iterate_members(handle):
+            if not has_key(member.name) and not member.cut:
+                continue
+            key, extension = split_key(member.name)
+            if sample is None or sample.key != key:
+                if sample is not None:
+                    yield sample
+                sample = TarSample(key)
+            _add(sample, extension, member, handle, text_limit)
+    except DamagedArchive as error:
+        if sample is not None:
+            yield sample
+        sample = TarSample("", fault=BadRow("bad_record", f"{error}; any samples after that are lost"))
     if sample is not None:
         yield sample
+
+
+def _scattered_keys(handle: IO[bytes]) -> set[str]:
+    """The keys with members that are not adjacent."""
+    earlier: set[str] = set()
+    scattered: set[str] = set()
+    last: str | None = None
+    with suppress(DamagedArchive):  # as far as the shard can be read
+        for name in (member.name for member in iterate_members(handle) if has_key(member.name)):
+            key, _ = split_key(name)
+            if key != last and key in earlier:
+                scattered.add(key)
+            earlier.add(key)
+            last = key
+    return scattered
+
+
+def _by_base_name(sample: TarSample) -> Iterator[TarSample]:
+    """The sample; or, when all its members are named with dots, a faulty one for each base name: they share a key by mistake."""
+    if sample.media or sample.texts or sample.fault is not None or not sample.dotted:
+        yield sample
+        return
+    for stem, name in sample.dotted.items():
+        detail = f"{name[:200]!r}: a dot in its base name: WebDataset's key is {sample.key[:100]!r}; name it without"
+        yield TarSample(stem, fault=BadRow("bad_record", detail))
+
+
+def has_key(name: str) -> bool:
+    """False for names that WebDataset skips, hidden ones and ones without an extension, and for a tar's own metadata."""
+    *folders, last = name.split("/")
+    stem, dot, _ = last.partition(".")
+    return bool(stem and dot) and not any(folder.split(".")[0] in METADATA_FOLDERS for folder in folders)
 
 
 def split_key(name: str) -> tuple[str, str]:
@@ -80,6 +138,9 @@ def split_key(name: str) -> tuple[str, str]:
 def _add(sample: TarSample, extension: str, member: Member, handle: IO[bytes], limit: int) -> None:
     """Add a member. The sample keeps its first fault."""
     if extension not in MODALITIES and extension not in TEXTS and not member.cut:
+        inner, _, last = extension.rpartition(".")
+        if inner and (last in MODALITIES or last in TEXTS):
+            sample.dotted.setdefault(f"{sample.key}.{inner}", member.name)
         return
     fault = None
     if member.cut:
@@ -102,6 +163,9 @@ def parse(raw: TarSample, shard: str, source: str, block: Ingest) -> SourceRow:
     """One key's members as a SourceRow. Raises BadRow for their first fault."""
     if raw.fault is not None:
         raise BadRow(raw.fault.reason, raw.fault.detail.encode("utf-8", "backslashreplace").decode())
+    if raw.scattered:
+        shown = raw.key[:200].encode("utf-8", "backslashreplace").decode()
+        raise BadRow("bad_record", f"{shown!r}: {SCATTERED}")
     notes = _notes(raw)
     if not raw.media:
         status = notes.get("status")

@@ -1,4 +1,4 @@
-"""WebVid's CSV: a row is a caption of the video at `<page_dir>/<videoid>.mp4`.
+"""WebVid's CSV: a row is a caption of the video at `<page_dir>/<videoid>.mp4`, or at `<videoid>.mp4` in one flat folder.
 
     videoid,name,page_idx,page_dir,duration,contentUrl
     1012345678,"Boat leaving a small harbour, dawn",12345,012301_012350,PT00H00M14S,https://host/1012345678/x.mp4

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import zlib
 from typing import Protocol
 
@@ -22,6 +23,7 @@ from voco.ingest.source_row import BadRow, DamagedArchive
 from voco.store import storage
 
 IMAGES = (".jpg", ".png", ".gif", ".jpeg")  # tried in this order for an image that is missing under its own name
+WEBVID_CLIP = re.compile(r"(.*/|)\d{6}_\d{6}/([^/]+)")  # `<page_dir>/<videoid>.mp4`; a video id is unique in the set
 STORED, DEFLATED = 0, 8  # the only methods of image sets; their decompression can be bounded
 
 HEADER_BYTES = 30  # of a local header, before the name
@@ -35,7 +37,7 @@ def is_archive(uri: str) -> bool:
 
 def open_media(uri: str) -> MediaSource:
     """The media at a resolved URI. Raises Refused for an archive that cannot be read."""
-    return AnyImageName(_archive(uri) if is_archive(uri) else MediaFolder(uri))
+    return AnyName(_archive(uri) if is_archive(uri) else MediaFolder(uri))
 
 
 def check_media(uri: str | None) -> None:
@@ -53,33 +55,40 @@ def _archive(uri: str) -> ZipArchive:
         raise Refused(f"inputs.media: {uri}: expected a zip archive that can be read: {one_line(error)}") from error
 
 
-class AnyImageName:
-    """Media whose images may have another extension than the rows say: LLaVA calls all OCR-VQA images .jpg, but some are not.
+class AnyName:
+    """Media that may lie under another name than the rows say: LLaVA calls all OCR-VQA images .jpg, but some are not, and
+    WebVid's clips may lie in one flat folder instead of that of their page.
 
-    The sample keeps the row's name, so renaming the files as LLaVA's guide says changes nothing. The format is recognised by
-    content.
+    The sample keeps the row's name, so renaming or moving the files changes nothing. The format is recognised by content.
     """
 
     def __init__(self, source: MediaSource) -> None:
         self.source = source
 
     def read(self, path: str, limit: int) -> bytes:
-        """The bytes at the path, else of the first file that differs in its extension only. Raises what the source raises."""
-        stem, dot, extension = path.rpartition(".")
+        """The bytes at the path, else of the first of `other_names` that exists. Raises what the source raises."""
         try:
             return self.source.read(path, limit)
         except BadRow as bad:
-            if bad.reason != "missing_media" or dot + extension.lower() not in IMAGES:
+            if bad.reason != "missing_media":
                 raise
             missing = bad
-        for suffix in IMAGES:
-            if suffix != dot + extension:
-                try:
-                    return self.source.read(stem + suffix, limit)
-                except BadRow as bad:
-                    if bad.reason != "missing_media":
-                        raise
+        for name in other_names(path):
+            try:
+                return self.source.read(name, limit)
+            except BadRow as bad:
+                if bad.reason != "missing_media":
+                    raise
         raise missing
+
+
+def other_names(path: str) -> list[str]:
+    """Where a missing medium may lie: an image with the other extensions of its kind, WebVid's clip without its page's folder."""
+    stem, dot, extension = path.rpartition(".")
+    if dot + extension.lower() in IMAGES:
+        return [stem + suffix for suffix in IMAGES if suffix != dot + extension]
+    clip = WEBVID_CLIP.fullmatch(path)
+    return [clip[1] + clip[2]] if clip else []
 
 
 class MediaFolder:

@@ -6,32 +6,20 @@ child, the current medium is rejected and the next one gets a new child.
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import signal
-import struct
 import subprocess
 import sys
 import weakref
-import zlib
 from contextlib import suppress
 from typing import IO, Any
 
-from voco.errors import one_line
 from voco.ingest.source_row import BadRow
 
 DECODE_S = 120  # for one image, or to open one video and decode up to three frames; then an alarm ends the child
 REASONS = {signal.SIGALRM: "decode_timeout"}  # by the signal that ended the child; any other means a damaged file
 IMAGE, VIDEO_START, VIDEO = 0, 1, 2  # tasks: all pixels of an image; a video's first frame; its middle and last frame too
-
-# The Pillow decoders that may read untrusted files. The one named JPEG opens MPO too.
-DECODERS = ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF"]
-
-# Errors of Pillow's decoders on damaged files: they parse with struct, zlib and plain indexing.
-DECODER_ERRORS = (
-    OSError, SyntaxError, ValueError, EOFError, TypeError, AttributeError, LookupError, ArithmeticError, struct.error, zlib.error,
-)  # fmt: skip
 
 
 class Decoder:
@@ -47,7 +35,7 @@ class Decoder:
             self.child = None
 
     def image(self, data: bytes) -> None:
-        """Decode every pixel of an image whose header was read. Raises the same as `video`."""
+        """Decode every pixel of an image whose header was read, to RGB. Raises the same as `video`, and unsupported_format."""
         self._request(IMAGE, data)
 
     def video(self, data: bytes, full: bool) -> dict[str, Any]:
@@ -74,7 +62,7 @@ class Decoder:
             raise _ended(child.returncode)
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
-            raise BadRow("corrupt_media", answer["error"])
+            raise BadRow(answer.get("reason", "corrupt_media"), answer["error"])
         return answer
 
     def _running(self) -> subprocess.Popen[bytes]:
@@ -104,14 +92,14 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 
 
 def decode_image(data: bytes) -> dict[str, Any]:
-    """The child's answer about one image: nothing, or the error."""
-    from PIL import Image
+    """The child's answer about one image: nothing, or the reason and the error."""
+    from voco.image.encoded import read_rgb
+    from voco.image.fault import ImageFault
 
     try:
-        with Image.open(io.BytesIO(data), formats=DECODERS) as image:
-            image.load()
-    except DECODER_ERRORS as error:
-        return {"error": one_line(error)}
+        read_rgb(data)
+    except ImageFault as fault:
+        return {"reason": fault.reason, "error": fault.detail}
     return {}
 
 

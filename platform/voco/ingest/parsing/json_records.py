@@ -21,22 +21,25 @@ from voco.store import storage
 ANNOTATIONS, DATA, QUESTIONS = LISTS = ("annotations", "data", "questions")  # VQAv2's answers, TextVQA, VQAv2 and SEED-Bench
 ITSELF = "item"  # the file is a list; ijson's prefix of its elements
 BY_ID, LINES = "", "lines"  # the file is an object of records by id; a record a line
+RECORD_KEYS = ("answer", "answers")  # one of them shows that an object inside the file is a record
+QUESTION_KEY = "question"  # the same, in the first object only: sets without answers
 LINE_BYTES = 64 << 20  # most bytes of a line; a longer one is cut, so it is no longer JSON
 
 
 def detect_layout(uri: str, key: str) -> str:
     """LINES, BY_ID, ITSELF or a name of LISTS. Raises Refused at `key` for a file in none of the layouts."""
     with storage.open_read(uri) as handle:
-        top = ""
+        top: str | None = None
+        first: str | None = None
         try:
             for prefix, event, value in ijson.parse(_after_mark(handle), use_float=True):
                 if prefix == "" and event == "start_array":
                     return ITSELF
                 if prefix == "" and event == "map_key":
-                    top = value
+                    top, first = value, value if first is None else first
                 elif prefix == top and event == "start_array" and top in LISTS:
                     return top
-                elif prefix == top and event == "map_key" and value in ("answer", "answers"):
+                elif prefix == top and event == "map_key" and (value in RECORD_KEYS or (top == first and value == QUESTION_KEY)):
                     return BY_ID
                 elif prefix == "" and event == "end_map":
                     return LINES

@@ -2,11 +2,11 @@
 
 Legend: S side of the square in pixels. `llava_pixels` and `fast_pixels` pad the image to a square, resize it with an
 antialiased bicubic filter and ignore EXIF orientation, as LLaVA does. They differ in decoder, in rounding, and at the border.
+`image` is encoded bytes, which raise ImageFault where they are no picture, or an image of Pillow's, which raises its errors.
 """
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from voco.image.encoded import read_rgb
+from voco.image.rgb import to_rgb
 from voco.job.config import PILLOW_MAX_PIXELS
 from voco.sequence.anyres import Anyres, Size, fit_inside
 
@@ -25,7 +27,7 @@ JPEG = b"\xff\xd8\xff"
 
 
 def llava_pixels(image: Image.Image | bytes, size: int, fill: Colour) -> Tensor:
-    """(S, S, 3) uint8 by Pillow alone: LLaVA's `expand2square`, then its processor's resize. Raises Pillow's errors."""
+    """(S, S, 3) uint8 by Pillow alone: LLaVA's `expand2square`, then its processor's resize."""
     image = _rgb(image)
     side = max(image.size)
     if image.size != (side, side):
@@ -39,7 +41,7 @@ def llava_pixels(image: Image.Image | bytes, size: int, fill: Colour) -> Tensor:
 
 def anyres_pixels(image: Image.Image | bytes, anyres: Anyres) -> tuple[Tensor, Size]:
     """(T, S, S, 3) uint8 and the image's height and width, as LLaVA-1.6 cuts it: the complete image, squeezed into a square, then
-    the squares of its resolution in raster order, the image in the middle and black around it. Raises Pillow's errors.
+    the squares of its resolution in raster order, the image in the middle and black around it.
     """
     image = _rgb(image)
     size = (image.height, image.width)
@@ -61,8 +63,7 @@ def squeezed_pixels(image: Image.Image | bytes, side: int) -> Tensor:
 def fast_pixels(image: Image.Image | bytes, size: int, fill: Colour) -> Tensor:
     """(S, S, 3) uint8: a JPEG by libjpeg-turbo, any other image by Pillow; torch resizes the picture before it is padded.
 
-    A JPEG of at least twice the size is decoded at a fraction of it. Raises Pillow's errors, and ImportError without the extra
-    `fast`.
+    A JPEG of at least twice the size is decoded at a fraction of it. Raises ImportError without the extra `fast`.
     """
     pixels = _jpeg(image, size) if isinstance(image, bytes) and image.startswith(JPEG) else None
     if pixels is None:  # not a JPEG, or one that libjpeg-turbo cannot decode: CMYK, or bytes between its parts
@@ -90,7 +91,7 @@ def _scaled_size(height: int, width: int, size: int) -> tuple[int, int]:
 
 
 def _rgb(image: Image.Image | bytes) -> Image.Image:
-    return (Image.open(io.BytesIO(image)) if isinstance(image, bytes) else image).convert("RGB")
+    return read_rgb(image) if isinstance(image, bytes) else to_rgb(image)
 
 
 def _jpeg(data: bytes, size: int) -> Pixels | None:

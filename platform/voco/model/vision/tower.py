@@ -14,8 +14,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from voco.errors import Refused
+from voco.image.rgb import RGB_RULE
 from voco.model.fingerprint import hash_tensors
-from voco.model.interop.model_files import image_mean_std, local_files, read_json_file, read_tensors
+from voco.model.interop.model_files import local_files, read_json_file, read_tensors
+from voco.model.interop.preprocessing import check_image_options, image_mean_std
+from voco.model.interop.weight_files import weight_files
 from voco.model.vision.pixels import DECODERS, anyres_pixels, squeezed_pixels
 from voco.sequence.anyres import Anyres, Size
 
@@ -57,7 +60,7 @@ class VisionTower(nn.Module):
     def preprocessing(self) -> dict[str, Any]:
         """What happens to an image before the net (LLaVA's `pad` mode, unless `fit` or tiles say otherwise)."""
         pad = "square, mean colour" if self.fit == "pad" else "none, squeezed"
-        facts = {"pad": pad, "resize": "bicubic", "size": self.size, "mean": self.mean, "std": self.std}
+        facts = {"pad": pad, "resize": "bicubic", "size": self.size, "mean": self.mean, "std": self.std, "rgb": RGB_RULE}
         if self.anyres is not None:
             facts |= {"pad": "anyres, black", "grid_pinpoints": self.anyres.grid_pinpoints}
         return facts if self.decoder == "pil" else {**facts, "decoder": self.decoder}
@@ -136,7 +139,8 @@ def load_tower(config: dict[str, Any]) -> VisionTower:
         with local_files(str(config["path"])) as folder:
             net = _pretrained_net(config["name"], folder).float()
             mean, std = image_mean_std(folder) or DEFAULT_COLOURS[config["name"]]
-        size = int(net.config.image_size)  # type: ignore[union-attr, arg-type]
+            size = int(net.config.image_size)  # type: ignore[union-attr, arg-type]
+            check_image_options(folder, f"tower.path: {config['path']}", size, config.get("grid_pinpoints"))
         if config.get("image_size", size) != size:
             raise Refused(f"tower.image_size: expected {size}, as {config['path']} says, got {config['image_size']}")
         return VisionTower({**config, "image_size": size}, net, mean, std)
@@ -176,20 +180,24 @@ def _net(name: str, net_config: dict[str, Any]) -> nn.Module:
 
 
 def _pretrained_net(name: str, folder: str) -> nn.Module:
-    from transformers import CLIPVisionModel, SiglipVisionModel
+    from transformers import AutoConfig, CLIPVisionModel, SiglipVisionModel
 
     config = read_json_file(folder, "config.json")
     if config is None:
         raise Refused(f"tower.path: {folder} holds no config.json")
-    kind, vision_config = config.get("model_type"), config.get("vision_config")
-    if kind in ("llava", "llava_next") and vision_config is not None and vision_config["model_type"] == NETS[name]:
-        net = _net(name, vision_config)
+    kind = config.get("model_type")
+    if kind in ("llava", "llava_next") and ("vision_config" in config or "mm_vision_tower" not in config):
+        vision_config = AutoConfig.from_pretrained(folder).vision_config  # with transformers' defaults
+        if vision_config.model_type != NETS[name]:
+            raise Refused(f"tower.name: expected the tower of {folder}, a {vision_config.model_type}, got {name!r}")
+        net = _net(name, vision_config.to_dict())
         state = read_tensors(folder, *TOWER_IN_LLAVA)
         # older files also hold the numbers of the positions
         net.load_state_dict({key: tensor for key, tensor in state.items() if not key.endswith("position_ids")})
         return net
     if kind not in (name, NETS[name]):
         raise Refused(f"tower.name: expected {kind!r}, as {folder} holds, got {name!r}")
+    weight_files(folder, f"tower.path: {folder}")
     kinds: dict[str, Any] = {"clip": CLIPVisionModel, "siglip": SiglipVisionModel}
     loaded: tuple[nn.Module, Any] = kinds[name].from_pretrained(folder, output_loading_info=True)
     if loaded[1]["missing_keys"]:
