@@ -33,7 +33,7 @@ class Video:
         try:
             self._open()
             index = read_index(self._container, self._stream)
-            self._open()
+            self._running: Iterator[tuple[int, Any]] = iter(())  # at its end; opening again costs as much as many frames
             self.index: FrameIndex = self._count() if index is None else index
         except (av.FFmpegError, ValueError) as error:
             raise ValueError(f"not a video that can be opened: {message_line(error)}") from error
@@ -93,6 +93,7 @@ class Video:
         self._running = self._decode(self._container.demux(stream))
 
     def _count(self) -> FrameIndex:
+        self._open()
         times: list[int] = []
         frames = (frame for _, frame in self._decode(self._container.demux(self._stream), times))
         index = count_frames(frames, times, self._stream)
@@ -123,9 +124,6 @@ class Video:
             return True
         time, position = index.key_before(mark)
         if self._last < mark and position <= self._fed:
-            return True
-        if position == 0:
-            self._open()
             return True
         self._container.seek(time, stream=self._stream)
         packets = self._container.demux(self._stream)
