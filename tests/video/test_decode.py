@@ -134,8 +134,8 @@ def test_a_container_that_counts_pictures_that_are_not_there() -> None:
 
 def test_a_time_stamp_that_is_damaged_is_an_error() -> None:
     """A last packet ten years after the others: no duration of that size reaches a table."""
-    buffer = io.BytesIO()
-    with av.open(io.BytesIO(clip(Cell("matroska", "mjpeg", "plain")))) as source, av.open(buffer, "w", format="matroska") as target:
+    buffer, complete = io.BytesIO(), clip(Cell("matroska", "mjpeg", "plain"))
+    with av.open(io.BytesIO(complete)) as source, av.open(buffer, "w", format="matroska") as target:
         stream = source.streams.video[0]
         copy = target.add_stream_from_template(stream)
         for packet in source.demux(stream):
