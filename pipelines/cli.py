@@ -44,10 +44,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 def plan(options: Options) -> int:
     from voco.commands import plan
+    from voco.commands.cluster import environment_address
     from voco.job.load import load_job
 
     job = load_job(options.operand)
     _print("\n".join(plan.plan_lines(options.operand, job)))
+    if environment_address() is not None:
+        from voco.commands.capacity import plan_capacity
+
+        _print("\n".join(plan_capacity(options.operand, job)))
     return plan.plan_exit_code(options.operand, job)
 
 
@@ -60,7 +65,8 @@ def submit(options: Options) -> int:
 
 
 def run(options: Options) -> int:
-    """The driver, inside the cluster: claim the run, then do the job."""
+    """The driver, inside the cluster: check that the workers have room, claim the run, then do the job."""
+    from voco.commands.capacity import driver_notes
     from voco.commands.worker_groups import most_cpus
     from voco.job.load import load_job
     from voco.run import claim, logs, manifest, ray_init, wandb_tracking
@@ -74,6 +80,8 @@ def run(options: Options) -> int:
     tracked = job.tracking.wandb and os.environ.get("WANDB_MODE") != "disabled"
     modules = [pipelines.stage_module(job.kind), "pandas", *(["wandb"] if tracked else [])]  # pyarrow imports pandas
     ray_init.start_ray(most_cpus(job), modules)
+    for note in driver_notes(options.operand, job):
+        logs.get_logger("voco.run").warning("%s", note)
     claim.claim_run(run_id)
     contains_jobs = job.kind in ("flow", "sweep")
     with wandb_tracking.wandb_group(run_id if contains_jobs else None):
@@ -118,6 +126,18 @@ def ask(options: Options) -> int:
     from voco.commands.ask import run_ask
 
     return run_ask(options)
+
+
+def judge(options: Options) -> int:
+    from voco.commands.judge import run_judge
+
+    return run_judge(options)
+
+
+def score(options: Options) -> int:
+    from voco.commands.score import run_score
+
+    return run_score(options)
 
 
 def report(options: Options) -> int:
@@ -184,6 +204,26 @@ def _add_ask(parser: Parser) -> None:
     parser.add_argument("--keep-system", action="store_true", help="also cache the template's own text; with one medium only")
 
 
+def _add_judge(parser: Parser) -> None:
+    parser.add_argument("--endpoint", metavar="URL", required=True, help="of an OpenAI-compatible server: https://HOST/v1")
+    parser.add_argument("--model", metavar="NAME", required=True, help="the judge; OPENAI_API_KEY has the key, if it needs one")
+    parser.add_argument("--to", metavar="DIR", help="where verdicts and summary.json go (default: judge/NAME beside the answers)")
+    parser.add_argument("--parallel", type=int, default=8, help="requests at a time (default: %(default)s)")
+    parser.add_argument("--timeout", type=float, default=60.0, help="seconds of one request in all (default: %(default)s)")
+    parser.add_argument("--attempts", type=int, default=5, help="requests for one answer, at most (default: %(default)s)")
+    parser.add_argument(
+        "--max-failures", type=int, default=10, help="answers without a reply before the run ends (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--request", metavar="JSON", default="{}", help="fields of each request (default: temperature 0, max_tokens 256; null: none)"
+    )
+
+
+def _add_score(parser: Parser) -> None:
+    parser.add_argument("file", metavar="FILE.jsonl", help="a line for each answer, with `prediction` and `references`")
+    parser.add_argument("--output", metavar="FILE", help="where each line's mark goes (default: FILE.marks.jsonl)")
+
+
 VERBS = {
     "plan": Verb("JOB", "check a job file; print its stages, inputs, sizes and resources; run nothing", plan),
     "submit": Verb("JOB", "submit a job file to a Ray cluster and follow its log", submit, _add_submit),
@@ -194,5 +234,7 @@ VERBS = {
     "show": Verb("OUTPUT", "print what an output holds: its counts, and some rows of its tables", show),
     "render": Verb("JOB", "print a job file as a KubeRay RayJob, for kubectl", render, _add_render),
     "ask": Verb("CHECKPOINT", "ask a checkpoint a question about images and videos", ask, _add_ask),
+    "judge": Verb("ANSWERS", "let a language model judge the answers of an output or of a .jsonl file", judge, _add_judge),
+    "score": Verb("METRIC", "mark predictions by a benchmark's rule, and print the set's official figures", score, _add_score),
     "report": Verb("OUTPUT", "write OUTPUT/report.html: the tables and plots of any output", report),
 }

@@ -171,6 +171,31 @@ def test_ingest_scales_a_cluster_up_from_no_workers_and_back(head: Head, tmp_pat
     assert {node[POOL] for poll in head.nodes() for node in poll} == {"cpu"}  # no GPU node, though those have CPUs too
 
 
+@pytest.mark.cluster
+def test_what_the_autoscaler_cannot_add_is_refused_at_once_and_what_it_can_is_not(head: Head, tmp_path: Path) -> None:
+    """The GPU nodes have one GPU each and there is at most one of them; none is alive."""
+    source.write(tmp_path / "source", *source.good(10, 10))
+    head.wait_for(0, 60)
+    for gpus, accelerator, code in ((2, None, 2), (1, "A100", 2), (1, None, 0)):
+        job = source.job(tmp_path / "source", tmp_path / f"out{code}", in_process_rows=0).model_dump(exclude_none=True)
+        job["resources"] = {"gpus_per_worker": gpus} | ({"accelerator": accelerator} if accelerator else {})
+        (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
+        driver = subprocess.run(
+            [sys.executable, "-m", "pipelines", "run", str(tmp_path / "job.yaml")],
+            env=head.environment | {"RAY_ADDRESS": head.address},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        assert driver.returncode == code, driver.stdout[-2000:] + driver.stderr[-2000:]
+        if code:
+            needs = f"ingest-test needs a worker with 1 CPU, {gpus} GPU" + (f", {accelerator}" if accelerator else "")
+            assert f"resources: {needs}; the cluster has 1 node with 0 GPU, at most 0 CPU on a node" in driver.stderr
+            assert driver.stderr.endswith("its autoscaler cannot add enough\n")
+            assert head.nodes()[-1] == []  # nothing was started for it
+
+
 HOLD = """
 import sys, time, ray
 ray.init(address="auto", logging_level="ERROR")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,16 @@ import pytest
 import shapes
 import torch
 import world
+from image.kinds import JPEG_12, JPEG_XL, chunk, encode, ramp, with_chunks
 from PIL import Image
 
 from pipelines import cli
 from voco.commands.ask import AskOptions, CacheMaker, ask
 from voco.errors import Refused
+from voco.ingest.media.decoder import Decoder
+from voco.ingest.media.image import check_image
+from voco.ingest.media.source import MediaLimits
+from voco.ingest.source_row import BadRow
 from voco.job.config import Model, Text
 from voco.model import build, load, voco_llama, weights
 from voco.model.generation import shared_prompt_ids
@@ -227,6 +233,48 @@ def test_the_command(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert cli.main([*arguments, "--temperature", "0.8", "--top-p", "0.9", "--seed", "5", "--tokens", "2", "--stop", "."]) == 0
     assert cli.main(["ask", str(files / "checkpoint"), str(tmp_path / "none.png"), QUESTION]) == 2
     assert "no such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("decoder", ["pil", "fast"])
+def test_unusual_images_are_read_or_refused_as_ingest_does(files: Path, tmp_path: Path, decoder: str) -> None:
+    """The same kinds, the same pixels and the same words as a reject's."""
+    checkpoint = save(tmp_path / "checkpoint", decoder=decoder)
+    reader = load(str(checkpoint))
+    transparent = Image.new("LA", (40, 40), (0, 0))
+    transparent.paste((0, 255), (0, 0, 20, 40))
+    white = Image.new("RGB", (40, 40), "white")
+    white.paste((0, 0, 0), (0, 0, 20, 40))
+    photo = Image.open(io.BytesIO(world.picture(0)[0])).resize((300, 200))
+    text = chunk(b"iTXt", b"k\0\1\0\0\0" + zlib.compress(bytes(2 << 20)))
+    read = {
+        "grey.png": (encode(Image.fromarray(ramp()), "PNG"), Image.fromarray(ramp() // 257).convert("L")),
+        "transparent.png": (with_chunks(encode(transparent, "PNG"), text), white),
+        "photo.avif": (encode(photo, "AVIF"), None),
+        "photo.jpg": (encode(photo, "JPEG"), None),
+    }
+    for name, (data, same) in read.items():
+        (tmp_path / name).write_bytes(data)
+        pixels = reader.tower.preprocess(data)[None]
+        if same is not None:
+            assert (pixels[0].int() - reader.tower.preprocess(same).int()).abs().max() <= 1
+        answer, _ = answer_and_lines(tmp_path, [name], checkpoint, cache=None, max_new_tokens=8)
+        assert answer == "".join(reader.stream(reader.compress(pixels), QUESTION, 8))
+    decoder_process = Decoder()
+    limits = MediaLimits("full", 1 << 20, 10_000_000, 200.0, 1 << 20)
+    refused = {
+        "float.tif": encode(Image.new("F", (4, 4)), "TIFF"), "twelve.jpg": JPEG_12, "xl.jxl": JPEG_XL, "empty.png": b"",
+        "scan.jp2": encode(photo, "JPEG2000"), "cut.png": read["transparent.png"][0][:-30],
+        "cut.avif": read["photo.avif"][0][:-30],
+    }  # fmt: skip
+    for name, data in refused.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(BadRow) as bad:
+            check_image(data, limits, decoder_process)
+        with pytest.raises(Refused) as caught:
+            answer_and_lines(tmp_path, [name], checkpoint, cache=None)
+        assert f"({bad.value.reason}: {bad.value.detail})" in str(caught.value)
+        assert "\n" not in str(caught.value)
+    decoder_process.close()
 
 
 def test_a_damaged_video_is_refused(files: Path, tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from ingest import source
 
 from voco.commands import submit
 from voco.demo import cluster
+from voco.errors import Refused
+from voco.job.load import load_job
 
 pytestmark = pytest.mark.ray
 
@@ -129,6 +131,51 @@ def test_a_wrong_token_and_an_unknown_run_are_refused(root: Path) -> None:
     code, _, err = finish(voco(root, "logs", "nobody-12345678"))
     assert code == 2
     assert "knows no job of nobody-12345678" in err
+
+
+def test_a_job_whose_gpus_the_cluster_does_not_have_is_refused_by_plan_and_by_its_driver(root: Path) -> None:
+    """With a proxy in the environment that reaches nothing: no request to this machine may go through it."""
+    two = {**stage_of("two", 100), "resources": {"gpus_per_worker": 1}}
+    two["ingest"] = {**dict(two["ingest"]), "in_process_rows": 0}  # type: ignore[call-overload]
+    write_job(
+        root / "gpu.yaml", {"name": "gpu", "kind": "flow", "output": "out/gpu", "flow": {"stages": [stage_of("one", 100), two]}}
+    )
+    refusal = (
+        "refused: gpu.yaml: resources: two needs a worker with 1 CPU, 1 GPU; the cluster has 1 node with 0 GPU, at most 3 CPU"
+    )
+    running = cluster.read_cluster(root / ".demo")
+    assert running is not None
+    proxies = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9", "no_proxy": "", "NO_PROXY": ""}
+    known = {"RAY_ADDRESS": running.dashboard, "RAY_AUTH_TOKEN_PATH": running.token_path}
+    code, out, err = finish(voco(root, "plan", "gpu.yaml", **proxies, **known))
+    assert (code, err.startswith(refusal), err.count("\n")) == (2, True, 1), err
+    assert "[2/2] two: ingest" in out
+    code, out, err = finish(voco(root, "plan", "line.yaml", **proxies, **known))
+    assert code == 0
+    assert f"cluster {running.dashboard}: 1 node with 0 GPU, at most 3 CPU on a node" in out
+    code, out, _ = finish(voco(root, "plan", "gpu.yaml", RAY_ADDRESS=running.gcs))  # the port of Ray, not of its dashboard
+    assert code == 0
+    assert "its dashboard does not answer, so its nodes are not checked" in out
+    code, out, err = finish(voco(root, "submit", "gpu.yaml", **proxies))
+    assert code == 2
+    assert refusal in out
+    assert not (root / "out" / "gpu").exists()
+
+
+def test_a_folder_above_the_limit_of_an_upload_is_refused_before_it_is_sent(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remote = submit.ClusterTarget(target(root).address, target(root).token_path, ())  # as if it ran elsewhere
+    write_job(tmp_path / "job.yaml", {**stage_of("far", 1), "inputs": {"annotations": "s3://b/a.json"}, "output": "s3://b/far"})
+    monkeypatch.chdir(tmp_path)
+    client, job = submit.connect(remote), load_job("job.yaml")
+    assert submit.package_job("job.yaml", job, client, remote, False)[1]["working_dir"] == "."
+    with (tmp_path / "weights.pt").open("wb") as file:
+        file.truncate(101 << 20)
+    with pytest.raises(Refused, match=r"would be uploaded with the job, .* the largest: weights.pt 101 MiB, job.yaml"):
+        submit.package_job("job.yaml", job, client, remote, False)
+    with pytest.raises(RuntimeError, match="status code 413"):  # what the dashboard says
+        client.submit_job(entrypoint="true", runtime_env={"working_dir": "."})
 
 
 def test_start_reuses_a_cluster_and_stop_leaves_no_process(root: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,9 +18,11 @@ import torch
 import world
 
 import pipelines
+from voco.commands.show import show_output
 from voco.errors import Refused
 from voco.evaluate import answering, preflight
 from voco.evaluate.aggregate import example_line
+from voco.evaluate.predictions import short_answer
 from voco.job.config import Evaluate, Model, Resources, Text
 from voco.job.spec import Job
 from voco.methods import fastv
@@ -26,6 +30,7 @@ from voco.model import build, weights
 from voco.model.flops import compress_flops, read_flops
 from voco.model.voco_llama import VocoLlama
 from voco.precompute import feature_store, features, frame_cache
+from voco.report.summary import write_report_job
 from voco.run import units
 from voco.sequence.anyres import Anyres
 from voco.store import parquet
@@ -96,6 +101,7 @@ def test_a_limit_answers_the_first_samples_only(root: Path, tmp_path: Path) -> N
 def test_an_example_is_one_line_with_question_answer_and_reference() -> None:
     answer = {"prompt": "what\nis it?", "prediction": "a 'cat'", "references": ["cat", "cat", "dog"]}
     assert example_line("look", answer) == """look: 'what is it?' -> "a 'cat'" (right: 'cat or dog')"""
+    assert example_line("look", {**answer, "references": []}) == """look: 'what is it?' -> "a 'cat'\""""
 
 
 def table(output: Path) -> pa.Table:
@@ -240,6 +246,67 @@ def test_rows_of_training_are_refused_before_anything_starts(root: Path, tmp_pat
     with pytest.raises(Refused, match="not an evaluation row: it must end on a user turn"):
         pipelines.run(of_training.model_copy(update={"inputs": inputs}))
     assert not (tmp_path / "out" / "work").exists()
+
+
+@pytest.mark.ray
+def test_a_set_without_references_becomes_predictions_and_no_score(root: Path, tmp_path: Path, ray_local: str) -> None:
+    """Through samples, answers, scores, report and the listing of an output: the score is missing everywhere, never 0."""
+    rows = world.sample_rows(IMAGES, evaluation=True, text_every=0)
+    for number, talk in enumerate(talk for row in rows for talk in row["conversations"]):
+        talk |= {"answers": [], "source_id": str(2 * IMAGES - number)}
+    world.write_samples(str(tmp_path / "questions"), rows, rows_per_group=2)
+    evaluation = job(root, tmp_path / "out", "voco", tokens=[4, 1], benchmark="vizwiz-test", unit_samples=4)
+    inputs = evaluation.inputs.model_validate(
+        {**evaluation.inputs.model_dump(), "samples": [{"uri": str(tmp_path / "questions")}]}
+    )
+    done = pipelines.run(evaluation.model_copy(update={"inputs": inputs}))
+    answers = table(tmp_path / "out").to_pylist()
+    assert {row["correct"] for row in answers} == {None}
+    for row in scored(tmp_path / "out").values():
+        assert (row["score"], row["score_low"], row["retention"], row["questions"], row["samples"]) == (None,) * 3 + (12, 6)
+    assert [entry["path"] for entry in done.tables["predictions"]] == ["vizwiz-test-n1.json", "vizwiz-test-n4.json"]
+    for n, entry in zip((1, 4), done.tables["predictions"], strict=True):
+        data = (tmp_path / "out" / "predictions" / entry["path"]).read_bytes()
+        assert (entry["rows"], entry["bytes"], entry["sha256"]) == (12, len(data), hashlib.sha256(data).hexdigest())
+        # by id, which counts down from the first image to the last
+        assert [item["image"] for item in json.loads(data)] == [
+            f"{index}.png" for index in range(IMAGES - 1, -1, -1) for _ in "ab"
+        ]
+        by_id = {int(row["source_id"]): short_answer(row) for row in answers if row["n"] == n}
+        assert [item["answer"] for item in json.loads(data)] == [by_id[number] for number in range(1, 13)]
+    pipelines.run(job(root, tmp_path / "scored", "voco"))
+    counts, text = write_report_job([str(tmp_path / "out"), str(tmp_path / "scored")], str(tmp_path), "t")
+    assert "vizwiz" not in text[0]
+    assert "halves: 12 questions" in text[0]
+    assert counts["counts"]["written"] == 1
+    write_report_job([str(tmp_path / "out")], str(tmp_path), "t")
+    shown = show_output(str(tmp_path / "out"))
+    assert "[no reference]" in shown
+    assert "missing" in shown
+
+
+@pytest.mark.ray
+def test_a_benchmark_is_marked_by_its_own_rule_and_its_official_figures_are_recorded(
+    root: Path, tmp_path: Path, ray_local: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """POPE by its name: an answer without `no` is yes, and the mean F1 is in the manifest, the score stays the mean mark."""
+    rows = world.sample_rows(IMAGES, evaluation=True, text_every=0)
+    for number, talk in enumerate(talk for row in rows for talk in row["conversations"]):
+        talk |= {"answers": ["yes" if number % 3 else "no"], "category": ("popular", "random")[number % 2]}
+    world.write_samples(str(tmp_path / "questions"), rows, rows_per_group=2)
+    evaluation = job(root, tmp_path / "out", "voco", benchmark="pope", unit_samples=4)
+    inputs = evaluation.inputs.model_validate(
+        {**evaluation.inputs.model_dump(), "samples": [{"uri": str(tmp_path / "questions")}]}
+    )
+    with caplog.at_level("INFO", "voco.evaluate"):
+        done = pipelines.run(evaluation.model_copy(update={"inputs": inputs}))
+    answers = table(tmp_path / "out").to_pylist()
+    assert not any("no" in row["prediction"].split() for row in answers)  # nonsense, which LLaVA's rule reads as yes
+    assert [row["correct"] for row in answers] == [float(row["references"] == ["yes"]) for row in answers]
+    figures = done.statistics["official"]["figures"]["4"]
+    assert figures["f1"] == pytest.approx(0.8)  # in each category 4 of 6 are yes: precision 2/3, recall 1
+    assert figures["accuracy"] == pytest.approx(scored(tmp_path / "out")[4]["score"]) == pytest.approx(2 / 3)
+    assert "ask: official pope: f1 0.8000, accuracy 0.6667" in caplog.text
 
 
 @pytest.mark.parametrize(("frames", "limit", "fits"), [(5, 4096, True), (6, 4096, False), (6, 5, True)])

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from voco.errors import Refused
@@ -74,6 +75,26 @@ def test_rows_fit_the_table_and_hold_the_means_of_each_category(three):
         assert (row["method"], row["n"], row["seed"], row["cache_bytes"], row["prefill_flops"]) == ("voco", 1, 3, 96, None)
         assert row["samples"] == 200
     assert [row["questions"] for row in rows] == [400, 200, 200]
+
+
+def test_questions_without_references_have_no_part_in_a_score(three):
+    """Half of the questions: the score of the other half. A category of none has no score, and no set of none divides by zero."""
+    method, upper, lower = (_without(table, "shape") for table in three)
+    colour = [table.filter(pc.equal(table["category"], "colour")) for table in three]
+    rows, expected = score_rows(method, upper, lower, 200, 3), score_rows(*colour, 200, 3)
+    assert [row["category"] for row in rows] == ["all", "colour", "shape"]
+    for row, other in zip(rows, [*expected, None], strict=True):
+        names = ("score", "score_low", "retention", "retention_high", "share_of_upper", "lower_bound", "upper_bound")
+        assert [row[name] for name in names] == ([other[name] for name in names] if other else [None] * 7)
+        assert (row["questions"], row["samples"]) == (200, 200)
+    rows = score_rows(_without(method, "colour"), None, None, 200, 3, latency_s=0.5)
+    assert [(row["score"], row["questions"], row["latency_s"]) for row in rows] == [(None, n, 0.5) for n in (400, 200, 200)]
+
+
+def _without(table, category):
+    """The table without references of a category."""
+    unmarked = pc.if_else(pc.equal(table["category"], category), None, table["correct"])
+    return table.set_column(table.column_names.index("correct"), "correct", unmarked)
 
 
 def test_the_join_is_by_key_never_by_order(three):

@@ -30,7 +30,7 @@ def test_a_file_ends_in_format(path: Path) -> None:
 
 def test_what_formats_differ_in() -> None:
     every = {name: get_format(name) for name in tables.FORMATS}
-    assert {name for name, row in every.items() if row.takes_answers} == {"question_jsonl", "video_qa", "scienceqa"}
+    assert {name for name, row in every.items() if row.takes_answers} == {"question_jsonl", "video_qa", "scienceqa", "refcoco"}
     assert {name for name, row in every.items() if row.open_media} == {"webdataset", "cc3m_tsv", "mmbench_tsv", "parquet"}
     vanishing = {"webvid_csv", "video_chatgpt", "video_qa", "webdataset", "cc3m_tsv"}
     assert {name: row.missing_share for name, row in every.items()} == {

@@ -11,8 +11,10 @@ import shapes
 import yaml
 
 from voco.errors import Refused
+from voco.job import load
 from voco.job.load import build_job, load_job, resolve_stage
 from voco.job.run_id import compute_run_id
+from voco.job.trials import sweep_trials
 
 TRAIN: dict[str, Any] = {
     "name": "train",
@@ -99,6 +101,44 @@ def test_a_mistake_is_one_line_with_its_key(raw: dict[str, Any], message: str) -
     assert str(refused.value).startswith("job.yaml: ")
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def train_file(learning_rate: str, name: str = "train") -> str:
+    """The text of a job file, with these words as they stand in it."""
+    text = yaml.safe_dump(changed(changed(TRAIN, "image_sft.learning_rate", "RATE"), "name", "NAME"))
+    return text.replace("RATE", learning_rate).replace("NAME", name)
+
+
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [
+        ("2e-5", 2e-5), ("2E-5", 2e-5), ("2.5e-5", 2.5e-5), ("2.e-3", 2e-3), (".2e-4", 2e-5), ("+1e-4", 1e-4), ("1e+0", 1.0),
+        ("2.0e-5", 2e-5), ("0.001", 1e-3), (".001", 1e-3),
+    ],
+)  # fmt: skip
+def test_numbers_with_an_exponent_are_numbers(written: str, value: float) -> None:
+    """YAML 1.1, and so PyYAML, reads the first seven as text; the core schema of YAML 1.2 as numbers."""
+    assert load_job("job.yaml", train_file(written)).block.learning_rate == value
+
+
+def test_an_exponent_in_the_axis_of_a_sweep_and_names_that_look_like_one() -> None:
+    evaluate = {"name": "e", "kind": "evaluate", "inputs": {"samples": [{"uri": "a"}], "checkpoint": "@train", "features": "f"}}
+    sweep = {"axes": {"image_sft.learning_rate": "RATES"}, "train": without(TRAIN, "output")}
+    sweep["evaluate"] = {**evaluate, "evaluate": {"benchmark": "b"}}
+    raw = {"name": "s", "kind": "sweep", "output": "o", "sweep": sweep}
+    job = load_job("job.yaml", yaml.safe_dump(raw).replace("RATES", "[1e-4, 2e-5]"))
+    assert [trial.train.block.learning_rate for trial in sweep_trials(job)] == [1e-4, 2e-5]
+    assert load_job("job.yaml", train_file("1e-3", name='"1e5"')).name == "1e5"  # quotes make it text
+    for text in ("1e-3x", "e-5", "1e", "1e-3 x", "0x1e-3", "2024-11-30", "1_0e3"):
+        assert not isinstance(yaml.load(text, load._JobLoader), float), text
+    for learning_rate, name, message in (
+        ("'2e-5'", "train", "image_sft.learning_rate: expected number, got '2e-5'; write it without quotes"),
+        ("1e-3", "1e5", "name: expected string, got 100000.0; write it in quotes"),
+        ("fast", "train", "image_sft.learning_rate: expected number, got 'fast'"),
+    ):
+        with pytest.raises(Refused) as refused:
+            load_job("job.yaml", train_file(learning_rate, name))
+        assert str(refused.value) == f"job.yaml: {message}"
 
 
 def test_files_that_are_not_jobs(tmp_path: Path) -> None:

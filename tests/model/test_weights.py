@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import shapes
 import tiny
@@ -11,6 +13,7 @@ import world
 import voco.model
 import voco.model.generation
 from voco.commands import plan
+from voco.image.rgb import RGB_RULE
 from voco.job.config import Model, Text
 from voco.job.load import build_job
 from voco.model import build, weights
@@ -37,6 +40,17 @@ def test_saved_and_loaded_bit_by_bit(created, tmp_path):
     cache = loaded.compress(pixels)
     created.compressor = compressor
     assert loaded.generate(cache, "what color is the left?", 5) == created.generate(cache, "what color is the left?", 5)
+
+
+def test_a_checkpoint_of_an_older_rule_for_pixels_shares_no_caches_with_itself(created, tmp_path):
+    """Its stored hash names what its version computed from transparent images; what is computed now has another key."""
+    weights.save_checkpoint(created, weights.own_state(created), tmp_path / "model")
+    config, preprocessor = tmp_path / "model/config.json", tmp_path / "model/preprocessor_config.json"
+    older = json.loads(preprocessor.read_text())
+    assert older.pop("rgb") == RGB_RULE
+    preprocessor.write_text(json.dumps(older))
+    config.write_text(json.dumps({**json.loads(config.read_text()), "preprocessing": "older"}))
+    assert voco.model.load(str(tmp_path)).preprocessing == created.tower.identity
 
 
 def test_the_configuration_has_the_saved_number_type(created, tmp_path):

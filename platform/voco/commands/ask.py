@@ -124,8 +124,8 @@ class CacheMaker:
         rope = reader.language_model.config.rope_parameters
         self.store = None if options.cache is None else CacheStore(options.cache, reader.cache_key(), reader.dtype, rope)
 
-    def caches(self, media: Sequence[str]) -> list[VocoCache]:
-        """One cache for each medium; one for all of them where views see each other."""
+    def caches(self, media: Sequence[str | bytes]) -> list[VocoCache]:
+        """One cache for each medium, a URI or an encoded image; one for all of them where views see each other."""
         loaded = [self._load(uri) for uri in media]
         groups = [[medium] for medium in loaded] if self.views_apart else [loaded] if loaded else []
         return [self._cache(group) for group in groups]
@@ -159,7 +159,9 @@ class CacheMaker:
     def _shorten(self, cache: VocoCache) -> VocoCache:
         return cache if self.tokens is None or set(cache.tokens) == {self.tokens} else cache.take(self.tokens)
 
-    def _load(self, uri: str) -> LoadedMedium:
+    def _load(self, uri: str | bytes) -> LoadedMedium:
+        if isinstance(uri, bytes):
+            return LoadedMedium("the image", uri, None, (0,) if self.reads_frames else ())
         try:
             data = storage.read_bytes(storage.resolve(uri))
             video = Video(data) if PurePosixPath(uri.lower()).suffix in VIDEO_EXTENSIONS else None

@@ -15,6 +15,7 @@ from typing import Any
 
 from voco.commands.cluster import ClusterTarget, connect, is_on_this_machine
 from voco.commands.follow import RUNNING, Write, follow, jobs_of_run, write_stdout
+from voco.commands.upload_size import check_upload_size
 from voco.errors import Refused, message_line
 from voco.job.spec import Job
 from voco.run import manifest
@@ -87,6 +88,7 @@ def package_job(file: str, job: Job, client: Any, target: ClusterTarget, replace
         )
     for part in (job, *(stage for stage in job.stages if stage is not job)):
         _check_portable(file, part)
+    check_upload_size(directory)
     return entrypoint, {"working_dir": ".", "env_vars": environment}
 
 

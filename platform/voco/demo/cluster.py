@@ -281,7 +281,7 @@ def _temp_dir(folder: Path) -> Path:
     real.mkdir()
     if len(str(real)) + SOCKET_SUFFIX <= 107:
         return real
-    link = Path(tempfile.mkdtemp(prefix="voco-")) / "ray"
+    link = Path(tempfile.mkdtemp(prefix="voco-", dir="/tmp")) / "ray"  # TMPDIR may be the long part
     link.symlink_to(real)
     return link
 

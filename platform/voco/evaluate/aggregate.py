@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from voco.evaluate.official import official_statistics
 from voco.evaluate.scores import read_answers, score_rows
 from voco.job.config import Evaluate
 from voco.job.spec import Job
@@ -43,7 +44,7 @@ def write_scores(job: Job, records: list[Record], counts: list[int], bounds: Bou
     return rows, {
         "counts": {"read": read, "written": answers.num_rows, "images": images},
         "tables": {"answers": [part for record in records for part in record["tables"]["answers"]], "scores": [entry]},
-        "statistics": totals,
+        "statistics": totals | official_statistics(job, answers),
     }
 
 
@@ -55,14 +56,15 @@ def example_lines(job: Job) -> list[str]:
 
 
 def example_line(name: str, answer: Record) -> str:
-    """One answer in one line: the question, what the model says, and what is right."""
+    """One answer in one line: the question, what the model says, and what is right where that is known."""
     prompt, prediction = (" ".join(answer[key].split())[:EXAMPLE_CHARACTERS] for key in ("prompt", "prediction"))
     references = " or ".join(dict.fromkeys(answer["references"]))[:EXAMPLE_CHARACTERS]
-    return f"{name}: {prompt!r} -> {prediction!r} (right: {references!r})"
+    right = f" (right: {references!r})" if answer["references"] else ""
+    return f"{name}: {prompt!r} -> {prediction!r}{right}"
 
 
 def score_lines(job: Job, rows: list[Record], images: int) -> list[str]:
-    """A line for each N: its score over all questions."""
+    """A line for each N: its score over all questions that have references."""
     if job.inputs.frame_cache is not None:
         use = f"{images} videos read from their frame caches"
     elif job.block.fastv is not None:
@@ -72,9 +74,13 @@ def score_lines(job: Job, rows: list[Record], images: int) -> list[str]:
     totals = [row for row in rows if row["category"] == ALL]
     names = [f"N={row['n']}: " if len(totals) > 1 else "" for row in totals]
     return [
-        f"{job.name}: {name}{row['score']:.1%} of {row['questions']} questions, {use}"
+        f"{job.name}: {name}{_score_text(row['score'])} of {row['questions']} questions, {use}"
         for name, row in zip(names, totals, strict=True)
     ]
+
+
+def _score_text(score: float | None) -> str:
+    return "no score" if score is None else f"{score:.1%}"
 
 
 def trial_rows(trial: Trial, evaluation: Job) -> list[Record]:

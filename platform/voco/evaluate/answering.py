@@ -16,9 +16,10 @@ import pyarrow as pa
 import torch
 
 from voco.errors import Refused
-from voco.evaluate.metrics import DEFAULT_METRIC, get_metric
+from voco.evaluate.metrics import get_metric, mark_answer
 from voco.evaluate.preflight import answer_token_counts, check_conversation, reading_layout
 from voco.evaluate.scores import FRAME_METHODS, LOWER_BOUND
+from voco.job.benchmarks import default_metric
 from voco.job.config import Evaluate
 from voco.job.spec import Job
 from voco.methods import fastv
@@ -70,7 +71,7 @@ class AnswerWorker:
     ) -> None:
         self.output, self.checkpoint = output, checkpoint
         self.block = Evaluate.model_validate(block)
-        self.metric = get_metric(self.block.metric or DEFAULT_METRIC)
+        self.metric = get_metric(self.block.metric or default_metric(self.block.benchmark))
         device = "cuda" if torch.cuda.is_available() else "cpu"
         layout = reading_layout(weights.read_config(checkpoint), self.block)
         self.counts = answer_token_counts(layout, self.block)
@@ -256,12 +257,16 @@ class AnswerWorker:
                 "prompt": question["text"],
                 "prediction": text.strip(),
                 "references": question["conversation"]["answers"],
-                "correct": self.metric.mark(text, question["conversation"]["answers"]),
+                "correct": self._mark(text, question["conversation"]),
                 "new_tokens": len(ids),
                 "cache_hit": question["cache_hit"],
             }
             for question, ids, text in zip(questions, new_ids, texts, strict=True)
         ]
+
+    def _mark(self, prediction: str, conversation: dict[str, Any]) -> float | None:
+        """None for a question without references: nobody knows."""
+        return mark_answer(self.metric, prediction, conversation["answers"], conversation["choices"] or ())
 
 
 def reading_order(offsets: list[int], order: str, sample_id: str) -> list[int]:

@@ -29,7 +29,8 @@ def read_answers(uri: str) -> pa.Table:
 def join_correct(tables: dict[str, pa.Table]) -> tuple[NDArray[np.str_], NDArray[np.str_], dict[str, NDArray[np.float64]]]:
     """The answers of several methods to the same questions, joined by (sample_id, conversation_index), never by order.
 
-    Returns sample_id (Q,), category (Q,) of the first table, and `correct` (Q,) of each, ordered by the key.
+    Returns sample_id (Q,), category (Q,) of the first table, and `correct` (Q,) of each, ordered by the key. Questions without
+    references, whose `correct` is null, are left out.
     Raises Refused when a table has a question twice or the sets of questions differ.
     """
     sorted_tables = {name: table.sort_by(_BY_KEY) for name, table in tables.items()}
@@ -45,12 +46,12 @@ def join_correct(tables: dict[str, pa.Table]) -> tuple[NDArray[np.str_], NDArray
                 f"answers of {name} and {first} are not to the same questions: {only_other} only in {name}, "
                 f"{only_first} only in {first}; evaluate both on the same samples"
             )
-    samples, categories = (sorted_tables[first][column].to_pylist() for column in ("sample_id", "category"))
-    return (
-        np.asarray(samples, dtype=np.str_),
-        np.asarray(categories, dtype=np.str_),
-        {name: table["correct"].to_numpy().astype(np.float64) for name, table in sorted_tables.items()},
+    samples, categories = (
+        np.asarray(sorted_tables[first][column].to_pylist(), dtype=np.str_) for column in ("sample_id", "category")
     )
+    correct = {name: table["correct"].to_numpy().astype(np.float64) for name, table in sorted_tables.items()}  # null is NaN
+    marked = ~np.isnan(list(correct.values())).any(axis=0)
+    return samples[marked], categories[marked], {name: values[marked] for name, values in correct.items()}
 
 
 _BY_KEY = [("sample_id", "ascending"), ("conversation_index", "ascending")]
@@ -65,6 +66,8 @@ def score_rows(
 ) -> list[dict[str, Any]]:
     """Rows of the scores table for one checkpoint: category "all" first, then each category by name.
 
+    A row is about its questions with references. Where there are none, it counts all questions and has no score.
+
     answers, upper, lower: tables of schemas.ANSWERS about the same questions; without both bounds there is no retention.
     measures: values of the columns in `MEASURES`; the same in every row, None when left out.
     Raises Refused for questions that differ, and for answers of more than one checkpoint, benchmark, method or n.
@@ -75,15 +78,25 @@ def score_rows(
     identity = {column: _single(answers, column) for column in ("checkpoint", "benchmark", "method", "n")}
     bounds = {} if upper is None or lower is None else {"upper": upper, "lower": lower}
     samples, categories, correct = join_correct({"method": answers, **bounds})
+    answered = {column: np.asarray(answers[column].to_pylist(), dtype=np.str_) for column in ("sample_id", "category")}
     rows = []
-    for category in [ALL, *sorted(set(categories.tolist()) - {ALL})]:  # a category that is itself named "all" is no second row
-        chosen = np.ones(len(samples), dtype=bool) if category == ALL else categories == category
+    for category in [ALL, *sorted(set(answered["category"].tolist()) - {ALL})]:  # a category named "all" is no second row
+        chosen = _in_category(categories, category)
         in_category = {name: values[chosen] for name, values in correct.items()}
-        resampled = bootstrap(in_category, samples[chosen], resamples, seed)
-        counts = {"questions": int(chosen.sum()), "samples": len(np.unique(samples[chosen]))}
-        row = {**identity, "category": category, "seed": seed, **_figures(resampled), **counts, **measures}
+        about, figures = samples[chosen], {}
+        if len(about):
+            figures = _figures(bootstrap(in_category, about, resamples, seed))
+        else:
+            about = answered["sample_id"][_in_category(answered["category"], category)]
+        counts = {"questions": len(about), "samples": len(np.unique(about))}
+        row = {**identity, "category": category, "seed": seed, **figures, **counts, **measures}
         rows.append({column: row.get(column) for column in schemas.SCORES.names})
     return rows
+
+
+def _in_category(categories: NDArray[np.str_], category: str) -> NDArray[np.bool_]:
+    """(Q,) which questions are in the category."""
+    return np.ones(len(categories), dtype=bool) if category == ALL else categories == category
 
 
 def _single(answers: pa.Table, column: str) -> Any:

@@ -31,6 +31,7 @@ class ChatTemplate:
     answer_space: str = ""  # between the assistant's role and its text; part of the trained text
     drops_questions: bool = False  # captions only: such a model cannot read a question
     needs_control_tokens: bool = False  # which a tokenizer trained from scratch does not have
+    strips_newlines: bool = False  # out of samples with views, whatever `text.newlines` says
 
 
 def _control(name: str, trained: bool = False) -> PromptPart:
@@ -41,6 +42,7 @@ VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
+RELEASED_SYSTEM = VICUNA_SYSTEM.replace("assistant. The", "assistant of the image. The")
 
 CHAT_TEMPLATES = Table(
     "chat_templates",
@@ -51,6 +53,21 @@ CHAT_TEMPLATES = Table(
             after_image="\n",
             user=((PromptPart("USER: "),), (PromptPart(" "),)),
             assistant=((PromptPart("ASSISTANT:"),), (EOS,)),
+            answer_space=" ",
+        ),
+        # VoCo-LLaMA's released code: the same with its own system prompt, for text alone too, and without newlines
+        "released_code": ChatTemplate(
+            start=(PromptPart(RELEASED_SYSTEM + " "),),
+            after_image="\n",
+            user=((PromptPart("USER: "),), (PromptPart(" "),)),
+            assistant=((PromptPart("ASSISTANT:"),), (EOS,)),
+            answer_space=" ",
+            strips_newlines=True,
+        ),
+        # Mistral-Instruct up to version 2 of its tokenizer, and LLaVA-1.6 on it: [INST] q [/INST] a</s>[INST] ...
+        "mistral_instruct": ChatTemplate(
+            user=((PromptPart("[INST] "),), (PromptPart(" [/INST]"),)),
+            assistant=((), (EOS,)),
             answer_space=" ",
         ),
         # LLaVA's alignment stage: the image, the caption, a newline

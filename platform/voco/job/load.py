@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,25 @@ from voco.job.trials import sweep_trials
 from voco.store import storage
 
 
+class _JobLoader(yaml.SafeLoader):
+    """PyYAML's safe loader, which reads YAML 1.1, with the exponents of YAML 1.2: there `2e-5` and `1.5e3` are numbers, not text.
+
+    The form is `tag:yaml.org,2002:float` of the core schema (YAML 1.2.2, section 10.3.2). Text in quotes stays text.
+    """
+
+
+_JobLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+\Z"), list("-+.0123456789")
+)
+
+
 def load_job(path: str, text: str | None = None) -> Job:
     """Read a job file. Local paths in it stay as written, relative to the working directory of whoever runs it.
 
     Raises Refused with one line for the first mistake: `file: key.path: expected ..., got ...; did you mean ...`.
     """
     try:
-        raw = yaml.safe_load(Path(path).read_text() if text is None else text)
+        raw = yaml.load(Path(path).read_text() if text is None else text, _JobLoader)
     except FileNotFoundError as error:
         raise Refused(f"{path}: no such file") from error
     except (OSError, UnicodeDecodeError) as error:  # a directory, a picture

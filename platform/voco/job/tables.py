@@ -143,6 +143,7 @@ FORMATS = Table(
         "mmbench_tsv": FormatRow(),
         "scienceqa": FormatRow(),
         "seed_json": FormatRow(),
+        "refcoco": FormatRow(),
     },
     FormatRow,
     lambda _name, module: FormatRow(module),
@@ -161,7 +162,27 @@ METHODS = Table(
     lambda name, module: MethodRow(name, module=module),
 )
 
-METRICS = Table("metrics", {"gqa": MetricRow()}, MetricRow, lambda _name, module: MetricRow(module))
+METRICS = Table(
+    "metrics",
+    {
+        "gqa": MetricRow(),
+        "vqa": MetricRow(),
+        "vqa_llava": MetricRow(),
+        "textvqa": MetricRow(),
+        "pope": MetricRow(),
+        "mme": MetricRow(),
+        "mmbench": MetricRow(),
+        "seed": MetricRow(),
+        "scienceqa": MetricRow(),
+        "letter_strict": MetricRow(),
+        "letter_lenient": MetricRow(),
+        "exact": MetricRow(),
+        "token_f1": MetricRow(),
+        "box_iou": MetricRow(),
+    },
+    MetricRow,
+    lambda _name, module: MetricRow(module),
+)
 
 ATTENTION = Table(
     "attention",

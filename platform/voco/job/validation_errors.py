@@ -10,6 +10,8 @@ from pydantic import BaseModel, ValidationError
 
 from voco.job.tables import broken_hint
 
+_NUMBER = re.compile(r"[-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?")
+
 
 def did_you_mean(wrong: str, known: list[str], mark: str = "") -> str:
     """`; did you mean ...?` when a known name is close, else nothing."""
@@ -43,8 +45,11 @@ def first_error(error: ValidationError, root: type[BaseModel]) -> str:
         return (
             f"{path}: expected {item['ctx']['expected']}, got {shown}{broken_hint(str(got)) or did_you_mean(str(got), allowed)}"
         )
-    is_number = kind == "float_type" and re.fullmatch(r"[-+]?\d+(\.\d*)?e[-+]?\d+", shown.strip("'"))  # 2e-5 is text in YAML 1.1
-    hint = "; write it as 2.0e-5, with a decimal point and a sign" if is_number else ""
+    hint = ""
+    if kind == "string_type" and isinstance(got, int | float):  # a name such as 2024, or 1e5
+        hint = "; write it in quotes"
+    elif kind in ("float_type", "int_type") and isinstance(got, str) and _NUMBER.fullmatch(got):
+        hint = "; write it without quotes"
     return f"{path}: expected {_expected(item)}, got {shown}{hint}"
 
 

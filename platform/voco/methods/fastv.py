@@ -66,7 +66,7 @@ def fastv_answers(
                 f"{start} positions of views, a prompt of {len(prompt)} tokens and {max_new_tokens} new ones do not fit into "
                 f"the model's {positions} positions"
             )
-    answers = [Answer(model.tokenizer, model.layout.eos_id) for _ in prompts]
+    answers = [Answer(model.tokenizer, model.layout.eos_id, stop_ids=model.layout.stop_ids) for _ in prompts]
     (*_, answers) = collect_answers(fastv_decode_steps(model, views, prompts, layer, count), answers, max_new_tokens)
     return [answer.ids for answer in answers]
 

@@ -11,13 +11,14 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from voco.job.config import Llama, Model, Text
 from voco.model.interop import llava_import
+from voco.model.interop.directory_template import choose_text
 from voco.model.interop.llava_import import ROUND_UP, SPECIAL
 from voco.model.vision.tower import load_tower
 from voco.model.voco_llama import VocoLlama
 from voco.model.weights import compressor_hash, own_state
 from voco.sequence.anyres import Anyres
 from voco.sequence.chat_template import end_of_answer_id
-from voco.sequence.sequence import Layout
+from voco.sequence.sequence import SEPARATOR, Layout
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
@@ -45,6 +46,7 @@ def new_layout(
     vision_slots: int,
     anyres: Anyres | None = None,
     q_former_layers: int = 0,
+    stop_ids: tuple[int, ...] = (),
 ) -> Layout:
     """The layout of a new model, with the ids of its tokenizer. Raises Refused for a template that the tokenizer cannot have."""
     ids = {name: tokenizer.convert_tokens_to_ids(SPECIAL[name]) for name in ("image", "voco")}
@@ -55,10 +57,11 @@ def new_layout(
         vision_slots=vision_slots,
         bos_id=ids["bos"],
         eos_id=ids["eos"],
+        stop_ids=tuple(token for token in stop_ids if token != ids["eos"]),
         pad_id=ids["pad"],
         image_id=ids["image"],
         voco_id=ids["voco"],
-        separator_ids=tuple(tokenizer("\n", add_special_tokens=False)["input_ids"]),
+        separator_ids=tuple(tokenizer(SEPARATOR, add_special_tokens=False)["input_ids"]),
         template=text.template,
         newlines=text.newlines,
         anyres=anyres,
@@ -67,18 +70,20 @@ def new_layout(
 
 
 def create_model(
-    model: Model, method: str, tokens: int, text: Text, texts: Iterable[str], seed: int, q_former_layers: int = 0
+    model: Model, method: str, tokens: int, text: Text | None, texts: Iterable[str], seed: int, q_former_layers: int = 0
 ) -> VocoLlama:
     """The job file's `model` block: a language model from scratch (a function of `seed` and `texts`) or a pretrained one, with
     its own projector, an aligned one or a random one, and the tower with its pretrained weights. `tokens` is N, 0 for a model
-    without <voco>. The method's own weights are random.
+    without <voco>. `text` None takes the pretrained model's own template. The method's own weights are random.
     """
     tower_block = None if model.tower is None else model.tower.model_dump(exclude_none=True)
     if model.pretrained is not None:
         torch.manual_seed(seed)  # for rows of new tokens
         parts = llava_import.read_pretrained(model.pretrained, tower_block, model.projector)
         vision_slots, feature_width = parts.tower.shape
-        layout = new_layout(parts.tokenizer, method, tokens, text, vision_slots, parts.tower.anyres, q_former_layers)
+        text = choose_text(text, parts.template, parts.tokenizer, parts.llava_family, model.pretrained)
+        anyres, stop_ids = parts.tower.anyres, parts.stop_ids
+        layout = new_layout(parts.tokenizer, method, tokens, text, vision_slots, anyres, q_former_layers, stop_ids)
         layout = layout.model_copy(update={"bos_id": parts.bos_id})
         built = VocoLlama(parts.language_model, layout, feature_width, parts.tower, parts.tokenizer)
         if parts.projector is not None:
@@ -97,14 +102,14 @@ def create_model(
     torch.manual_seed(seed)
     tokenizer = train_tokenizer(texts, model.llama.vocabulary)
     language_model = LlamaForCausalLM(_llama_config(model.llama, tokenizer))
-    layout = new_layout(tokenizer, method, tokens, text, vision_slots, tower.anyres, q_former_layers)
+    layout = new_layout(tokenizer, method, tokens, text or Text(), vision_slots, tower.anyres, q_former_layers)
     return VocoLlama(language_model, layout, feature_width, tower, tokenizer)
 
 
 def load_pretrained(uri: str, device: str = "cpu") -> VocoLlama:
-    """The model of a directory that another project saved, unchanged: method none without <voco>, Vicuna's template."""
+    """The model of a directory that another project saved, unchanged: method none without <voco>, its own chat template."""
     with torch.random.fork_rng(devices=[]):  # drawing rows of new tokens leaves the caller's random state unchanged
-        model = create_model(Model(pretrained=uri), "none", 0, Text(), [], seed=0)
+        model = create_model(Model(pretrained=uri), "none", 0, None, [], seed=0)
     model.compressor = compressor_hash(own_state(model))
     return model.to(device)
 

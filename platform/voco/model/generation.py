@@ -162,10 +162,10 @@ class CacheReader(nn.Module):
     def permitted(self, logits: Tensor) -> Tensor:
         """(B, vocabulary) fp32 logits; ids that no text contains, such as `<voco>`, get -inf."""
         forbidden = [self.layout.voco_id, self.layout.image_id, self.layout.pad_id]
-        if self.layout.bos_id is not None and self.layout.bos_id != self.layout.eos_id:
+        if self.layout.bos_id is not None:
             forbidden.append(self.layout.bos_id)
         logits = logits.float()
-        logits[:, [token for token in forbidden if token != self.layout.eos_id]] = -torch.inf
+        logits[:, [token for token in forbidden if token not in self.layout.end_ids]] = -torch.inf
         if self.tokenizer is not None:
             logits[:, len(self.tokenizer) :] = -torch.inf  # rows that only round the table up
         return logits
@@ -184,7 +184,7 @@ class CacheReader(nn.Module):
     ) -> Iterator[list[Answer]]:
         """The answers to one prompt (token ids) a sample after each new token, until all have ended.
 
-        An answer ends with the end token, which is left out, before a stop string, or at `max_new_tokens`.
+        An answer ends with an end token, which is left out, before a stop string, or at `max_new_tokens`.
         Raises ValueError for a prompt whose answer could pass the model's last position.
         """
         positions = max_positions(self.language_model.config.to_dict())
@@ -195,7 +195,8 @@ class CacheReader(nn.Module):
                     f"{start} positions of views, a prompt of {length} tokens and {max_new_tokens} new ones do not fit into "
                     f"the model's {positions} positions; read fewer frames (max_frames)"
                 )
-        answers = [Answer(self.tokenizer, self.layout.eos_id, tuple(stop)) for _ in prompts]
+        end, others = self.layout.eos_id, self.layout.stop_ids
+        answers = [Answer(self.tokenizer, end, tuple(stop), stop_ids=others) for _ in prompts]
         yield from collect_answers(self.decode_steps(caches, prompts, sampling), answers, max_new_tokens)
 
     def answer_ids(

@@ -61,6 +61,7 @@ class Answer:
     ids: list[int] = field(default_factory=list)
     shown: int = 0  # characters of `text` that `piece` has returned
     ended: str = ""  # "", end token, stop string or length
+    stop_ids: tuple[int, ...] = ()  # further ids that end it, as `eos_id` does
 
     @property
     def text(self) -> str:
@@ -72,7 +73,7 @@ class Answer:
         """Add a token; `last` says that no more may follow. Does nothing once the answer has ended."""
         if self.ended:
             return
-        if token == self.eos_id:
+        if token == self.eos_id or token in self.stop_ids:
             self.ended = "end token"
             return
         self.ids.append(token)

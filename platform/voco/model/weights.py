@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from voco.image.rgb import RGB_RULE
 from voco.model.checkpoint_layout import CONFIG_FILE, WEIGHTS_FILE, compressor_uri, config_uri, model_uri, own_compressor
 from voco.model.fingerprint import hash_tensors
-from voco.model.interop.model_files import PREPROCESSOR
+from voco.model.interop.preprocessing import PREPROCESSOR
 from voco.model.vision.tower import empty_tower
 from voco.model.voco_llama import VocoLlama
 from voco.sequence.sequence import Layout
@@ -62,11 +63,18 @@ def save_checkpoint(model: VocoLlama, state: dict[str, Tensor], folder: Path, ke
         "preprocessing": model.preprocessing,
     }
     save_file(tensors, folder / WEIGHTS_FILE)
+    keep_legacy(model.tokenizer)
     model.tokenizer.save_pretrained(folder)
     if tower is not None:
         (folder / PREPROCESSOR).write_text(json.dumps(tower.preprocessing, indent=1) + "\n")
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
     return compressor
+
+
+def keep_legacy(tokenizer: Any) -> None:
+    """Have a tokenizer's files say how it treats text after a control token: transformers 5.23 leaves `legacy: true` out."""
+    if getattr(tokenizer, "legacy", None) is not None:
+        tokenizer.init_kwargs["legacy"] = tokenizer.legacy
 
 
 def _dtype(tensor: Tensor) -> str:
@@ -144,6 +152,8 @@ def load_checkpoint(
         model.tower.float().use_channels_last()
     model.compressor, model.compressor_tokens = config["compressor"], config["compressor_tokens"]
     model.preprocessing = config["preprocessing"]
+    if tower is not None and stored is not None and stored.get("rgb") != RGB_RULE:
+        model.preprocessing = tower.identity  # of a version that made other pixels of some images: nothing of it is reused
     return model.to(device).eval()
 
 

@@ -14,6 +14,7 @@ from voco.report.comparison_section import benchmark_section
 from voco.report.frames_section import frames_section
 from voco.report.ingest_section import ingest_section
 from voco.report.outputs import OutputGraph, gather_outputs
+from voco.report.paper import evaluated_figures, paper_rows
 from voco.report.sweep_section import sweep_section
 from voco.report.training_section import training_section
 from voco.store import storage
@@ -58,6 +59,7 @@ def render_page(graph: OutputGraph, title: str) -> str:
         sweeps=[sweep_section(output) for output in graph.of_kind("sweep")],
         frame_caches=[frames_section(output) for output in graph.of_kind("frame_cache")],
         comparisons=[benchmark_section(comparison) for comparison in comparisons],
+        paper=paper_rows(evaluated_figures(graph, comparisons)),
         answers=[(comparison, *side_by_side(graph, comparison)) for comparison in comparisons],
         unscored=[output.name for output in graph.of_kind("evaluate") if output.read("scores") is None],
         conversations_shown=CONVERSATIONS_SHOWN,

@@ -115,20 +115,29 @@ def quiet_ray() -> None:
 
 
 @contextmanager
-def delay_stderr() -> Iterator[None]:
-    """Collect what the block writes to file descriptor 2, C++ code included, and pass it through `sys.stderr` afterwards."""
+def delay_stderr(shown_on_error: bool = True) -> Iterator[None]:
+    """Collect what the block writes to file descriptor 2, C++ code included, and pass it through `sys.stderr` afterwards.
+
+    With `shown_on_error` off, what a failed block wrote is only logged for DEBUG: its exception says what was wrong.
+    """
     sys.stderr.flush()
     terminal = os.dup(2)
+    failed = True
     with tempfile.TemporaryFile() as collected:
         os.dup2(collected.fileno(), 2)
         try:
             yield
+            failed = False
         finally:
             sys.stderr.flush()
             os.dup2(terminal, 2)
             os.close(terminal)
             collected.seek(0)
-            sys.stderr.write(collected.read().decode(errors="replace"))
+            text = collected.read().decode(errors="replace")
+            if failed and not shown_on_error:
+                get_logger(__name__).debug("%s", text)
+            else:
+                sys.stderr.write(text)
 
 
 class Progress:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, TypedDict
 
 import numpy as np
+from tokenizers import AddedToken, Regex, Tokenizer, pre_tokenizers
 
 from voco.errors import Refused
 from voco.job.chat_templates import CHAT_TEMPLATES, EOS, PromptPart
+
+CONTROL = "\U000f0000"  # of the private use area
+Encoded = tuple[tuple[int, ...], tuple[int, ...]]  # ids, and the index of each token's last character
 
 
 class Turn(TypedDict):
@@ -23,10 +28,11 @@ class Turn(TypedDict):
 def render_prompt(turns: list[Turn], template: str, newlines: str, has_views: bool) -> list[PromptPart]:
     """The parts of a prompt, in order. After turns that end with a user turn, the prompt ends where the answer starts.
 
-    `newlines` is keep or strip; the released code strips every newline of a sample with an image, and so does strip.
+    `newlines` is keep or strip; the released code strips every newline of a sample with an image: so does strip, and so does
+    its template.
     """
     row = CHAT_TEMPLATES[template]
-    strip = has_views and newlines == "strip"
+    strip = has_views and (row.strips_newlines or newlines == "strip")
     parts = [PromptPart(row.after_image)] if has_views else []
     parts += row.start
     for turn in turns:
@@ -44,21 +50,30 @@ def render_prompt(turns: list[Turn], template: str, newlines: str, has_views: bo
 
 
 def end_of_answer_id(template: str, tokenizer: Any) -> int:
-    """The id that ends an answer. Raises Refused for a tokenizer without the template's control tokens."""
+    """The id that ends an answer. Raises Refused for a tokenizer without the template's control tokens, and for one that has
+    a text of the template as a control token, as Mistral's has [INST] since its version 3.
+    """
     row = CHAT_TEMPLATES[template]
     vocabulary = tokenizer.get_vocab()
+    added = sorted(token.content for token in tokenizer.added_tokens_decoder.values() if token.content.strip())
     for part in itertools.chain(row.start, *row.user, *row.assistant):
         if part.control and part != EOS and part.text not in vocabulary:
             raise Refused(f"text.template: {template} needs {part.text}, which this model's tokenizer does not have")
+        spelled = [token for token in added if not part.control and token in part.text]
+        if spelled:
+            raise Refused(f"text.template: {template} writes {spelled[0]}, which this model's tokenizer has as a control token")
     end = row.assistant[1][0]
     end_id: int = vocabulary[end.text] if end.control and end != EOS else tokenizer.eos_token_id
     return end_id
 
 
-def encode_parts(parts: Sequence[PromptPart], tokenizer: Any, eos_id: int) -> tuple[list[int], list[bool]]:
+def encode_parts(
+    parts: Sequence[PromptPart], tokenizer: Any, eos_id: int, follows: str | None = ""
+) -> tuple[list[int], list[bool]]:
     """Ids, and whether each is trained. Adjacent strings are tokenised together and marked by character offsets.
 
-    Text that spells a special token stays text: only the template inserts control tokens, by id.
+    Text that spells a special token stays text: only the template inserts control tokens, by id. `follows` is the text before
+    the parts, None for a control token: what comes after either has the ids that it has inside the whole string.
     """
     ids: list[int] = []
     trained: list[bool] = []
@@ -68,7 +83,7 @@ def encode_parts(parts: Sequence[PromptPart], tokenizer: Any, eos_id: int) -> tu
         text = "".join(part.text for part in pending)
         if text:
             marks = np.concatenate([np.full(len(part.text), part.trained) for part in pending])
-            token_ids, last_chars = _tokenise(tokenizer, text)
+            token_ids, last_chars = _encode_answers(pending, tokenizer, follows if not ids else None)
             ids.extend(token_ids)
             # a token belongs to the part in which it ends: the space before an answer is part of its first token
             trained.extend(bool(marks[char]) for char in last_chars)
@@ -85,8 +100,83 @@ def encode_parts(parts: Sequence[PromptPart], tokenizer: Any, eos_id: int) -> tu
     return ids, trained
 
 
+def _encode_answers(parts: Sequence[PromptPart], tokenizer: Any, follows: str | None) -> Encoded:
+    """Ids of adjacent strings. Those before an answer are the prompt's alone, which is all that inference has.
+
+    Where a tokenizer joins an answer's first characters with the prompt's last ones, such as two newlines, or encodes these
+    otherwise because of the answer, the answer is encoded by itself.
+    """
+    texts = [""]
+    for part, previous in zip(parts, [None, *parts], strict=False):
+        if part.trained and previous is not None and not previous.trained:
+            texts.append("")
+        texts[-1] += part.text
+    prompt, coded = texts[0], _tokenise(tokenizer, texts[0], follows)
+    for text in texts[1:]:
+        joined = _tokenise(tokenizer, prompt + text, follows)
+        if joined[0][: len(coded[0])] != coded[0]:
+            ids, last_chars = _tokenise(tokenizer, text, None)
+            joined = coded[0] + ids, coded[1] + tuple(len(prompt) + char for char in last_chars)
+        prompt, coded = prompt + text, joined
+    return coded
+
+
 @lru_cache(maxsize=1 << 14)  # VQA sets repeat most of their questions
-def _tokenise(tokenizer: Any, text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Ids of a text, and the index of each token's last character."""
-    coded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True)
-    return tuple(coded["input_ids"]), tuple(max(start, stop - 1) for start, stop in coded["offset_mapping"])
+def _tokenise(tokenizer: Any, text: str, follows: str | None = "") -> Encoded:
+    """Ids of a text, none of them a control token's, and the index of each token's last character.
+
+    `follows` is the text before it; None for a control token, after which SentencePiece without `legacy` adds no space.
+    """
+    if follows:
+        ids, last_chars = _tokenise(tokenizer, follows + text)
+        before, _ = _tokenise(tokenizer, follows)
+        if ids[: len(before)] != before:  # joined with the text before it
+            return _tokenise(tokenizer, text, None)
+        return ids[len(before) :], tuple(char - len(follows) for char in last_chars[len(before) :])
+    mark = "" if follows is not None else CONTROL * next(count for count in itertools.count(1) if CONTROL * count not in text)
+    plain, controls = _without_control_tokens(tokenizer, mark=mark)
+    coded = plain.encode(mark + text, add_special_tokens=False)
+    if not controls.keys().isdisjoint(coded.ids):  # the model itself joins their characters
+        apart = frozenset(controls[token_id] for token_id in controls.keys() & set(coded.ids))
+        plain, _ = _without_control_tokens(tokenizer, apart, mark)
+        coded = plain.encode(mark + text, add_special_tokens=False)
+    first = 1 if mark else 0
+    return tuple(coded.ids[first:]), tuple(max(start, stop - 1) - len(mark) for start, stop in coded.offsets[first:])
+
+
+@lru_cache(maxsize=64)
+def _without_control_tokens(
+    tokenizer: Any, apart: frozenset[str] = frozenset(), mark: str = ""
+) -> tuple[Tokenizer, dict[int, str]]:
+    """The tokenizer as if it had no control tokens, and the control tokens that it leaves out: {id: text}.
+
+    A tokenizer looks for its added tokens before anything else, and `split_special_tokens` skips only those that are marked as
+    special: a checkpoint's `<think>` or `<extra_id_0>` may be unmarked. Here each is marked, so each is skipped. Added tokens
+    of white space alone are no control tokens: GPT-NeoX encodes the indentation of code with them.
+
+    Model, normalizer and pre-tokenizer are shared, not copied, so text without control tokens has the same ids and offsets.
+
+    `apart` are texts whose last character is never joined with what is before it, for control tokens whose text the model
+    itself encodes as their id: by the merges of a BPE, or as a whole word of its vocabulary.
+
+    `mark` is a text that becomes an added token and so stands for a control token before a text.
+    """
+    backend = tokenizer.backend_tokenizer
+    plain = Tokenizer(backend.model)
+    plain.normalizer, plain.pre_tokenizer = backend.normalizer, backend.pre_tokenizer
+    plain.post_processor = backend.post_processor  # a byte-level one cuts the space before a word from its offsets
+    ends = "|".join(f"(?<={re.escape(text[:-1])}){re.escape(text[-1])}" for text in sorted(apart) if len(text) > 1)
+    if ends:
+        steps = [*([backend.pre_tokenizer] if backend.pre_tokenizer else []), pre_tokenizers.Split(Regex(ends), "isolated")]
+        plain.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    controls: dict[int, str] = {}
+    for token_id, token in sorted(backend.get_added_tokens_decoder().items()):  # the ids are given in this order
+        if token.content.strip():
+            controls[token_id] = token.content
+            plain.add_special_tokens([token])
+        else:
+            plain.add_tokens([token])
+    if mark:
+        plain.add_tokens([AddedToken(mark, normalized=False)])  # not special: it is looked for
+    plain.encode_special_tokens = True
+    return plain, controls

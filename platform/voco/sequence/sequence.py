@@ -23,6 +23,7 @@ from voco.sequence.chat_template import Turn, encode_parts, render_prompt
 
 TEXT, PREFIX, VISION, VOCO, PAD = range(5)  # kinds; PREFIX is BOS and the separators of a view
 NONE = -1  # no view, no conversation
+SEPARATOR = "\n"  # between an image and what follows it
 
 Ints = npt.NDArray[np.int64]
 
@@ -37,6 +38,7 @@ class Layout(BaseModel):
     vision_slots: int  # V of the tower
     bos_id: int | None
     eos_id: int  # ends an answer: the tokenizer's own, or the template's
+    stop_ids: tuple[int, ...] = ()  # further ids that end one, as the model that it started from was saved with
     pad_id: int
     image_id: int  # fills vision slots; the model replaces its embeddings
     voco_id: int
@@ -55,6 +57,11 @@ class Layout(BaseModel):
     def drops_questions(self) -> bool:
         """Trained on captions: the model cannot answer a question."""
         return CHAT_TEMPLATES[self.template].drops_questions
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Every id that ends an answer, the trained one first."""
+        return (self.eos_id, *(token for token in self.stop_ids if token != self.eos_id))
 
     @property
     def slots(self) -> int:
@@ -197,8 +204,10 @@ def build_sample(
     view_tokens = sum(counts) if cached else prefix
     if max_tokens is not None and view_tokens >= max_tokens:
         raise ValueError(f"a prefix of {view_tokens} tokens leaves no room for text in max_tokens {max_tokens}")
+    follows = "" if not media else None if counts[-1] else SEPARATOR
     for number, turns in enumerate(conversations):
-        ids, trained = encode_parts(render_prompt(turns, layout.template, layout.newlines, bool(media)), tokenizer, layout.eos_id)
+        parts = render_prompt(turns, layout.template, layout.newlines, bool(media))
+        ids, trained = encode_parts(parts, tokenizer, layout.eos_id, follows)
         if not media and layout.bos_id is not None:
             ids, trained = [layout.bos_id, *ids], [False, *trained]
         room = len(ids) if max_tokens is None else max_tokens - view_tokens

@@ -37,7 +37,7 @@ def initial_model(job: Job, output: str) -> tuple[str, Layout]:
     assert job.model is not None
     initial = storage.join(output, "initial")
     if not has_model(initial):
-        text = job.block.text or (Text(template="plain") if job.kind == "align" else Text())
+        text = job.block.text or (Text(template="plain") if job.kind == "align" else None)
         model = build.create_model(
             job.model, method, tokens, text, _vocabulary_texts(job), job.seed, _q_former_layers(compression)
         )

@@ -23,10 +23,11 @@ from transformers import (
 )
 
 from voco.errors import Refused
+from voco.model.interop.jinja_template import jinja_template
 from voco.model.interop.llava_import import LINEARS, SPECIAL
 from voco.model.vision.tower import CLASS_TOKENS, NETS, VisionTower
 from voco.model.voco_llama import VocoLlama
-from voco.model.weights import compressor_hash, own_state
+from voco.model.weights import compressor_hash, keep_legacy, own_state
 from voco.store import storage
 
 CONFIGS = {"clip": CLIPVisionConfig, "siglip": SiglipVisionConfig}
@@ -49,6 +50,8 @@ def export_llava(model: VocoLlama, checkpoint: str, output: str) -> list[str]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "llava"
         llava.save_pretrained(folder, max_shard_size=SHARD)
+        keep_legacy(model.tokenizer)
+        model.tokenizer.chat_template = jinja_template(model.layout, model.tokenizer)
         _processor(model, tower).save_pretrained(folder)
         storage.put_directory(folder, storage.resolve(output))
     return _dropped(model)
@@ -92,7 +95,10 @@ def _llava(model: VocoLlama, tower: VisionTower) -> LlavaForConditionalGeneratio
     rows = language_model.get_input_embeddings().weight.shape[0]
     suppressed = [layout.voco_id, layout.image_id, *range(len(model.tokenizer), rows)]
     llava.generation_config = GenerationConfig(
-        bos_token_id=layout.bos_id, eos_token_id=layout.eos_id, pad_token_id=layout.pad_id, suppress_tokens=suppressed
+        bos_token_id=layout.bos_id,
+        eos_token_id=list(layout.end_ids) if layout.stop_ids else layout.eos_id,
+        pad_token_id=layout.pad_id,
+        suppress_tokens=[token for token in suppressed if token not in layout.end_ids],
     )
     return llava
 
@@ -111,6 +117,7 @@ def _processor(model: VocoLlama, tower: VisionTower) -> LlavaProcessor | LlavaNe
         "vision_feature_select_strategy": "default" if CLASS_TOKENS[tower.config["name"]] else "full",
         "image_token": SPECIAL["image"],
         "num_additional_image_tokens": CLASS_TOKENS[tower.config["name"]],
+        "chat_template": model.tokenizer.chat_template,
     }
     if anyres is None and tower.fit == "squeeze":
         square = SiglipImageProcessor(size=sizes["crop_size"], image_mean=sizes["image_mean"], image_std=sizes["image_std"])
@@ -128,8 +135,7 @@ def _dropped(model: VocoLlama) -> list[str]:
     if rule.pooled:
         dropped.append(f"{rule.label}: text will see all {layout.vision_slots} vision tokens and not {layout.tokens} vectors")
     if layout.voco_tokens():
-        dropped.append(f"{layout.tokens} <voco> after each image: no processor adds them, so the prompt must")
-    dropped.append(f"the prompt's template, {layout.template}: no chat template is written")
+        dropped.append(f"{layout.tokens} <voco> after each image: the chat template writes them, no other prompt has them")
     if model.compressor != compressor_hash(own_state(model)):
         dropped.append("the frozen compressor that made this model's caches")
     return dropped

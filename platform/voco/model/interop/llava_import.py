@@ -11,11 +11,13 @@
 from __future__ import annotations
 
 import importlib.util
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -26,8 +28,11 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from voco.errors import Refused
-from voco.model.interop.model_files import image_fit, local_files, read_json_file, read_tensor_file, read_tensors
+from voco.errors import Refused, one_line
+from voco.model.interop.directory_template import directory_template
+from voco.model.interop.model_files import local_files, read_json_file, read_tensor_file, read_tensors
+from voco.model.interop.preprocessing import image_fit
+from voco.model.interop.weight_files import check_complete, check_no_adapter, check_no_pointers, weight_files
 from voco.model.rope import check_rope
 from voco.model.vision.tower import VisionTower, load_tower
 from voco.store import storage
@@ -42,6 +47,7 @@ LINEARS = {"linear_1": "0", "linear_2": "2"}  # transformers' names
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")  # others rotate, scale or norm keys and values differently
 ALIGNED_TO = {"layer", "fit", "grid_pinpoints"}  # keys of a tower that an aligned projector depends on
 LANGUAGE_MODELS = {"llava": "llama", "llava_llama": "llama", "llava_mistral": "mistral", "llava_qwen": "qwen2"}  # LLaVA's names
+TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))  # files, any of the groups
 LLAVA_KEYS = ("mm_", "use_mm_", "tune_mm_", "freeze_mm_", "unfreeze_mm_", "image_", "tokenizer_", "architectures", "auto_map")
 
 
@@ -55,33 +61,30 @@ class Pretrained:
     projector: dict[str, Tensor] | None
     bos_id: int | None  # None where the tokenizer adds none
     newline: Tensor | None = None  # (W,) LLaVA-1.6's end of a row of tiles
+    stop_ids: tuple[int, ...] = ()  # control tokens at which it was saved to stop
+    template: str | None = None  # its chat template, in Jinja
+    llava_family: str | None = None  # the kind of a LLaVA's language model; None for a language model alone
 
 
 def read_pretrained(uri: str, tower: dict[str, Any] | None = None, projector: str | None = None) -> Pretrained:
     """The model of a directory or GGUF file, at a local path or `s3://`, in its stored number type.
 
     `tower` is the job file's block; None takes the checkpoint's own. `projector` is a file that LLaVA's alignment wrote.
-    Raises Refused for a layout or option that cannot be read exactly, and for files that lack weights.
+    Raises Refused for a layout or option that cannot be read exactly, and for files that are missing, cut or not there yet.
     """
     directory, file = _packaged(uri) if uri in PACKAGED else storage.resolve(uri), None
     if directory.endswith(".gguf"):
         directory, _, file = directory.rpartition("/")
     with local_files(directory) as folder:
-        config: dict[str, Any] | None = read_json_file(folder, "config.json") if file is None else {"model_type": "gguf"}
-        if config is None:
-            raise Refused(f"model.pretrained: {uri} holds no config.json")
+        _check_files(uri, folder, file)
+        config: dict[str, Any] = (read_json_file(folder, "config.json") if file is None else {"model_type": "gguf"}) or {}
         linears: dict[str, Tensor] | None = None
         own: dict[str, Any] | None = None
         newline: Tensor | None = None
-        if config["model_type"] in LLAVAS and "vision_config" in config:
-            lm_config, language_model, linears, newline = _transformers_llava(uri, folder, config)
-            own = {"path": storage.resolve(uri), "layer": config["vision_feature_layer"]}
-            own["name"] = _tower_name(uri, config["vision_config"]["model_type"], config["vision_feature_select_strategy"])
-            own["fit"] = image_fit(folder)
-            if newline is not None:
-                own["grid_pinpoints"] = config["image_grid_pinpoints"]
+        if config["model_type"] in LLAVAS and ("vision_config" in config or "mm_vision_tower" not in config):
+            language_model, linears, newline, own = _transformers_llava(uri, folder)
         elif "mm_vision_tower" in config:
-            lm_config, language_model, linears = _original_llava(uri, folder, config)
+            language_model, linears = _original_llava(uri, folder, config)
             name = "siglip" if "siglip" in config["mm_vision_tower"].lower() else "clip"
             own = {"name": name, "path": config["mm_vision_tower"], "layer": config["mm_vision_select_layer"]}
             own["fit"] = _fit(uri, name, config.get("image_aspect_ratio"))
@@ -89,7 +92,7 @@ def read_pretrained(uri: str, tower: dict[str, Any] | None = None, projector: st
             raise Refused(f"model.pretrained: {uri} is a {config['model_type']!r}, which is not supported yet; use a LLaVA")
         else:
             language_model = _from_files(AutoModelForCausalLM, uri, folder) if file is None else _gguf(uri, folder, file)
-            lm_config = language_model.config
+        lm_config = language_model.config
         if lm_config.model_type not in SUPPORTED:
             raise Refused(
                 f"model.pretrained: expected a language model of {list(SUPPORTED)}, got {lm_config.model_type!r} in {uri}"
@@ -98,7 +101,8 @@ def read_pretrained(uri: str, tower: dict[str, Any] | None = None, projector: st
             check_rope(lm_config)
         except ValueError as error:
             raise Refused(f"model.pretrained: {uri}: {error}") from error
-        tokenizer = AutoTokenizer.from_pretrained(folder, config=lm_config, **({} if file is None else {"gguf_file": file}))
+        tokenizer = _tokenizer(uri, folder, lm_config, file)
+        template, stop_ids = directory_template(folder, tokenizer), _stop_ids(language_model, tokenizer)
         if own is not None and tower is not None:
             for key in ALIGNED_TO & own.keys():
                 if tower.get(key) != own[key]:
@@ -116,7 +120,52 @@ def read_pretrained(uri: str, tower: dict[str, Any] | None = None, projector: st
         _check_projector(projector or uri, linears, loaded_tower.shape[1], language_model.config.hidden_size)
     bos_id = tokenizer.bos_token_id if tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id] else None
     add_token_rows(tokenizer, language_model)
-    return Pretrained(tokenizer, language_model, loaded_tower, linears, bos_id, newline)
+    family = None if own is None else str(lm_config.model_type)
+    return Pretrained(tokenizer, language_model, loaded_tower, linears, bos_id, newline, stop_ids, template, family)
+
+
+def _check_files(uri: str, folder: str, file: str | None) -> None:
+    """Raises Refused for a directory without a configuration, weights or tokenizer, and for files that are not complete."""
+    source = f"model.pretrained: {uri}"
+    if file is not None:
+        if not (Path(folder) / file).is_file():
+            raise Refused(f"{source}: there is no such file")
+        check_complete(Path(folder) / file, source)
+        return
+    if not Path(folder).is_dir():
+        raise Refused(f"{source} holds no config.json")
+    check_no_adapter(folder, source)
+    config = read_json_file(folder, "config.json")
+    if config is None:
+        raise Refused(f"{source} holds no config.json")
+    if "model_type" not in config:
+        raise Refused(f"{source}: config.json does not say what the model is (model_type)")
+    check_no_pointers(folder, source)
+    weight_files(folder, source)
+    if not any(all((Path(folder) / name).is_file() for name in group) for group in TOKENIZERS):
+        expected = ", or ".join(" with ".join(group) for group in TOKENIZERS)
+        raise Refused(f"{source}: holds no tokenizer: expected {expected}; copy it from where the model is from")
+
+
+def _tokenizer(uri: str, folder: str, lm_config: Any, file: str | None) -> Any:
+    """The directory's tokenizer, or that inside a GGUF file. Raises Refused for files that transformers cannot read."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, config=lm_config, **({} if file is None else {"gguf_file": file}))
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise Refused(f"model.pretrained: {uri}: its tokenizer cannot be read: {one_line(error)}") from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise Refused(f"model.pretrained: {uri}: its tokenizer has no tokenizer.json; convert it with transformers")
+    return tokenizer
+
+
+def _stop_ids(language_model: Any, tokenizer: Any) -> tuple[int, ...]:
+    """Ids at which transformers' generation stops: of generation_config.json, else of the configuration.
+
+    Only those that are control tokens: a configuration that names none has a default, which may be any word of a vocabulary.
+    """
+    stored = language_model.generation_config.eos_token_id
+    ids = [] if stored is None else [stored] if isinstance(stored, int) else list(stored)
+    return tuple(dict.fromkeys(token for token in ids if token in tokenizer.added_tokens_decoder))
 
 
 def add_token_rows(tokenizer: Any, language_model: Any) -> None:
@@ -136,29 +185,55 @@ def add_token_rows(tokenizer: Any, language_model: Any) -> None:
             table[old_tokens : min(before, len(tokenizer))].normal_(0.0, spread)
 
 
-def _transformers_llava(uri: str, folder: str, config: dict[str, Any]) -> tuple[Any, Any, dict[str, Tensor], Tensor | None]:
-    """Configuration, language model, projector and, for LLaVA-1.6, the end of a row of tiles, in transformers' own layout."""
-    if config.get("projector_hidden_act", "gelu") != "gelu" or not config.get("multimodal_projector_bias", True):
+def _transformers_llava(uri: str, folder: str) -> tuple[Any, dict[str, Tensor], Tensor | None, dict[str, Any]]:
+    """Language model, projector, for LLaVA-1.6 the end of a row of tiles, and the tower's block, in transformers' own layout.
+
+    What config.json leaves out has transformers' default.
+    """
+    config = _config(uri, folder)
+    if config.projector_hidden_act != "gelu" or not config.multimodal_projector_bias:
         raise Refused(f"model.pretrained: {uri} has another projector than LLaVA-1.5's two layers with GELU and biases")
-    if not isinstance(config.get("vision_feature_layer", -2), int):
+    if not isinstance(config.vision_feature_layer, int):
         raise Refused(f"model.pretrained: {uri} joins several layers of its tower; only one is supported")
-    llava = _from_files(LLAVAS[config["model_type"]], uri, folder)
+    tower = {"path": storage.resolve(uri), "layer": config.vision_feature_layer, "fit": image_fit(folder)}
+    tower["name"] = _tower_name(uri, config.vision_config.model_type, config.vision_feature_select_strategy)
+    llava = _from_files(LLAVAS[config.model_type], uri, folder)
     lm_config = llava.config.text_config
     lm_config.tie_word_embeddings = llava.config.tie_word_embeddings
     with torch.device("meta"):
         language_model = AutoModelForCausalLM.from_config(lm_config)
     language_model.model, language_model.lm_head = llava.model.language_model, llava.lm_head
+    language_model.generation_config = llava.generation_config
     state = llava.model.multi_modal_projector.state_dict().items()
     linears = {f"{LINEARS[name.partition('.')[0]]}.{name.partition('.')[2]}": tensor for name, tensor in state}
-    return lm_config, language_model, linears, getattr(llava.model, "image_newline", None)
+    newline = getattr(llava.model, "image_newline", None)
+    if newline is not None:
+        tower["grid_pinpoints"] = config.image_grid_pinpoints
+    return language_model, linears, newline, tower
 
 
-def _original_llava(uri: str, folder: str, config: dict[str, Any]) -> tuple[Any, Any, dict[str, Tensor]]:
-    """Configuration, language model and projector, in LLaVA's own layout."""
-    expected = {"mm_projector_type": "mlp2x_gelu", "mm_vision_select_feature": "patch", "mm_patch_merge_type": "flat"}
+def _config(uri: str, folder: str) -> Any:
+    """transformers' configuration of a directory."""
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except Exception as error:  # its checks raise errors of other packages too
+        raise Refused(f"model.pretrained: {uri}: config.json: {one_line(error)}") from error
+
+
+def _original_llava(uri: str, folder: str, config: dict[str, Any]) -> tuple[Any, dict[str, Tensor]]:
+    """Language model and projector, in LLaVA's own layout."""
+    expected: dict[str, Any] = {
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_vision_select_feature": "patch",
+        "mm_patch_merge_type": "flat",
+        "mm_use_im_start_end": False,  # tokens around every image
+    }
     for key, value in expected.items():
         if config.get(key, value) != value:
             raise Refused(f"model.pretrained: {uri} has {key} {config[key]!r}; only {value!r} is supported")
+    if not isinstance(config["mm_vision_tower"], str) or not isinstance(config.get("mm_vision_select_layer"), int):
+        got = [config.get(key) for key in ("mm_vision_tower", "mm_vision_select_layer")]
+        raise Refused(f"model.pretrained: {uri}: expected a mm_vision_tower and a mm_vision_select_layer, got {got}")
     if str(config.get("image_aspect_ratio", "pad")).startswith("anyres"):
         raise Refused(f"model.pretrained: {uri} cuts images into tiles (anyres); use transformers' version of it (llava-hf)")
     if config["model_type"] not in LANGUAGE_MODELS:
@@ -168,7 +243,7 @@ def _original_llava(uri: str, folder: str, config: dict[str, Any]) -> tuple[Any,
     options = {key: value for key, value in config.items() if not key.startswith(LLAVA_KEYS) and key != "model_type"}
     lm_config = AutoConfig.for_model(LANGUAGE_MODELS[config["model_type"]], **options)
     language_model = _from_files(AutoModelForCausalLM, uri, folder, config=lm_config)
-    return lm_config, language_model, read_tensors(folder, PROJECTOR)
+    return language_model, read_tensors(folder, PROJECTOR)
 
 
 def _packaged(name: str) -> str:
@@ -195,6 +270,8 @@ def _from_files(kind: Any, uri: str, folder: str, **options: Any) -> Any:
     logging.set_verbosity_error()  # it would warn about a projector among the language model's weights
     try:
         model, info = kind.from_pretrained(folder, dtype="auto", output_loading_info=True, **options)
+    except (OSError, ValueError, RuntimeError, KeyError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
+        raise Refused(f"model.pretrained: {uri}: its weights cannot be read: {one_line(error)}") from error
     finally:
         logging.set_verbosity(before)
     if info["missing_keys"]:

@@ -6,6 +6,7 @@ import io
 import json
 import pickle
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,14 +15,15 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load as load_bytes
 from torch import Tensor
 
 from voco.errors import Refused, one_line
+from voco.model.interop.weight_files import POINTER, weight_files
 from voco.store import storage
 
-PREPROCESSOR = "preprocessor_config.json"  # transformers' file of an image processor
+DOWNLOADED = ["*.json", "*.txt", "*.model", "*.jinja", "*.safetensors", "pytorch_model*.bin"]
 
 
 @contextmanager
@@ -37,55 +39,50 @@ def local_files(path: str) -> Iterator[str]:
 def _download(name: str) -> str:
     """The hub's files of a model, in the hub's own cache."""
     try:
-        return snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.model", "*.safetensors", "pytorch_model*.bin"])
+        return snapshot_download(name, allow_patterns=DOWNLOADED)
     except (HFValidationError, OSError) as error:
         raise Refused(f"{name}: neither a directory nor a name on the hub: {one_line(error)}") from error
 
 
 def read_json_file(folder: str, file: str) -> dict[str, Any] | None:
-    """A JSON file of a directory; None where there is none."""
+    """A JSON file of a directory; None where there is none. Raises Refused where it is not JSON, such as a git-lfs pointer."""
     path = Path(folder) / file
-    return dict(json.loads(path.read_text())) if path.is_file() else None
-
-
-def image_mean_std(name: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Mean and standard deviation for normalising pixels; None where no processor is saved."""
-    processor = _processor(name)
-    return None if processor is None else (tuple(processor["image_mean"]), tuple(processor["image_std"]))
-
-
-def image_fit(name: str) -> str:
-    """How images become square for a LLaVA that transformers saved: squeezed if its processor resizes to height and width.
-
-    Else padded: LLaVA-1.5 was trained so, although its first processors in transformers crop.
-    """
-    processor = _processor(name) or {}
-    resizes = "height" in (processor.get("size") or {})
-    squeezes = resizes and not processor.get("do_pad") and not processor.get("do_center_crop")
-    return "squeeze" if squeezes else "pad"
-
-
-def _processor(name: str) -> dict[str, Any] | None:
-    return read_json_file(name, PREPROCESSOR) or (read_json_file(name, "processor_config.json") or {}).get("image_processor")
+    if not path.is_file():
+        return None
+    try:
+        return dict(json.loads(path.read_text()))
+    except ValueError as error:
+        pointer = path.read_bytes().startswith(POINTER)
+        what = "a git-lfs pointer; run `git lfs pull` there" if pointer else f"no JSON: {one_line(error)}"
+        raise Refused(f"{path}: is {what}") from error
 
 
 def read_tensors(folder: str, *prefixes: str) -> dict[str, Tensor]:
     """Tensors of a local directory whose names start with one of the prefixes, by the rest of their name; files are mapped.
 
-    Pickled files are read as weights only: they run no code.
+    Only the files that transformers would read count (`weight_files`). Pickled files are read as weights only: they run no
+    code. Raises Refused for files that are not complete.
     """
     tensors: dict[str, Tensor] = {}
-    files = sorted(Path(folder).iterdir())
-    safe = [file for file in files if file.suffix == ".safetensors"]
-    pickled = [file for file in files if file.name.startswith("pytorch_model") and file.suffix == ".bin"]
-    for file in safe:
-        with safe_open(file, "pt") as opened:
-            for name, short in _strip_prefix(opened.keys(), prefixes):
-                tensors[short] = opened.get_tensor(name)
-    for file in [] if safe else pickled:
-        weights = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        tensors |= {short: weights[name] for name, short in _strip_prefix(weights, prefixes)}
+    for file in weight_files(folder, folder):
+        if file.suffix == ".safetensors":
+            with safe_open(file, "pt") as opened:
+                for name, short in _strip_prefix(opened.keys(), prefixes):
+                    tensors[short] = opened.get_tensor(name)
+        else:
+            weights = _unpickled(file, folder)
+            tensors |= {short: weights[name] for name, short in _strip_prefix(weights, prefixes)}
     return tensors
+
+
+def _unpickled(file: Path, source: str) -> dict[str, Tensor]:
+    """The tensors of one of torch's files; those of the old kind, no zip, cannot be mapped."""
+    try:
+        return dict(torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)))
+    except pickle.UnpicklingError as error:
+        raise Refused(f"{source}: {file.name} holds more than tensors") from error
+    except (RuntimeError, EOFError, OSError) as error:
+        raise Refused(f"{source}: {file.name} cannot be read: {one_line(error)}; download it again") from error
 
 
 def read_tensor_file(uri: str) -> dict[str, Tensor]:
@@ -94,12 +91,14 @@ def read_tensor_file(uri: str) -> dict[str, Tensor]:
     Raises Refused for a pickle with anything else in it: it could run code.
     """
     data = storage.read_bytes(storage.resolve(uri))
-    if uri.endswith(".safetensors"):
-        return dict(load_bytes(data))
+    if data.startswith(POINTER):
+        raise Refused(f"{uri}: is a git-lfs pointer and not the file; run `git lfs pull` there")
     try:
-        return dict(torch.load(io.BytesIO(data), "cpu", weights_only=True))
+        return dict(load_bytes(data) if uri.endswith(".safetensors") else torch.load(io.BytesIO(data), "cpu", weights_only=True))
     except pickle.UnpicklingError as error:
         raise Refused(f"{uri}: holds more than tensors") from error
+    except (SafetensorError, RuntimeError, EOFError) as error:
+        raise Refused(f"{uri}: is cut or damaged: {one_line(error)}; copy it again") from error
 
 
 def _strip_prefix(names: Any, prefixes: tuple[str, ...]) -> Iterator[tuple[str, str]]:
