@@ -215,7 +215,7 @@ def _add_judge(parser: Parser) -> None:
         "--max-failures", type=int, default=10, help="answers without a reply before the run ends (default: %(default)s)"
     )
     parser.add_argument(
-        "--request", metavar="JSON", default="{}", help="fields of each request (default: temperature 0, max_tokens 256; null: none)"
+        "--request", metavar="JSON", default="{}", help="fields of each request (default: temperature 0, max_tokens 256)"
     )
 
 

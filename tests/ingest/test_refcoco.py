@@ -28,13 +28,13 @@ VAL, TEST, TRAIN = (Ingest(format="refcoco", dataset="refcoco", split=split) for
 
 def reference(number: int, split: str, *sentences: str, **keys: Any) -> dict[str, Any]:
     """As refs(unc).p has it: reference `number` is annotation 100 + number of image 10 + number."""
-    said = [
+    spoken = [
         {"tokens": text.split(), "raw": text.upper(), "sent_id": 10 * number + index, "sent": text}
         for index, text in enumerate(sentences)
     ]
     about = {"ref_id": number, "ann_id": 100 + number, "category_id": 1, "image_id": 10 + number, "split": split}
-    file = {"file_name": f"COCO_train2014_{10 + number:012d}_{number}.jpg", "sent_ids": [item["sent_id"] for item in said]}
-    return {**about, **file, "sentences": said, **keys}
+    file = {"file_name": f"COCO_train2014_{10 + number:012d}_{number}.jpg", "sent_ids": [item["sent_id"] for item in spoken]}
+    return {**about, **file, "sentences": spoken, **keys}
 
 
 def instances(count: int = 10, **changes: Any) -> dict[str, Any]:

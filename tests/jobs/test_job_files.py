@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import cli
+from voco.job.benchmarks import default_metric
 from voco.job.config import Ingest
 from voco.job.load import load_job, resolve_stage
 from voco.job.spec import STAGES, Job
@@ -22,6 +23,8 @@ FIRST_ROW = {  # of the local annotations in our job files, by format: `plan` re
     "webvid_csv": "videoid,name,page_dir\n1,A boat,012301_012350\n",
     "video_chatgpt": '[{"q": "Who?", "a": "Ada", "video_id": "v_1"}]',
 }
+TABLE_1 = {"mmbench": "mmbench", "mme": "mme", "pope": "pope", "seed": "seed", "scienceqa": "scienceqa", "vqav2": "vqa"}
+VIDEO_SETS = ("msvd-qa", "msrvtt-qa", "activitynet-qa")
 HARDWARE = {"micro_batch", "zero_stage", "checkpoint_activations"}  # keys that change memory and speed, not the result
 
 
@@ -112,7 +115,8 @@ def test_the_sweep_is_tables_1_and_2() -> None:
 def test_the_paper_has_a_stage_of_every_kind_and_ingests_as_the_single_files_do() -> None:
     stages = stages_of("paper/flow")
     assert {stage.kind for stage in stages.values()} == set(STAGES) - {"flow"}
-    files = {"gqa": "gqa-own"} | {name: name for name in ("cc3m", "llava665k", "webvid", "video-chatgpt", "msvd-qa")}
+    training = ("cc3m", "llava665k", "webvid", "video-chatgpt")
+    files = {"gqa": "gqa-own"} | {name: name for name in (*training, *TABLE_1, *VIDEO_SETS)}
     assert {name for name, stage in stages.items() if stage.kind == "ingest"} == set(files)
     for name, file in files.items():
         single = load_job(str(ROOT / f"jobs/ingest/{file}.yaml"))
@@ -120,6 +124,33 @@ def test_the_paper_has_a_stage_of_every_kind_and_ingests_as_the_single_files_do(
         assert (stages[name].inputs, stages[name].expect) == (single.inputs, single.expect), name
     checkpoints = {stages[name].inputs.checkpoint for name in ("frame-cache", "video-sft")}
     assert checkpoints == {"@sweep/runs/voco-2/train"}
+
+
+def test_the_paper_evaluates_every_set_of_table_1_and_three_video_sets() -> None:
+    """Beside GQA, which the sweep evaluates: by the set's own metric, with one token, and retention between both bounds."""
+    stages = stages_of("paper/flow")
+    compared = {"voco-1": "voco-1", "avg-pool": "avg-pool-1", "q-former": "q-former-1-6"}
+    trials = {trial.name for trial in sweep_trials(stages["sweep"])}
+    assert stages["sweep"].block.evaluate.block.benchmark == "gqa"
+    for name, metric in TABLE_1.items():
+        uncompressed = "@sweep/runs/none-1/train"
+        for row, read_as in (("upper", "own"), ("lower", "voco")):
+            bound = stages[f"{name}-{row}"]
+            assert (bound.inputs.checkpoint, bound.block.read_as, bound.inputs.upper) == (uncompressed, read_as, None)
+        for row, trial in compared.items():
+            stage = stages[f"{name}-{row}"]
+            assert trial in trials
+            assert (stage.inputs.checkpoint, stage.block.read_as) == (f"@sweep/runs/{trial}/train", "own")
+            assert (stage.inputs.upper, stage.inputs.lower) == (f"@{name}-upper", f"@{name}-lower")
+            assert (stage.block.metric or default_metric(stage.block.benchmark)) == metric
+        of_set = [stages[f"{name}-{row}"] for row in ("upper", "lower", *compared)]
+        assert {stage.inputs.samples[0].uri for stage in of_set} == {f"@{name}"}
+    for name, stage_name in zip(VIDEO_SETS, ("video-qa", "video-qa-msrvtt", "video-qa-activitynet"), strict=True):
+        stage = stages[stage_name]
+        assert (stage.block.benchmark, [table.uri for table in stage.inputs.samples]) == (name, [f"@{name}"])
+        assert f"@{name}" in {table.uri for table in stages["frame-cache"].inputs.samples}
+    reported = set(stages["report"].inputs.outputs)
+    assert {f"@{name}" for name, stage in stages.items() if stage.kind == "evaluate" and name != "gqa"} - {"@train"} <= reported
 
 
 @pytest.mark.parametrize("name", ["1x24gb", "1xh200", "8xh100"])

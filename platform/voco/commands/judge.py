@@ -240,7 +240,9 @@ class JudgeProgress:
         return f"judged {self.replies:,} of {self.total:,}: {counts}, {speed:.1f}/s{left}"
 
 
-async def _ask_all(missing: list[tuple[str, JudgedAnswer]], options: JudgeOptions, log: VerdictLog, progress: JudgeProgress) -> None:
+async def _ask_all(
+    missing: list[tuple[str, JudgedAnswer]], options: JudgeOptions, log: VerdictLog, progress: JudgeProgress
+) -> None:
     host = urlsplit(options.endpoint).hostname or ""
     if is_loopback(host):
         bypass_proxy(host)
