@@ -150,9 +150,7 @@ def write_tasks(folder: Path, files: Path) -> Path:
     return folder
 
 
-@pytest.mark.skipif(
-    not INSTALLED, reason="lmms-eval is not installed: it is no dependency of ours"
-)
+@pytest.mark.skipif(not INSTALLED, reason="lmms-eval is not installed: it is no dependency of ours")
 def test_its_command_runs_two_tasks(files: Path, tmp_path: Path) -> None:
     tasks = write_tasks(tmp_path / "tasks", files)
     command = [
