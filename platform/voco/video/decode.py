@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -62,8 +63,6 @@ class Video:
 
         Raises ValueError for pictures that cannot be decoded, and for those that the container counts but that are not in it.
         """
-        import av
-
         marks = {self._mark(number): number for number in sorted(set(numbers))}
         pictures: dict[int, Frames] = {}
         try:
@@ -73,7 +72,7 @@ class Video:
                     self._read(mark, marks, pictures)
                 if mark not in pictures:
                     raise ValueError(f"frame {marks[mark]} of the {self.num_frames} that the container counts cannot be decoded")
-        except av.FFmpegError as error:
+        except self._av.FFmpegError as error:
             raise ValueError(f"frames cannot be decoded: {message_line(error)}") from error
         return np.stack([pictures[self._mark(number)] for number in numbers])
 
@@ -131,7 +130,7 @@ class Video:
         if first is None or index.stored.get(first.pts, len(index.stored)) > position:
             return False
         self._fed, self._last, self._from_start = -1, NEVER, False
-        self._running = self._decode(_chain(first, packets))
+        self._running = self._decode(itertools.chain([first], packets))
         return True
 
     def _read(self, mark: int, marks: dict[int, int], pictures: dict[int, Frames]) -> bool:
@@ -152,8 +151,3 @@ class Video:
         # by default each call starts new threads, which takes several times as long as the conversion
         pixels: Frames = self._reformatter.reformat(frame, width, height, "rgb24", threads=1).to_ndarray()
         return np.rot90(pixels, frame.rotation // 90) if frame.rotation % 360 else pixels
-
-
-def _chain(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
-    yield first
-    yield from rest

@@ -85,14 +85,10 @@ def _prompt(row: dict[str, Any]) -> str:
     return f"{text}\n{SHORT}"
 
 
-def _reject_constant(constant: str) -> None:
-    raise ValueError(f"{constant} is a number in Python, not in JSON")
-
-
 def line_row(raw: bytes) -> dict[str, Any]:
     """A line of LLaVA's layout. Raises BadRow."""
     try:
-        row = json.loads(raw, parse_constant=_reject_constant)
+        row = json_records.parse_line(raw)
     except (ValueError, RecursionError) as error:
         raise BadRow("bad_record", f"not JSON: {message_line(error, 120)}") from error
     if not isinstance(row, dict):

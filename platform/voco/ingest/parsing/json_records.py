@@ -81,6 +81,15 @@ def iterate_lines(uri: str) -> Iterator[bytes]:
                 yield line
 
 
+def parse_line(line: bytes) -> Any:
+    """The content of a line of strict JSON. Raises ValueError or RecursionError."""
+    return json.loads(line, parse_constant=_reject_constant)
+
+
+def _reject_constant(constant: str) -> None:
+    raise ValueError(f"{constant} is a number in Python, not in JSON")
+
+
 def _after_mark(handle: IO[bytes]) -> IO[bytes]:
     """The file after its byte order mark, if it has one."""
     mark = codecs.BOM_UTF8

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,16 +31,12 @@ def iterate_rows(uri: str) -> Iterator[Any]:
 def _lines(uri: str) -> Iterator[Any]:
     for number, line in enumerate(json_records.iterate_lines(uri)):
         try:
-            yield json.loads(line, parse_constant=_reject_constant)
+            yield json_records.parse_line(line)
         except (ValueError, RecursionError) as error:
             if number == 0:
                 expected = "expected a JSON list or one object a line, got a first line that is not complete JSON"
                 raise Refused(f"inputs.annotations: {uri}: {expected}: {message_line(error, 120)}") from error
             yield NotJson(message_line(error, 120))
-
-
-def _reject_constant(constant: str) -> None:
-    raise ValueError(f"{constant} is a number in Python, not in JSON")
 
 
 def as_object(raw: Any) -> dict[str, Any]:
