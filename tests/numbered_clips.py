@@ -38,7 +38,7 @@ CONTAINERS = {
     "gif": ("gif",),
 }
 REORDERS = ("mpeg4", "h264", "hevc")  # codecs that can store pictures in another order than they are shown
-VARIANTS = ("plain", "closed B", "open B", "hidden references", "variable rate", "later start", "turned")
+VARIANTS = ("plain", "closed B", "open B", "alternate references", "variable rate", "later start", "turned")
 
 
 class Cell(NamedTuple):
@@ -54,7 +54,7 @@ class Cell(NamedTuple):
 def _exists(container: str, codec: str, variant: str) -> bool:
     if variant in ("closed B", "open B"):
         return codec in REORDERS and (codec, variant) != ("mpeg4", "closed B")  # which FFmpeg's encoder cannot do
-    if variant == "hidden references":
+    if variant == "alternate references":
         return codec in ("vp8", "vp9")
     if variant in ("variable rate", "later start"):
         return container not in ("avi", "gif")
@@ -111,7 +111,7 @@ def clip(cell: Cell, width: int = 64, group: int = 12) -> bytes:
 
 
 def _order(cell: Cell, group: int) -> dict[str, str]:
-    if cell.variant == "hidden references":
+    if cell.variant == "alternate references":
         return {"auto-alt-ref": "1", "lag-in-frames": "16", "deadline": "good", "cpu-used": "5"}
     if cell.codec not in REORDERS:
         return {}

@@ -73,6 +73,24 @@ def _cut(data: bytes, first: int) -> bytes:
     return buffer.getvalue()
 
 
+def test_a_vp8_picture_that_is_only_referred_to_is_not_counted() -> None:
+    """The show_frame bit of picture 30 cleared (RFC 6386 section 9.1): decoded, never shown. One encoder pass makes none."""
+    buffer = io.BytesIO()
+    with av.open(io.BytesIO(clip(Cell("webm", "vp8", "plain")))) as source, av.open(buffer, "w", format="webm") as target:
+        stream = source.streams.video[0]
+        copy = target.add_stream_from_template(stream)
+        for number, packet in enumerate(packet for packet in source.demux(stream) if packet.size):
+            if number == 30:
+                hidden = av.Packet(bytes([bytes(packet)[0] & ~0x10]) + bytes(packet)[1:])
+                hidden.pts, hidden.dts, hidden.time_base = packet.pts, packet.dts, packet.time_base
+                packet = hidden
+            packet.stream = copy
+            target.mux(packet)
+    video = Video(buffer.getvalue())
+    assert video.num_frames == FRAMES - 1
+    assert [read_number(frame) for frame in video.frames([29, 30, 94])] == [29, 31, 95]
+
+
 def test_a_recording_without_duration_and_index() -> None:
     """A browser's MediaRecorder writes WebM as a live stream: no duration, no cues, a segment of unknown size."""
     cell = Cell("webm", "vp8", "plain")
