@@ -62,14 +62,23 @@ def machine() -> dict[str, Any]:
 
 
 def write(
-    name: str, work: str, own: dict[str, float], peers: dict[str, dict[str, float]], ratio: dict[str, float], load: float
+    name: str,
+    work: str,
+    own: dict[str, float],
+    peers: dict[str, dict[str, float]],
+    ratio: dict[str, float],
+    load: float,
+    figures: dict[str, float] | None = None,
 ) -> None:
     """`.bench/NAME.json` and the table (docs/benchmarks.md). Call it only when the outputs are equal.
 
-    `load` is the machine's load before the bench began; the later load includes the bench.
+    `load` is the machine's load before the bench began; the later load includes the bench. `figures` are the figures of this
+    build that have a limit to reach.
     """
     facts = {**machine(), "load_before": round(load, 2)}
     result = {"name": name, "work": work, "ours": own, "peers": peers, "ratio": ratio, "correct": True, "machine": facts}
+    if figures is not None:
+        result["figures"] = figures
     OUT.mkdir(exist_ok=True)
     (OUT / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
     print(f"\n{name}: {work}\n{facts}")
@@ -78,3 +87,5 @@ def write(
     print("ratios, ours against")
     for what, value in ratio.items():
         print(f"  {what:44}{value:6.2f}")
+    for what, value in (figures or {}).items():
+        print(f"  {what:44}{value:10.4g}")
