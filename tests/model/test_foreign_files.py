@@ -186,6 +186,25 @@ def test_a_tower_and_a_projector_that_are_not_there_are_refused(tmp_path: Path) 
         created(lm, tower=tower)
 
 
+def test_a_tower_of_another_shape_or_layer_is_refused(tmp_path: Path) -> None:
+    apart(world.llava(), tmp_path)
+    path, uri = str(tmp_path / "tower"), world.saved(world.llava(), tmp_path / "whole")
+    for layer in (-5, 4):
+        with pytest.raises(Refused, match=rf"tower\.layer: expected -4 to 3 for the 3 layers of .*, got {layer}"):
+            load_tower(shapes.tower("clip", path=path, layer=layer))
+    assert load_tower(shapes.tower("clip", path=path, layer=-4)).shape == (16, 24)
+    changed_json(tmp_path / "tower" / "config.json", intermediate_size=40)
+    with pytest.raises(
+        Refused, match=r"tower\.path: .*: expected .*mlp.fc1.bias of shape \(40,\), as config\.json says, got \(32,\)"
+    ):
+        load_tower(shapes.tower("clip", path=path, layer=-2))
+    vision = json.loads((tmp_path / "whole" / "config.json").read_text())["vision_config"]
+    changed_json(tmp_path / "whole" / "config.json", vision_config={**vision, "num_hidden_layers": 4})
+    with pytest.raises(Refused, match=r"tower\.path: .* does not hold the tower of its config\.json: .*layers\.3") as refused:
+        load_tower(shapes.tower("clip", path=uri, layer=-2))
+    assert "\n" not in str(refused.value)
+
+
 def test_what_a_config_leaves_out_is_transformers_default(tmp_path: Path) -> None:
     reference = world.llava()
     uri = world.saved(reference, tmp_path)

@@ -59,6 +59,12 @@ def test_text_only_starts_with_bos_at_zero():
             True,
             "<|im_start|>user\nwhat\nis it?<|im_end|>\n<|im_start|>assistant\n[one\ntwo<|im_end|>]\n",
         ),
+        (
+            "llama_3",
+            True,
+            "<|start_header_id|>user<|end_header_id|>\n\nwhat\nis it?<|eot_id|>"
+            "<|start_header_id|>assistant<|end_header_id|>\n\n[one\ntwo<|eot_id|>]",
+        ),
     ],
 )
 def test_rendered_prompt(template, has_views, expected):

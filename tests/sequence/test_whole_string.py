@@ -26,8 +26,9 @@ NEWLINE = 13  # the byte in Llama's order: <unk>, <s>, </s>, then 256 bytes
 
 
 def with_tokens(tokenizer: Any) -> Any:
-    """With `<image>` and `<voco>`, and chatml's markers."""
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>", "<voco>", "<|im_start|>", "<|im_end|>"]})
+    """With `<image>` and `<voco>`, and the markers of chatml and llama_3."""
+    markers = ["<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>", "<voco>", *markers]})
     if tokenizer.pad_token is None:
         tokenizer.add_special_tokens({"pad_token": "<pad>"})
     return tokenizer
@@ -95,7 +96,7 @@ def check_answers(tokenizer: Any) -> int:
                 first = len(sample) - len(text) + len(prompt)
                 assert trained == list(range(first, first + len(trained))), (template, answer)
                 if template not in ("plain", "chatml"):
-                    decoded = tokenizer.decode(sample.predict_id.tolist()).removesuffix(tokenizer.eos_token)
+                    decoded = tokenizer.decode(sample.predict_id.tolist()).removesuffix(tokenizer.decode([layout.eos_id]))
                     expected = answer.replace("\n", "") if CHAT_TEMPLATES[template].strips_newlines else answer
                     assert decoded.strip(" ") == expected.strip(" "), (template, answer)
                 role = "".join(p.text for p in render_prompt(turns[:1], template, "keep", True)[-3:] if not p.control)

@@ -26,7 +26,8 @@ class ChatTemplate:
 
     user: tuple[Parts, Parts]  # before and after a user turn
     assistant: tuple[Parts, Parts]  # before and after an assistant turn; the first part after it ends the answer
-    start: Parts = ()  # before the first turn
+    system: tuple[Parts, Parts] | None = None  # before and after a system prompt; None: there is no room for one
+    default_system: str = ""  # the system prompt where neither the job nor the model's directory has one
     after_image: str = ""  # comes first when the sample has views: the newline after the <voco> tokens
     answer_space: str = ""  # between the assistant's role and its text; part of the trained text
     drops_questions: bool = False  # captions only: such a model cannot read a question
@@ -36,6 +37,10 @@ class ChatTemplate:
 
 def _control(name: str, trained: bool = False) -> PromptPart:
     return PromptPart(name, control=True, trained=trained)
+
+
+def _llama_3_header(role: str) -> Parts:
+    return (_control("<|start_header_id|>"), PromptPart(role), _control("<|end_header_id|>"), PromptPart("\n\n"))
 
 
 VICUNA_SYSTEM = (
@@ -49,7 +54,8 @@ CHAT_TEMPLATES = Table(
     {
         # LLaVA-1.5: system USER: q ASSISTANT: a</s>USER: ...
         "vicuna_v1": ChatTemplate(
-            start=(PromptPart(VICUNA_SYSTEM + " "),),
+            system=((), (PromptPart(" "),)),
+            default_system=VICUNA_SYSTEM,
             after_image="\n",
             user=((PromptPart("USER: "),), (PromptPart(" "),)),
             assistant=((PromptPart("ASSISTANT:"),), (EOS,)),
@@ -57,7 +63,8 @@ CHAT_TEMPLATES = Table(
         ),
         # VoCo-LLaMA's released code: the same with its own system prompt, for text alone too, and without newlines
         "released_code": ChatTemplate(
-            start=(PromptPart(RELEASED_SYSTEM + " "),),
+            system=((), (PromptPart(" "),)),
+            default_system=RELEASED_SYSTEM,
             after_image="\n",
             user=((PromptPart("USER: "),), (PromptPart(" "),)),
             assistant=((PromptPart("ASSISTANT:"),), (EOS,)),
@@ -74,11 +81,19 @@ CHAT_TEMPLATES = Table(
         "plain": ChatTemplate(user=((), ()), assistant=((), (PromptPart("\n", trained=True),)), drops_questions=True),
         # OpenAI's chat markup, as SmolLM2 and Qwen use it
         "chatml": ChatTemplate(
+            system=((_control("<|im_start|>"), PromptPart("system\n")), (_control("<|im_end|>"), PromptPart("\n"))),
             user=((_control("<|im_start|>"), PromptPart("user\n")), (_control("<|im_end|>"), PromptPart("\n"))),
             assistant=(
                 (_control("<|im_start|>"), PromptPart("assistant\n")),
                 (_control("<|im_end|>", trained=True), PromptPart("\n")),
             ),
+            needs_control_tokens=True,
+        ),
+        # Llama 3, and LLaVA on it
+        "llama_3": ChatTemplate(
+            system=(_llama_3_header("system"), (_control("<|eot_id|>"),)),
+            user=(_llama_3_header("user"), (_control("<|eot_id|>"),)),
+            assistant=(_llama_3_header("assistant"), (_control("<|eot_id|>", trained=True),)),
             needs_control_tokens=True,
         ),
         # the shortest one, for small models: the question, a newline, the answer

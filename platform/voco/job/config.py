@@ -12,6 +12,7 @@ from voco.job.tables import ATTENTION, FORMATS, METHODS, METRICS
 
 MAX_FRAMES = 4096  # of one video, by default; more are dropped evenly
 PILLOW_MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs
+VIRTUAL_RANKS = 64  # shares of a global batch below 1,024 samples, and so its most workers (docs/data.md, "Order in training")
 
 if TYPE_CHECKING:  # for the type checker a name is any string; at run time it is a name of its table
     TrainedMethod: TypeAlias = str
@@ -53,7 +54,7 @@ class Inputs(Strict):
     answers: str | None = None  # the answers to an evaluation set's questions, where they are a separate file
     media: str | None = None  # the folder, or the zip file, that media paths are relative to
     samples: list[WeightedSamples] = []  # outputs of ingest
-    features: str | None = None  # output of features: vision features by image hash
+    features: str | None = None  # output of features: vision features by image hash; default: the checkpoint's tower runs
     frame_cache: str | None = None  # output of frame_cache: keys and values of every frame's <voco> tokens
     checkpoint: str | None = None  # output of a training job
     teacher: str | None = None  # image_sft with distill: another checkpoint, of method none; default: the same network
@@ -154,6 +155,7 @@ class Model(Strict):
     pretrained: str | None = None  # or: a directory, whose config.json says what it is, a GGUF file, or smollm2-135m
     projector: str | None = None  # pretrained: LLaVA's aligned projector, mm_projector.bin or .safetensors; default: a new one
     tower: Tower | None = None  # default: the LLaVA's own
+    expect: Llama | None = None  # the shape of `pretrained`, for `voco plan` where it cannot read its config.json
 
     @model_validator(mode="after")
     def _check_source(self) -> Self:
@@ -169,6 +171,13 @@ class Text(Strict):
 
     template: ChatTemplateName = "vicuna_v1"
     newlines: Literal["keep", "strip"] = "keep"  # strip: as the released code does
+    system: str | None = None  # the system prompt, "" for none; default: the model's own, else the template's
+
+    @model_validator(mode="after")
+    def _check_system(self) -> Self:
+        if self.system and CHAT_TEMPLATES[self.template].system is None:
+            raise ValueError(f"expected no `system`: {self.template} has no room for a system prompt")
+        return self
 
 
 class Ingest(Strict):
@@ -203,6 +212,15 @@ class Features(Strict):
     tower: Tower
     unit_images: int = Field(default=2000, ge=1)
     batch: int = Field(default=64, ge=1)
+
+
+def virtual_ranks(global_batch: int) -> int:
+    """How many equal shares a global batch is drawn from; each is one worker's.
+
+    Its largest divisor up to `VIRTUAL_RANKS`, or up to an eighth of it where that is more, for clusters of many workers.
+    """
+    most = min(global_batch, max(VIRTUAL_RANKS, global_batch // 8))
+    return next(count for count in range(most, 0, -1) if global_batch % count == 0)
 
 
 class Training(Strict):
@@ -253,6 +271,7 @@ class FrameCache(Strict):
     frames: int | None = Field(default=None, ge=1)  # ... or the midpoints of this many equal parts
     max_frames: int = Field(default=MAX_FRAMES, ge=1)  # of one video; more are dropped evenly
     batch: int = Field(default=64, ge=1)  # frames of one forward pass
+    dtype: Literal["bf16", "int8", "fp8"] | None = None  # of stored keys and values; default: the model's
     unit_samples: int = Field(default=50, ge=1)  # a unit is one file, and a temporary file of that size while it is written
     max_reject_share: float = Field(default=0.01, ge=0, le=1)  # samples with a frame that cannot be decoded
 
@@ -274,6 +293,9 @@ class Expect(Strict):
 
     rows: int = Field(ge=1)
     bytes: int = Field(ge=1)
+    media: int | None = Field(default=None, ge=0)  # distinct images or videos; default: one for each row
+    text_tokens: float | None = Field(default=None, gt=0)  # of one row, on average
+    seconds: float | None = Field(default=None, gt=0)  # of one video, on average
 
 
 class Tracking(Strict):

@@ -11,8 +11,9 @@ from voco.job.config import Evaluate
 from voco.job.spec import Flow, Job, Sweep
 
 # keys that do not change what a job writes: limits at which it fails, and where and how parallel it works
-UNHASHED = {"max_missing_share", "max_reject_share", "allow_empty", "in_process_rows", "download_threads"}
-UNHASHED_DEFAULTS = {"metric", "limit", "adam_beta2"}  # keys added later: left out while unset, so that older run ids stay valid
+UNHASHED = {"max_missing_share", "max_reject_share", "allow_empty", "in_process_rows", "download_threads", "expect"}
+# keys added later: left out while unset, so that older run ids stay valid
+UNHASHED_DEFAULTS = {"metric", "limit", "adam_beta2", "system", "dtype"}
 
 
 def hashed_content(job: Job) -> dict[str, Any]:
@@ -31,7 +32,16 @@ def _hashed(block: Any) -> dict[str, Any]:
     dumped: dict[str, Any] = block.model_dump(exclude=UNHASHED)
     if isinstance(block, Evaluate) and block.metric is None and (metric := default_metric(block.benchmark)) != DEFAULT_METRIC:
         dumped["metric"] = metric  # under gqa run ids stay what they were when it marked every benchmark
-    return {key: value for key, value in dumped.items() if value is not None or key not in UNHASHED_DEFAULTS}
+    return _without_unset(dumped)
+
+
+def _without_unset(dumped: dict[str, Any]) -> dict[str, Any]:
+    """The block without its unset keys of UNHASHED_DEFAULTS, in nested blocks too."""
+    return {
+        key: _without_unset(value) if isinstance(value, dict) else value
+        for key, value in dumped.items()
+        if value is not None or key not in UNHASHED_DEFAULTS
+    }
 
 
 def compute_run_id(job: Job, inputs: dict[str, str]) -> str:

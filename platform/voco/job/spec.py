@@ -27,6 +27,7 @@ from voco.job.config import (
     Tracking,
     Training,
     VideoSft,
+    virtual_ranks,
 )  # fmt: skip
 from voco.job.tables import ATTENTION, METHODS, Table
 from voco.store import storage
@@ -80,8 +81,8 @@ STAGES = Table(
         "align": Stage(
             Training,
             "Alignment",
-            needs=_inputs("samples features"),
-            may=_inputs("checkpoint vocabulary"),
+            needs=_inputs("samples"),
+            may=_inputs("checkpoint features vocabulary"),
             beside=_inputs("model"),
             trains=("projector.",),
         ),
@@ -89,12 +90,12 @@ STAGES = Table(
         "image_sft": Stage(
             ImageSft,
             "Image SFT",
-            needs=_inputs("samples features"),
-            may=_inputs("checkpoint teacher vocabulary"),
+            needs=_inputs("samples"),
+            may=_inputs("checkpoint features teacher vocabulary"),
             beside=_inputs("compression model"),
             trains=("projector.", "method.", "language_model."),
         ),
-        "frame_cache": Stage(FrameCache, "Frame caches", needs=_inputs("samples checkpoint")),
+        "frame_cache": Stage(FrameCache, "Frame caches", needs=_inputs("samples checkpoint"), may=_inputs("features")),
         # a video model's caches come from its frozen compressor and do not pass through the projector
         "video_sft": Stage(
             VideoSft,
@@ -199,10 +200,10 @@ class _Job(Strict):
             raise ValueError("inputs: expected `upper` and `lower` together, for retention")
         if not isinstance(self.block, Evaluate):
             return
-        if (self.inputs.features is None) == (self.inputs.frame_cache is None):
-            raise ValueError("inputs: expected either `features`, for images, or `frame_cache`, and not both")
+        if self.inputs.features is not None and self.inputs.frame_cache is not None:
+            raise ValueError("inputs: expected `features` or `frame_cache`, got both")
         if self.block.fastv is not None and self.inputs.frame_cache is not None:
-            raise ValueError("evaluate.fastv: reads uncompressed images: expected `inputs.features`, got `frame_cache`")
+            raise ValueError("evaluate.fastv: reads uncompressed images: expected no `inputs.frame_cache`")
 
     def check_training(self) -> None:
         """Combinations of a training block with the job's other keys. Raises ValueError, which starts with the key."""
@@ -224,6 +225,12 @@ class _Job(Strict):
         if block.global_batch % step:
             got = f"got {block.global_batch}"
             raise ValueError(f"{self.kind}.global_batch: expected a multiple of workers x micro_batch = {step}, {got}")
+        shares = virtual_ranks(block.global_batch)
+        if shares % self.resources.workers:
+            fitting = [count for count in range(1, shares + 1) if shares % count == 0]
+            fitting = [count for count in fitting if block.global_batch % (count * block.micro_batch) == 0]
+            got = f"{', '.join(map(str, fitting))} for a global_batch of {block.global_batch}, got {self.resources.workers}"
+            raise ValueError(f"resources.workers: expected {got}")
 
     def _check_template(self, block: Training) -> None:
         is_new_llama = self.model is not None and self.model.llama is not None

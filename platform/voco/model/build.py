@@ -64,6 +64,7 @@ def new_layout(
         separator_ids=tuple(tokenizer(SEPARATOR, add_special_tokens=False)["input_ids"]),
         template=text.template,
         newlines=text.newlines,
+        system=text.system,
         anyres=anyres,
         q_former_layers=q_former_layers,
     )

@@ -12,7 +12,7 @@ import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, pre_tokenizers
 
 from voco.errors import Refused
-from voco.job.chat_templates import CHAT_TEMPLATES, EOS, PromptPart
+from voco.job.chat_templates import CHAT_TEMPLATES, EOS, Parts, PromptPart
 
 CONTROL = "\U000f0000"  # of the private use area
 Encoded = tuple[tuple[int, ...], tuple[int, ...]]  # ids, and the index of each token's last character
@@ -25,16 +25,18 @@ class Turn(TypedDict):
     text: str
 
 
-def render_prompt(turns: list[Turn], template: str, newlines: str, has_views: bool) -> list[PromptPart]:
+def render_prompt(
+    turns: list[Turn], template: str, newlines: str, has_views: bool, system: str | None = None
+) -> list[PromptPart]:
     """The parts of a prompt, in order. After turns that end with a user turn, the prompt ends where the answer starts.
 
     `newlines` is keep or strip; the released code strips every newline of a sample with an image: so does strip, and so does
-    its template.
+    its template. `system` is the system prompt, "" for none and None for the template's.
     """
     row = CHAT_TEMPLATES[template]
     strip = has_views and (row.strips_newlines or newlines == "strip")
     parts = [PromptPart(row.after_image)] if has_views else []
-    parts += row.start
+    parts += system_parts(template, system)
     for turn in turns:
         text = turn["text"].replace("\n", "") if strip else turn["text"]
         if turn["role"] == "user":
@@ -49,14 +51,31 @@ def render_prompt(turns: list[Turn], template: str, newlines: str, has_views: bo
     return [part for part in parts if part.text]
 
 
+def system_parts(template: str, system: str | None) -> Parts:
+    """The parts of a system prompt; None stands for the template's. Raises Refused for a template without room for one."""
+    row = CHAT_TEMPLATES[template]
+    text = row.default_system if system is None else system
+    if not text:
+        return ()
+    if row.system is None:
+        raise Refused(f"text.system: {template} has no room for a system prompt; leave it out")
+    before, after = row.system
+    return (*before, PromptPart(text), *after)
+
+
+def control_texts(tokenizer: Any) -> list[str]:
+    """The texts of a tokenizer's control tokens, sorted; added tokens of white space alone are none."""
+    return sorted(token.content for token in tokenizer.added_tokens_decoder.values() if token.content.strip())
+
+
 def end_of_answer_id(template: str, tokenizer: Any) -> int:
     """The id that ends an answer. Raises Refused for a tokenizer without the template's control tokens, and for one that has
     a text of the template as a control token, as Mistral's has [INST] since its version 3.
     """
     row = CHAT_TEMPLATES[template]
     vocabulary = tokenizer.get_vocab()
-    added = sorted(token.content for token in tokenizer.added_tokens_decoder.values() if token.content.strip())
-    for part in itertools.chain(row.start, *row.user, *row.assistant):
+    added = control_texts(tokenizer)
+    for part in itertools.chain(*(row.system or ()), system_parts(template, None), *row.user, *row.assistant):
         if part.control and part != EOS and part.text not in vocabulary:
             raise Refused(f"text.template: {template} needs {part.text}, which this model's tokenizer does not have")
         spelled = [token for token in added if not part.control and token in part.text]

@@ -45,6 +45,7 @@ class Layout(BaseModel):
     separator_ids: tuple[int, ...]
     template: str
     newlines: str
+    system: str | None = None  # replaces the template's own system prompt; "" for none
     anyres: Anyres | None = None  # LLaVA-1.6: an image of known size is cut into tiles
     q_former_layers: int = 0  # of method q_former
 
@@ -206,7 +207,7 @@ def build_sample(
         raise ValueError(f"a prefix of {view_tokens} tokens leaves no room for text in max_tokens {max_tokens}")
     follows = "" if not media else None if counts[-1] else SEPARATOR
     for number, turns in enumerate(conversations):
-        parts = render_prompt(turns, layout.template, layout.newlines, bool(media))
+        parts = render_prompt(turns, layout.template, layout.newlines, bool(media), layout.system)
         ids, trained = encode_parts(parts, tokenizer, layout.eos_id, follows)
         if not media and layout.bos_id is not None:
             ids, trained = [layout.bos_id, *ids], [False, *trained]

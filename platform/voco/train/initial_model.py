@@ -53,8 +53,10 @@ def _continued_layout(job: Job, checkpoint: str, method: str, tokens: int) -> La
 
     layout = Layout(**weights.read_config(checkpoint)["layout"])
     inherits = job.kind == "align" or not CHAT_TEMPLATES[layout.template].drops_questions
-    text = job.block.text or (Text(template=layout.template, newlines=layout.newlines) if inherits else Text())  # type: ignore[arg-type]
+    own = Text(template=layout.template, newlines=layout.newlines, system=layout.system)  # type: ignore[arg-type]
+    text = job.block.text or (own if inherits else Text())
     changes: dict[str, Any] = {"method": method, "tokens": tokens, "template": text.template, "newlines": text.newlines}
+    changes["system"] = layout.system if text.system is None and text.template == layout.template else text.system
     changes["q_former_layers"] = _q_former_layers(job.compression, layout)
     if text.template != layout.template:
         changes["eos_id"] = end_of_answer_id(text.template, weights.read_tokenizer(checkpoint))

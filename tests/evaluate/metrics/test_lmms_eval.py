@@ -9,6 +9,7 @@ Runs where lmms-eval is importable, in a separate environment (0.7.3 was compare
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -16,9 +17,11 @@ from typing import Any
 import pytest
 
 from voco.evaluate.metrics import get_metric, official_figures
+from voco.evaluate.metrics.box_iou import box_overlap
 from voco.evaluate.metrics.mmbench import match_option
 from voco.evaluate.metrics.mme import COGNITION, PERCEPTION
 from voco.evaluate.metrics.vqa import CONTRACTIONS
+from voco.image.boxes import square_box
 
 pytest.importorskip("lmms_eval")
 
@@ -85,6 +88,34 @@ def letter_answer(draw: random.Random) -> str:
     return draw.choice([*forms, *forms, *texts]).format(letter)
 
 
+def box_answer(draw: random.Random) -> tuple[str, str]:
+    """A box in one of the ways in which models write it, and the true one: any, the same, moved by a little, or half of it."""
+    left, top = draw.randrange(60), draw.randrange(60)
+    true = [left, top, left + 2 * draw.randrange(5, 20), top + 2 * draw.randrange(5, 20)]
+    half = [*true[:2], (true[0] + true[2]) // 2, true[3]]
+    box = draw.choice(
+        [true, half, [corner + draw.randrange(-9, 10) for corner in true], [draw.randrange(-10, 110) for _ in range(4)]]
+    )
+    forms = (
+        "[{}, {}, {}, {}]",
+        "[{},{},{},{}]",
+        "[ {}, {},\n{}, {} ].",
+        "It is [{}, {}, {}, {}] or [0, 0, 1, 1].",
+        "[{}, {}, {}]",
+    )
+    forms += (
+        "[[{}, {}, {}, {}]]",
+        "({}, {}, {}, {})",
+        "{} {} {} {}",
+        "[{} , {}, {}, {}]",
+        "[+{}, {}, {}, {}]",
+        "[{}, {}, {}, {}e0]",
+        "",
+    )
+    spelled = [draw.choice([f"{corner / 100}", f"{corner / 100:.4f}", f"{corner / 100}".replace("0.", ".")]) for corner in box]
+    return draw.choice([*forms[:3], *forms]).format(*spelled), str([corner / 100 for corner in true])
+
+
 def vqav2(prediction: str, references: list[str]) -> float:
     from lmms_eval.tasks.vqav2 import utils
 
@@ -140,8 +171,24 @@ def mmbench(prediction: str, references: list[str]) -> float:
     return float(matched == references[0])
 
 
+def refcoco(prediction: str, references: list[str], figure: str = "acc05") -> float:
+    """Accuracy at IoU 0.5, or another figure, of one expression."""
+    from lmms_eval.tasks.refcoco import utils_rec
+
+    document = {"answer": "the left one", "question_id": 1, "bbox": utils_rec.parse_float_sequence_within(references[0])}
+    result = utils_rec.refcoco_bbox_rec_process_result(document, [prediction])["refcoco_ACC@0.5"]
+    return float(getattr(utils_rec, f"refcoco_bbox_rec_{figure}")([result]))
+
+
 def agree(references: list[str]) -> bool:
     return len({reference.strip() for reference in references}) == 1
+
+
+UNREAD_NUMBER = re.compile(r"[\[\s,-]\.\d|\+|\de\d|\d\s+,")
+
+
+def is_tie(reply: str, references: list[str]) -> bool:
+    return box_overlap(reply, references) == pytest.approx(0.5, abs=1e-9)
 
 
 Reason = tuple[str, Callable[[str, list[str]], bool]]
@@ -178,10 +225,20 @@ MEANT: dict[str, list[Reason]] = {
             lambda reply, truths: any(not c.isalnum() and c != " " for c in reply + truths[0]),
         ),
     ],
+    "box_iou": [
+        (
+            "a box that is half of the true one: its IoU of decimal fractions is a rounding below 0.5",
+            lambda reply, truths: is_tie(reply, truths),
+        ),
+        (
+            "it reads no `.5`, `+0.5`, `5e-1`, nor a blank before a comma",
+            lambda reply, _: UNREAD_NUMBER.search(reply) is not None,
+        ),
+    ],
 }
 PEERS: dict[str, Callable[[str, list[str]], float]] = {
     "vqa": vqav2, "textvqa": textvqa, "pope": pope, "mme": mme, "letter_lenient": seed, "letter_strict": seed,
-    "scienceqa": scienceqa, "mmbench": mmbench, "gqa": gqa,
+    "scienceqa": scienceqa, "mmbench": mmbench, "gqa": gqa, "box_iou": refcoco,
 }  # fmt: skip
 
 
@@ -191,6 +248,9 @@ def question(name: str, draw: random.Random) -> tuple[str, list[str]]:
         return yes_no_answer(draw), [draw.choice(["yes", "no"])]
     if name in ("letter_lenient", "letter_strict", "scienceqa", "mmbench"):
         return letter_answer(draw), [draw.choice([*"ABCD"])]
+    if name == "box_iou":
+        reply, true = box_answer(draw)
+        return reply, [true]
     references = annotators(draw)
     reply = draw.choice([short_answer(draw), draw.choice(references), draw.choice(references).upper()])
     return reply, references[:1] if name == "gqa" else references
@@ -277,6 +337,30 @@ def test_figures_of_pope_are_the_same_but_for_the_yes_ratio() -> None:
     assert figures["f1"] == pytest.approx(utils.pope_aggregate_f1_score(peer))
     assert utils.pope_aggregate_yes_ratio(peer) == sum(label == "yes" for _, label in answers) / 500
     assert figures["yes_ratio"] == sum(reply == "yes" for reply, _ in answers) / 500
+
+
+def test_overlaps_of_boxes_are_the_same() -> None:
+    """Of every reply that both can read, and of those without a box."""
+    draw, compared = random.Random(5), Counter[bool]()
+    for _ in range(COUNT):
+        reply, true = box_answer(draw)
+        if UNREAD_NUMBER.search(reply) is None:
+            overlap = box_overlap(reply, [true])
+            assert overlap == pytest.approx(refcoco(reply, [true], "iou"), abs=1e-12), (reply, true)
+            compared[overlap > 0] += 1
+    assert min(compared.values()) > 100
+
+
+def test_boxes_of_the_padded_square_are_theirs_where_the_image_is_square() -> None:
+    """lmms-eval asks for shares of width and height; LLaVA has learned those of the padded square, which ours are."""
+    from datasets import Dataset
+    from lmms_eval.tasks.refcoco import utils_rec
+    from PIL import Image
+
+    for size, same in (((200, 200), True), ((200, 100), False)):
+        rows = Dataset.from_list([{"image": Image.new("RGB", size), "bbox": [20.0, 30.0, 60.0, 40.0], "answer": ["left"]}])
+        (row,) = utils_rec.refcoco_bbox_rec_preprocess_dataset(rows)
+        assert (square_box((20, 30, 80, 70), *size) == pytest.approx(row["bbox"])) == same
 
 
 def test_contractions_are_the_same() -> None:

@@ -40,4 +40,4 @@ def _figures(answers: Sequence[MarkedAnswer]) -> Figures:
     return {**accuracy_figures(answers), "mean_iou": sum(overlaps) / len(answers), "no_box": without / len(answers)}
 
 
-METRIC = Metric(name="box_iou", mark=box_is_right, aggregate=_figures)
+METRIC = Metric(name="box_iou", mark=box_is_right, aggregate=_figures, headline_is_mean=True)

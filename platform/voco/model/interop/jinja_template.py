@@ -8,6 +8,7 @@ from typing import Any
 
 from voco.job.chat_templates import CHAT_TEMPLATES, EOS, PromptPart
 from voco.model.interop.llava_import import SPECIAL
+from voco.sequence.chat_template import system_parts
 from voco.sequence.sequence import SEPARATOR, Layout
 
 # `content` is a string, or parts of which each is an image or a text
@@ -26,7 +27,7 @@ TEXT_OF = """\
 
 def jinja_template(layout: Layout, tokenizer: Any) -> str:
     """The prompts of `render_prompt`: every image with its `<voco>` tokens first, then the turns. BOS is the tokenizer's."""
-    row = CHAT_TEMPLATES[layout.template]
+    row, system = CHAT_TEMPLATES[layout.template], system_parts(layout.template, layout.system)
 
     def literal(parts: Sequence[PromptPart]) -> str:
         return _literal("".join(tokenizer.eos_token if part == EOS else part.text for part in parts))
@@ -40,7 +41,7 @@ def jinja_template(layout: Layout, tokenizer: Any) -> str:
     return (
         f"{TEXT_OF}"
         f"{{%- if count.images -%}}{{{{- {_literal(image)} * count.images + {_literal(row.after_image)} -}}}}{{%- endif -%}}\n"
-        f"{{{{- {literal(row.start)} -}}}}\n"
+        f"{{{{- {literal(system)} -}}}}\n"
         f"{{%- for message in messages -%}}\n"
         f"{{%- if message['role'] == 'user' -%}}{user}\n"
         f"{{%- elif message['role'] == 'assistant' -%}}{{{{- {before} + {shown} + {after} -}}}}\n"

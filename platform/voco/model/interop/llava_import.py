@@ -32,7 +32,13 @@ from voco.errors import Refused, one_line
 from voco.model.interop.directory_template import directory_template
 from voco.model.interop.model_files import local_files, read_json_file, read_tensor_file, read_tensors
 from voco.model.interop.preprocessing import image_fit
-from voco.model.interop.weight_files import check_complete, check_no_adapter, check_no_pointers, weight_files
+from voco.model.interop.weight_files import (
+    check_complete,
+    check_no_adapter,
+    check_no_pointers,
+    check_shapes,
+    weight_files,
+)
 from voco.model.rope import check_rope
 from voco.model.vision.tower import VisionTower, load_tower
 from voco.store import storage
@@ -97,6 +103,9 @@ def read_pretrained(uri: str, tower: dict[str, Any] | None = None, projector: st
             raise Refused(
                 f"model.pretrained: expected a language model of {list(SUPPORTED)}, got {lm_config.model_type!r} in {uri}"
             )
+        # transformers does not tie a head that differs from the table in the files, whatever the configuration says
+        head, table = language_model.get_output_embeddings(), language_model.get_input_embeddings()
+        lm_config.tie_word_embeddings = head.weight is table.weight
         try:
             check_rope(lm_config)
         except ValueError as error:
@@ -140,6 +149,10 @@ def _check_files(uri: str, folder: str, file: str | None) -> None:
         raise Refused(f"{source} holds no config.json")
     if "model_type" not in config:
         raise Refused(f"{source}: config.json does not say what the model is (model_type)")
+    quantized = next((block for block in (config, config.get("text_config") or {}) if block.get("quantization_config")), None)
+    if quantized is not None:
+        method = quantized["quantization_config"].get("quant_method", "an unnamed method")
+        raise Refused(f"{source}: is quantized ({method}); use the model that it was made from, in float16, bfloat16 or float32")
     check_no_pointers(folder, source)
     weight_files(folder, source)
     if not any(all((Path(folder) / name).is_file() for name in group) for group in TOKENIZERS):
@@ -198,10 +211,8 @@ def _transformers_llava(uri: str, folder: str) -> tuple[Any, dict[str, Tensor], 
     tower = {"path": storage.resolve(uri), "layer": config.vision_feature_layer, "fit": image_fit(folder)}
     tower["name"] = _tower_name(uri, config.vision_config.model_type, config.vision_feature_select_strategy)
     llava = _from_files(LLAVAS[config.model_type], uri, folder)
-    lm_config = llava.config.text_config
-    lm_config.tie_word_embeddings = llava.config.tie_word_embeddings
     with torch.device("meta"):
-        language_model = AutoModelForCausalLM.from_config(lm_config)
+        language_model = AutoModelForCausalLM.from_config(llava.config.text_config)
     language_model.model, language_model.lm_head = llava.model.language_model, llava.lm_head
     language_model.generation_config = llava.generation_config
     state = llava.model.multi_modal_projector.state_dict().items()
@@ -269,13 +280,16 @@ def _from_files(kind: Any, uri: str, folder: str, **options: Any) -> Any:
     before = logging.get_verbosity()
     logging.set_verbosity_error()  # it would warn about a projector among the language model's weights
     try:
-        model, info = kind.from_pretrained(folder, dtype="auto", output_loading_info=True, **options)
+        model, info = kind.from_pretrained(
+            folder, dtype="auto", output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
     except (OSError, ValueError, RuntimeError, KeyError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
         raise Refused(f"model.pretrained: {uri}: its weights cannot be read: {one_line(error)}") from error
     finally:
         logging.set_verbosity(before)
     if info["missing_keys"]:
         raise Refused(f"model.pretrained: {uri} lacks weights: {sorted(info['missing_keys'])}")
+    check_shapes(info["mismatched_keys"], f"model.pretrained: {uri}")
     return model
 
 

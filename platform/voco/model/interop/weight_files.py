@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,12 @@ def check_complete(path: Path, source: str) -> None:
             zipped = opened.read(2) == b"PK"
         if (zipped and not zipfile.is_zipfile(path)) or not path.stat().st_size:
             raise Refused(f"{source}: {path.name} is cut at {path.stat().st_size} bytes; download it again")
+
+
+def check_shapes(mismatched: Iterable[tuple[str, Any, Any]], source: str) -> None:
+    """Raises Refused for transformers' `mismatched_keys`: (name, the file's shape, the shape that config.json asks for)."""
+    for name, stored, expected in sorted(mismatched):
+        raise Refused(f"{source}: expected {name} of shape {tuple(expected)}, as config.json says, got {tuple(stored)}")
 
 
 def _shards(index: Path, source: str) -> list[str]:
