@@ -1,12 +1,13 @@
-"""Reads samples/, features/ or frame_cache/, and a checkpoint; writes answers/ and scores/."""
+"""Reads samples/, features/ or frame_cache/ if either is given, and a checkpoint; writes answers/ and scores/."""
 
 from __future__ import annotations
 
 import time
 
-from voco.evaluate import aggregate, answering, official, predictions, preflight
+from voco.evaluate import aggregate, answering, official, predictions, preflight, scores
 from voco.job.config import Evaluate
 from voco.job.spec import Job
+from voco.precompute.features import check_decoded
 from voco.report.wandb_outputs import record_evaluation as record
 from voco.run import manifest, units
 from voco.run.logs import get_logger
@@ -25,8 +26,10 @@ def run(job: Job, run_id: str) -> Manifest:
     output, samples = job.output_uri, job.resolved_inputs.sample_uris
     count = answering.list_evaluation_rows(output, samples, block)
     bounds = preflight.read_bounds(job)
+    scores.check_bound_metrics(official.job_metric(job), {"upper": job.inputs.upper, "lower": job.inputs.lower})
     arguments = answering.worker_arguments(job)
     records = units.run_units(output, count, answering.AnswerWorker, arguments, job.resources, in_process=False, label=job.name)
+    check_decoded(job.name, records)
     rows, fields = aggregate.write_scores(job, records, token_counts, bounds)
     files = predictions.write_predictions(job)
     fields["tables"] |= {predictions.FOLDER: files} if files else {}

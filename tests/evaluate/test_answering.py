@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import threading
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +20,7 @@ import world
 
 import pipelines
 from voco.commands.show import show_output
-from voco.errors import Refused
+from voco.errors import JobFailed, Refused
 from voco.evaluate import answering, preflight
 from voco.evaluate.aggregate import example_line
 from voco.evaluate.predictions import short_answer
@@ -30,11 +31,12 @@ from voco.model import build, weights
 from voco.model.flops import compress_flops, read_flops
 from voco.model.voco_llama import VocoLlama
 from voco.precompute import feature_store, features, frame_cache
+from voco.precompute.live_features import LiveFeatures
 from voco.report.summary import write_report_job
-from voco.run import units
+from voco.run import unit_records, units
 from voco.sequence.anyres import Anyres
-from voco.store import parquet
-from voco.store.samples import row_addresses
+from voco.store import index, parquet, schemas
+from voco.store.samples import row_addresses, unique_images
 from voco.store.schemas import ALL
 
 MODEL = {"llama": shapes.llama(layers=3), "tower": shapes.TOWER}
@@ -65,6 +67,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert tower is not None
     arguments = {"output": str(root / "features"), "tower": tower.model_dump(exclude_none=True), "batch": 8, "threads": 1}
     local(str(root / "features"), count, features.FeatureWorker, arguments)
+    index.join_pieces(str(root / "features"), count, schemas.FEATURES_INDEX)
     world.finish(str(root / "features"), "features")
     save(root / "voco", "voco", 4)
     save(root / "none", "none", 1)
@@ -75,11 +78,13 @@ def local(output: str, count: int, worker: Any, arguments: dict[str, Any]) -> li
     return units.run_units(output, count, worker, arguments, Resources(), in_process=True, label="test")
 
 
-def evaluate(root: Path, output: Path, checkpoint: str, frames: str | None = None, **block: Any) -> list[dict[str, Any]]:
-    """Answers of two units, in this process."""
+def evaluate(
+    root: Path, output: Path, checkpoint: str, frames: str | None = None, live: bool = False, **block: Any
+) -> list[dict[str, Any]]:
+    """Answers of two units, in this process; `live` ones by the checkpoint's own tower."""
     keys = {"benchmark": "halves", "max_new_tokens": 4, "batch": 5, "unit_samples": 4, **block}
     count = answering.list_evaluation_rows(str(output), [str(root / "samples")], Evaluate.model_validate(keys))
-    sources = {"features": None if frames else str(root / "features"), "frame_cache": frames}
+    sources = {"features": None if frames or live else str(root / "features"), "frame_cache": frames, "threads": 2}
     local(
         str(output),
         count,
@@ -92,7 +97,7 @@ def evaluate(root: Path, output: Path, checkpoint: str, frames: str | None = Non
 def test_a_limit_answers_the_first_samples_only(root: Path, tmp_path: Path) -> None:
     block = Evaluate(benchmark="halves", limit=3, unit_samples=2)
     assert answering.list_evaluation_rows(str(tmp_path), [str(root / "samples")], block) == 2
-    listed = parquet.read_table(units.work_list_uri(str(tmp_path))).to_pylist()
+    listed = [row for unit in range(2) for row in units.WorkList(str(tmp_path)).read(unit).to_pylist()]
     everything = list(row_addresses([str(root / "samples")]))
     assert [row["row"] for row in listed] == [row["row"] for row in everything[:3]]
     assert len(everything) > 3
@@ -139,13 +144,26 @@ def test_a_unit_that_runs_again_has_the_same_bytes(root: Path, tmp_path: Path) -
     evaluate(root, tmp_path / "out", "voco", tokens=COUNTS)
     part, record = (
         Path(units.part_uri(str(tmp_path / "out"), "answers", 1)),
-        Path(units.unit_record_uri(str(tmp_path / "out"), 1)),
+        Path(unit_records.unit_record_uri(str(tmp_path / "out"), 1)),
     )
     before = part.read_bytes()
     part.unlink()
     record.unlink()
     evaluate(root, tmp_path / "out", "voco", tokens=COUNTS)
     assert part.read_bytes() == before
+
+
+def test_stored_features_are_read_side_by_side(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two reads wait for each other, so they cannot be one after the other: S3 takes 30 ms for each."""
+    together = threading.Barrier(2, timeout=20)
+    original = feature_store.FeatureStore._read
+
+    def read(self: feature_store.FeatureStore, position: int) -> Any:
+        together.wait()
+        return original(self, position)
+
+    monkeypatch.setattr(feature_store.FeatureStore, "_read", read)
+    assert len(evaluate(root, tmp_path, "voco", tokens=[4])) == 2 * IMAGES
 
 
 def test_frame_caches_are_read_once_for_every_n(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,6 +178,55 @@ def test_frame_caches_are_read_once_for_every_n(root: Path, tmp_path: Path, monk
     assert len(reads) == len(set(reads)) == IMAGES
     images = evaluate(root, tmp_path / "images", "voco", tokens=COUNTS)
     assert [predictions(together, n) for n in COUNTS] == [predictions(images, n) for n in COUNTS]
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "block"),
+    [("voco", {"tokens": COUNTS}), ("none", {}), ("none", {"read_as": "fastv", "fastv": {"layer": 1, "keep": 0.5}})],
+    ids=["voco", "none", "fastv"],
+)
+def test_the_tower_answers_as_stored_features_do(root: Path, tmp_path: Path, checkpoint: str, block: dict[str, Any]) -> None:
+    stored = evaluate(root, tmp_path / "stored", checkpoint, **block)
+    live = evaluate(root, tmp_path / "live", checkpoint, live=True, **block)
+    assert live == stored
+    assert len({row["prediction"] for row in live}) > 1, "or equality proves nothing"
+
+
+def test_live_features_are_the_stored_ones_in_any_grouping(root: Path) -> None:
+    """Bit for bit where the tower sees as many images at a time; else within the rounding to fp16."""
+    tower = weights.load_checkpoint(str(root / "voco")).tower
+    assert tower is not None
+    store, listed = feature_store.FeatureStore(str(root / "features")), list(unique_images([str(root / "samples")]))
+    names = [image["sha256"] for image in listed]
+    for size in (IMAGES, 4, 1):
+        live = LiveFeatures(listed, tower, threads=2)
+        for start in range(0, IMAGES, size):
+            taken = live.take(names[start : start + size])
+            assert list(taken) == names[start : start + size]
+            for name, features_of_image in taken.items():
+                assert features_of_image.dtype == torch.float16
+                limit = 0.0 if size == IMAGES else 2**-10
+                assert torch.allclose(features_of_image.float(), store(name).float(), rtol=limit, atol=limit / 16)
+        live.close()
+    with pytest.raises(ValueError, match=f"expected the list's next image, {names[0]}, got {names[1]}"):
+        LiveFeatures(listed, tower, threads=1).take(names[1:])
+
+
+def test_an_image_that_cannot_be_decoded_is_named_and_fails_the_job(root: Path, tmp_path: Path) -> None:
+    rows = world.sample_rows(IMAGES, evaluation=True, text_every=0)
+    rows[2]["media"][0]["bytes"] = b"no image"
+    world.write_samples(str(tmp_path / "samples"), rows, rows_per_group=2)
+    keys = {"benchmark": "halves", "max_new_tokens": 4, "unit_samples": 4}
+    output = str(tmp_path / "out")
+    count = answering.list_evaluation_rows(output, [str(tmp_path / "samples")], Evaluate.model_validate(keys))
+    sources = {"checkpoint": str(root / "voco"), "features": None, "frame_cache": None}
+    records = local(output, count, answering.AnswerWorker, {"output": output, **sources, "block": keys})
+    assert {row["sample_id"] for row in table(tmp_path / "out").to_pylist()} == {row["sample_id"] for row in rows} - {
+        rows[2]["sample_id"]
+    }
+    line = f"halves: 1 images cannot be decoded; ingest with `validate: full` .*: {rows[2]['media'][0]['sha256']}: unsupported"
+    with pytest.raises(JobFailed, match=line):
+        features.check_decoded("halves", records)
 
 
 def test_fastv_answers_with_n_the_tokens_that_stay(root: Path, tmp_path: Path) -> None:
@@ -314,7 +381,7 @@ def test_a_video_that_leaves_no_position_is_refused(frames: int, limit: int, fit
     """After the prefix, 4 new tokens and one of a question, five frames of one token fit."""
     layout = tiny.layout("voco", 1).model_copy(update={"vision_slots": 4})
     config = {"layout": layout.model_dump(), "language_model": {"max_position_embeddings": layout.cached_from + 5 + 4 + 1}}
-    store = SimpleNamespace(groups={"a": [], "b": []}, frames={"a": 1, "b": frames}.__getitem__)
+    store = SimpleNamespace(most_frames=frames)
     block = Evaluate.model_validate({"benchmark": "x", "max_frames": limit, "max_new_tokens": 4})
     with nullcontext() if fits else pytest.raises(Refused, match=r"evaluate\.max_frames: a video has 6 frames"):
         preflight.check_length(config, block, store)  # type: ignore[arg-type]

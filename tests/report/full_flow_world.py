@@ -16,7 +16,7 @@ from voco.job.config import Model, Text
 from voco.job.spec import Job
 from voco.job.trials import sweep_trials
 from voco.model import build, weights
-from voco.precompute.frame_cache import FrameWorker, list_media_samples
+from voco.precompute.frame_cache import FrameWorker, list_media_samples, write_index
 from voco.run import units
 from voco.store import parquet, schemas, storage
 
@@ -44,9 +44,10 @@ def write_ingest(root: Path, name: str, source_format: str, rows: list[dict[str,
     key = "width" if rows[0]["modality"] == "image" else "duration_s"
     values = [row["media"][0][key] for row in rows]
     figures = {key: {"count": len(rows), "min": min(values), "mean": sum(values) / len(values), "max": max(values)}}
+    tables = {"samples": [entry], "index": [world.write_samples_index(job.output, [entry])]}
     report_world.finish(
         job, 3.1, counts={"read": read, "written": read, "samples": len(rows), "rejected": {}},
-        tables={"samples": [entry]}, statistics={"figures": figures, "kinds": {rows[0]["media"][0]["format"]: len(rows)}},
+        tables=tables, statistics={"figures": figures, "kinds": {rows[0]["media"][0]["format"]: len(rows)}},
     )  # fmt: skip
 
 
@@ -121,10 +122,9 @@ def frame_cache(root: Path) -> None:
     job = report_world.job(root, "frames", "frame_cache", inputs=inputs, frame_cache=block)
     count = list_media_samples(job.output, samples, 40)
     worker = FrameWorker(job.output, str(root / "sft/runs/voco-1/train"), block)
-    with parquet.open_parquet(units.work_list_uri(job.output)) as file:
-        records = [worker(unit, file.read_row_group(unit)) for unit in range(count)]
-    index = pa.Table.from_pylist([line for record in records for line in record["index"]], schema=schemas.FRAME_INDEX)
-    entry = parquet.write_table(f"{job.output}/index.parquet", [index], schemas.FRAME_INDEX)
+    listed = units.WorkList(job.output)
+    records = [worker(unit, listed.read(unit)) for unit in range(count)]
+    entry = write_index(job.output, records)
     files = [file for record in records for file in record["tables"]["frame_cache"]]
     frames = sum(record["counts"]["written"] for record in records)
     stored = sum(file["bytes"] for file in files) / frames

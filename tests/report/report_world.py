@@ -11,8 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import shapes
+import world
 from PIL import Image, ImageDraw
 
+from voco.evaluate.metrics import get_metric
 from voco.evaluate.metrics.gqa import exact_match
 from voco.evaluate.scores import score_rows
 from voco.job.load import build_job
@@ -93,6 +95,7 @@ def ingest(root: Path) -> None:
     groups = [pa.Table.from_pylist(samples[start : start + 40], schema=schemas.SAMPLES) for start in range(0, SCENES, 40)]
     entry = parquet.write_table(f"{output}/samples/part-00000.parquet", groups[:2], schemas.SAMPLES)
     second = parquet.write_table(f"{output}/samples/part-00001.parquet", groups[2:], schemas.SAMPLES)
+    index = world.write_samples_index(output, [entry, second])
     rows = [{"dataset": "s", "source": f"questions.json:{row}", "reason": reason, "detail": HOSTILE} for row, reason in
             enumerate(["missing_media", "missing_media", "corrupt_media"])]  # fmt: skip
     rejects = parquet.write_table(
@@ -104,7 +107,8 @@ def ingest(root: Path) -> None:
     rejected = {"missing_media": 2, "corrupt_media": 1}
     finish(
         ingest_job, 6.2, counts={"read": read, "written": read - 3, "samples": SCENES, "rejected": rejected},
-        tables={"samples": [entry, second], "rejects": [rejects]}, statistics={"figures": figures, "kinds": {"png": SCENES}},
+        tables={"samples": [entry, second], "index": [index], "rejects": [rejects]},
+        statistics={"figures": figures, "kinds": {"png": SCENES}},
     )  # fmt: skip
 
 
@@ -127,7 +131,7 @@ def write_training(job: Job, floor: float, drop: float, steps: int = 900) -> Non
         "step": step, "epoch": step // 300, "loss": loss, "kl": [None] * steps, "tokens": generator.integers(400, 700, steps),
         "cut": np.zeros(steps, dtype=int), "sample_ids_sha256": ["0" * 64] * steps,
         "lr": 1e-3 * (1 - step / steps), "grad_norm": np.ones(steps),
-        "seconds": generator.normal(0.11, 0.01, steps),
+        "seconds": generator.normal(0.11, 0.01, steps), "wait": np.zeros(steps),
     }  # fmt: skip
     parquet.write_table(f"{job.output}/metrics.parquet", [pa.table(columns, schema=schemas.METRICS)], schemas.METRICS)
     finish(job, 104.0, counts={"steps": steps}, statistics={"final_loss": float(loss[-1])})
@@ -180,7 +184,7 @@ def write_evaluation(job: Job, table: pa.Table, bounds: dict[str, pa.Table]) -> 
         row
         for n in table["n"].unique().to_pylist()
         for row in score_rows(
-            table.filter(pc.equal(table["n"], n)), bounds.get("upper"), bounds.get("lower"), 200, 0,
+            get_metric("gqa"), table.filter(pc.equal(table["n"], n)), bounds.get("upper"), bounds.get("lower"), 200, 0,
             cache_bytes=4096 * n if small else 262144,
             full_cache_bytes=266240, latency_s=0.0021 if small else 0.0034, seconds=9.5, uncached_flops=7e9,
         )

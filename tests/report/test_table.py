@@ -8,12 +8,13 @@ ROW = {
     "benchmark": "scenes", "category": "all", "method": "voco", "n": 1, "label": "VoCo, N=1", "role": "compared",
     "score": 0.485, "score_low": 0.47, "score_high": 0.5, "retention": 0.6112, "retention_low": None, "retention_high": None,
     "share_of_upper": None, "upper_bound": 0.6, "share_of_upper_low": None, "share_of_upper_high": None,
+    "official_name": "accuracy", "official": 0.485, "official_low": 0.47, "official_high": 0.5,
     "cache_bytes": 4096, "latency_s": None,
 }  # fmt: skip
 
 
 def test_columns_are_aligned_and_missing_figures_are_shown():
-    other = {**ROW, "label": "lower bound", "role": "lower", "retention": None, "score": 1.0}
+    other = {**ROW, "label": "lower bound", "role": "lower", "retention": None, "score": 1.0, "official": 1.0}
     lines = text_table([ROW, other]).split("\n")
     head = "method score % 95 % retention % 95 % of upper % 95 % cache/view s/question"
     assert " ".join(lines[0].split()) == head

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from voco.evaluate.official import official_statistics
+from voco.evaluate.official import job_metric, official_statistics, question_facts
 from voco.evaluate.scores import read_answers, score_rows
 from voco.job.config import Evaluate
 from voco.job.spec import Job
@@ -23,28 +24,29 @@ EXAMPLES = 3  # answers that an evaluation shows
 EXAMPLE_CHARACTERS = 200  # of each text in such a line
 
 
-def write_scores(job: Job, records: list[Record], counts: list[int], bounds: Bounds) -> tuple[list[Record], dict[str, Any]]:
+def write_scores(job: Job, records: Iterable[Record], counts: list[int], bounds: Bounds) -> tuple[list[Record], dict[str, Any]]:
     """Score the units' answers at each N of `counts` and write `scores/`.
 
     Returns the rows, and the counts, tables and statistics of the job's manifest.
     """
     block: Evaluate = job.block
     output = job.output_uri
-    answers = read_answers(output)
+    answers, metric, facts = read_answers(output), job_metric(job), question_facts(job)
     images = sum(record["counts"]["images"] for record in records)
     rows: list[Record] = []
     totals: dict[str, dict[str, float]] = {}
     for n in counts:
         totals[str(n)] = _sum_figures(records, n)
         at_n = answers.filter(pc.equal(answers["n"], n))
-        rows += score_rows(at_n, *bounds, block.resamples, job.seed, **_measures(totals[str(n)], images, at_n.num_rows))
+        measures = _measures(totals[str(n)], images, at_n.num_rows)
+        rows += score_rows(metric, at_n, *bounds, block.resamples, job.seed, facts, **measures)
     table = pa.Table.from_pylist(rows, schema=schemas.SCORES)
     entry = parquet.write_table(units.part_uri(output, "scores", 0), [table], schemas.SCORES)
     read = sum(record["counts"]["read"] for record in records)
     return rows, {
         "counts": {"read": read, "written": answers.num_rows, "images": images},
         "tables": {"answers": [part for record in records for part in record["tables"]["answers"]], "scores": [entry]},
-        "statistics": totals | official_statistics(job, answers),
+        "statistics": totals | official_statistics(job, answers, facts),
     }
 
 
@@ -98,7 +100,7 @@ def write_trials(job: Job, rows: list[Record]) -> dict[str, Any]:
     return parquet.write_table(units.part_uri(job.output_uri, "trials", 0), [table], schemas.TRIALS)
 
 
-def _sum_figures(records: list[Record], n: int) -> dict[str, float]:
+def _sum_figures(records: Iterable[Record], n: int) -> dict[str, float]:
     """What the units measured at one N (`answering.FIGURES`), added up."""
     figures = [record["figures"][str(n)] for record in records]
     return {key: sum(unit[key] for unit in figures) for key in figures[0]}

@@ -1,7 +1,7 @@
 """Answers to evaluation rows by the cached path: each image compressed once, every question answered alone, in batches.
 
 One compression answers for every N' <= N. FastV caches nothing: its choice of tokens depends on the question, so each question
-runs its images again.
+runs its images again. Without `features/` the images are decoded here, and the checkpoint's own tower sees them.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, closing, nullcontext
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from voco.model.flops import cache_bytes, compress_flops, fastv_bytes, fastv_flo
 from voco.model.generation import prompt_ids
 from voco.precompute.feature_store import FeatureStore
 from voco.precompute.frame_store import FrameStore
+from voco.precompute.live_features import LiveFeatures
 from voco.run import units
 from voco.run.units import part_uri
 from voco.sequence.anyres import Size
@@ -60,14 +62,21 @@ def list_evaluation_rows(output: str, samples: list[str], block: Evaluate) -> in
 def worker_arguments(job: Job) -> dict[str, Any]:
     """The arguments of a job's `AnswerWorker`s."""
     inputs = {key: getattr(job.resolved_inputs, key) for key in ("checkpoint", "features", "frame_cache")}
-    return {"output": job.output_uri, **inputs, "block": job.block.model_dump()}
+    threads = max(1, int(job.resources.cpus_per_worker))
+    return {"output": job.output_uri, **inputs, "block": job.block.model_dump(), "threads": threads}
 
 
 class AnswerWorker:
-    """Answers the questions of one unit's samples."""
+    """Answers the questions of one unit's samples. Without features and frame caches, `threads` threads decode images ahead."""
 
     def __init__(
-        self, output: str, checkpoint: str, features: str | None, frame_cache: str | None, block: dict[str, Any]
+        self,
+        output: str,
+        checkpoint: str,
+        features: str | None,
+        frame_cache: str | None,
+        block: dict[str, Any],
+        threads: int = 1,
     ) -> None:
         self.output, self.checkpoint = output, checkpoint
         self.block = Evaluate.model_validate(block)
@@ -78,6 +87,7 @@ class AnswerWorker:
         self.model = weights.load_checkpoint(checkpoint, layout, device=device)
         self.features = FeatureStore(features) if features is not None else None
         self.frames = FrameStore(frame_cache) if frame_cache is not None else None
+        self.threads = threads
         config, number_bytes = self.model.language_model.config, next(self.model.parameters()).element_size()
         self.token_bytes = cache_bytes(config, 1, number_bytes)
         self.view_tokens = layout.prefix_length + layout.voco_tokens()  # of an uncompressed view: text sees all of them
@@ -89,32 +99,44 @@ class AnswerWorker:
 
     def __call__(self, unit: int, listed: pa.Table) -> dict[str, Any]:
         """Write the answers to one unit, given as rows of ROW_ADDRESS. Returns the unit's record."""
-        samples = [sample for sample in read_at(listed.to_pylist()) if not self._rejected(sample)]
+        addresses = listed.to_pylist()
+        rows = (row | address for row, address in zip(read_at(addresses), addresses, strict=True))
+        samples = [sample for sample in rows if not self._rejected(sample)]
         self.sizes = {name: size for row in samples for name, size in zip(images_of(row), sizes_of(row), strict=True)}
         answers: list[dict[str, Any]] = []
         figures = {str(n): dict.fromkeys(FIGURES, 0.0) for n in self.counts}
         images = 0
-        for group in self._groups(samples):
-            started = time.monotonic()
-            prepared = self._prepare(group)
-            compress_seconds = time.monotonic() - started
-            questions = list(self._questions(group))
-            images += len(prepared)
-            for n in self.counts:
+        groups = list(self._groups(samples))
+        with self._live_features(groups) as live:
+            for group in groups:
                 started = time.monotonic()
-                at_n = {media: self._first_tokens(views, n) for media, views in prepared.items()}
-                size = self._batch_size(at_n)
-                for start in range(0, len(questions), size):
-                    answers += self._answer(questions[start : start + size], at_n, n)
-                figures[str(n)]["compress_seconds"] += compress_seconds
-                figures[str(n)]["answer_seconds"] += time.monotonic() - started
-                self._measure(figures[str(n)], questions, at_n)
-                for question in questions:  # at the next N every cache is there already
-                    question["cache_hit"] = bool(question["media"]) and self.block.fastv is None
+                prepared = self._prepare(group, live)
+                compress_seconds = time.monotonic() - started
+                questions = list(self._questions(group if live is None else _decoded(group, live)))
+                images += len(prepared)
+                for n in self.counts:
+                    started = time.monotonic()
+                    at_n = {media: self._first_tokens(views, n) for media, views in prepared.items()}
+                    size = self._batch_size(at_n)
+                    for start in range(0, len(questions), size):
+                        answers += self._answer(questions[start : start + size], at_n, n)
+                    figures[str(n)]["compress_seconds"] += compress_seconds
+                    figures[str(n)]["answer_seconds"] += time.monotonic() - started
+                    self._measure(figures[str(n)], questions, at_n)
+                    for question in questions:  # at the next N every cache is there already
+                        question["cache_hit"] = bool(question["media"]) and self.block.fastv is None
         table = pa.Table.from_pylist(answers, schema=schemas.ANSWERS)
         entry = parquet.write_table(part_uri(self.output, "answers", unit), [table], schemas.ANSWERS)
         counts = {"read": listed.num_rows, "written": len(answers), "images": images}
-        return {"tables": {"answers": [entry]}, "counts": counts, "figures": figures}
+        bad = [] if live is None else [f"{name}: {error}" for name, error in live.bad.items()]
+        return {"tables": {"answers": [entry]}, "counts": counts, "figures": figures, "bad": bad}
+
+    def _live_features(self, groups: list[list[dict[str, Any]]]) -> AbstractContextManager[LiveFeatures | None]:
+        """What computes the features of the groups' images; None where features or caches of them are stored."""
+        if self.features is not None or self.frames is not None:
+            return nullcontext()
+        assert self.model.tower is not None
+        return closing(LiveFeatures(image_addresses(groups), self.model.tower, self.threads))
 
     def _rejected(self, sample: dict[str, Any]) -> bool:
         return self.frames is not None and sample["sample_id"] in self.frames.rejected
@@ -179,14 +201,23 @@ class AnswerWorker:
         if group:
             yield group
 
-    def _prepare(self, samples: list[dict[str, Any]]) -> dict[MediaKey, Prepared]:
-        """A cache for each distinct list of images, or of frames (already compressed); under FastV the images' features."""
+    def _prepare(self, samples: list[dict[str, Any]], live: LiveFeatures | None) -> dict[MediaKey, Prepared]:
+        """A cache for each distinct list of images, or of frames (already compressed); under FastV the images' features.
+
+        A list with an image that `live` cannot decode is left out.
+        """
         keys = list(dict.fromkeys(self._media_key(sample) for sample in samples if sample["media"]))
         if self.frames is not None:
             n = max(self.counts)
             return {key: self.frames.read(key[0], [int(offset) for offset in key[1:]], n) for key in keys}
-        assert self.features is not None
-        features = {key: [self.features(sha256) for sha256 in key] for key in keys}
+        if live is not None:
+            of_image = live.take([image["sha256"] for image in image_addresses([samples])])
+            keys = [key for key in keys if of_image.keys() >= set(key)]
+            features = {key: [of_image[sha256] for sha256 in key] for key in keys}
+        else:
+            assert self.features is not None
+            self.features.load(sha256 for key in keys for sha256 in key)
+            features = {key: [self.features(sha256) for sha256 in key] for key in keys}
         if self.block.fastv is not None or not keys:
             return dict(features)
         layout, sizes = self.model.layout, [self._sizes(key) for key in keys]
@@ -267,6 +298,24 @@ class AnswerWorker:
     def _mark(self, prediction: str, conversation: dict[str, Any]) -> float | None:
         """None for a question without references: nobody knows."""
         return mark_answer(self.metric, prediction, conversation["answers"], conversation["choices"] or ())
+
+
+def _decoded(samples: list[dict[str, Any]], live: LiveFeatures) -> list[dict[str, Any]]:
+    """The samples of which no image could not be decoded."""
+    return [sample for sample in samples if live.bad.keys().isdisjoint(images_of(sample))]
+
+
+def image_addresses(groups: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Rows of IMAGE_ADDRESS: the images of each group of samples, which have their ROW_ADDRESS, once a group."""
+    listed: list[dict[str, Any]] = []
+    for group in groups:
+        first: dict[str, dict[str, Any]] = {}
+        for sample in group:
+            for medium, sha256 in enumerate(images_of(sample)):
+                address = {key: sample[key] for key in ROW_ADDRESS.names}
+                first.setdefault(sha256, {"sha256": sha256, **address, "medium": medium})
+        listed += first.values()
+    return listed
 
 
 def reading_order(offsets: list[int], order: str, sample_id: str) -> list[int]:

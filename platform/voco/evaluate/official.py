@@ -16,18 +16,25 @@ from voco.store.samples import MEDIA_PATH, SampleTables
 CHOICES = "conversations.list.element.choices"  # column path
 SHOWN = 8  # figures of a log line
 
+# By sample id: the path of its first medium, and the choices of each of its conversations
+QuestionFacts = dict[str, tuple[str | None, list[list[str]]]]
 
-def official_statistics(job: Job, answers: pa.Table) -> dict[str, Any]:
-    """`{"official": {metric, headline, figures: {N: {name: figure}}}}` of answers at one or more N.
+
+def job_metric(job: Job) -> Metric:
+    """The metric that marks an evaluation's answers: the job's, else the benchmark's."""
+    return get_metric(job.block.metric or default_metric(job.block.benchmark))
+
+
+def official_statistics(job: Job, answers: pa.Table, facts: QuestionFacts) -> dict[str, Any]:
+    """`{"official": {metric, headline, figures: {N: {name: figure}}}}` of answers at one or more N; `facts` of `question_facts`.
 
     Empty when the set's figure is the mean mark. With `error`, and no figures, when the answers are not the complete set, for
     example half of a pair of MME.
     """
-    metric = get_metric(job.block.metric or default_metric(job.block.benchmark))
+    metric = job_metric(job)
     if metric.aggregate is None:
         return {}
     official: dict[str, Any] = {"metric": metric.name, "headline": metric.headline, "figures": {}}
-    facts = _facts(job)
     for n in sorted(pc.unique(answers["n"]).to_pylist()):
         try:
             official["figures"][str(n)] = _figures(metric, answers.filter(pc.equal(answers["n"], n)), facts)
@@ -36,8 +43,13 @@ def official_statistics(job: Job, answers: pa.Table) -> dict[str, Any]:
     return {"official": official} if any(official["figures"].values()) else {}
 
 
-def _figures(metric: Metric, answers: pa.Table, facts: dict[str, tuple[str | None, list[list[str]]]]) -> Figures:
-    """The figures at one N. `facts` are the path of the first medium and the choices of each conversation, by sample."""
+def _figures(metric: Metric, answers: pa.Table, facts: QuestionFacts) -> Figures:
+    """The figures at one N."""
+    return official_figures(metric, marked_answers(answers, facts))
+
+
+def marked_answers(answers: pa.Table, facts: QuestionFacts) -> list[MarkedAnswer]:
+    """Rows of schemas.ANSWERS as a metric's `aggregate` takes them, in the order of the table."""
     columns = ["sample_id", "conversation_index", "source_id", "category", "prediction", "references", "correct"]
     marked: list[MarkedAnswer] = []
     for row in answers.select(columns).to_pylist():
@@ -48,10 +60,13 @@ def _figures(metric: Metric, answers: pa.Table, facts: dict[str, tuple[str | Non
                 "category": row["category"], "choices": choices[row["conversation_index"]], "question_id": row["source_id"],
             }
         )  # fmt: skip
-    return official_figures(metric, marked)
+    return marked
 
 
-def _facts(job: Job) -> dict[str, tuple[str | None, list[list[str]]]]:
+def question_facts(job: Job) -> QuestionFacts:
+    """What `aggregate` reads of the evaluation's samples; empty where the metric has none."""
+    if job_metric(job).aggregate is None:
+        return {}
     rows = SampleTables(job.resolved_inputs.sample_uris).rows(["sample_id", MEDIA_PATH, CHOICES])
     return {
         row["sample_id"]: (

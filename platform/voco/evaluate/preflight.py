@@ -19,7 +19,7 @@ from voco.model import weights
 from voco.model.checkpoint_layout import own_compressor
 from voco.model.rope import max_positions
 from voco.precompute.frame_store import FrameStore
-from voco.precompute.preflight import check_features, check_frames
+from voco.precompute.preflight import check_frames, check_images
 from voco.run.logs import get_logger
 from voco.sequence.sequence import Layout
 from voco.store.samples import SampleTables
@@ -38,14 +38,15 @@ def check_evaluation(job: Job) -> list[int]:
     except ValueError as error:
         raise Refused(f"evaluate.{error}") from error
     tables = SampleTables(job.resolved_inputs.sample_uris)
-    if job.inputs.features is not None:
+    if job.inputs.frame_cache is None:
         if own_compressor(checkpoint):
+            key = "inputs.frame_cache" if job.inputs.features is None else "inputs.features"
             raise Refused(
-                "inputs.features: this checkpoint reads the caches of a frozen compressor: make a frame_cache of the samples "
+                f"{key}: this checkpoint reads the caches of a frozen compressor: make a frame_cache of the samples "
                 "with it (an image is one frame) and give that as inputs.frame_cache"
             )
-        check_features(job, config, tables)
-    if job.inputs.frame_cache is not None:
+        check_images(job, config, tables)
+    else:
         store = check_frames(job, config, config["layout"]["tokens"], tables)
         check_length(config, block, store)
         if store.rejected:
@@ -89,7 +90,7 @@ def answer_token_counts(layout: Layout, block: Evaluate) -> list[int]:
 def check_length(config: dict[str, Any], block: Evaluate, store: FrameStore) -> None:
     """Refuse videos whose frames leave no position for a question, which workers would notice only in mid-job."""
     layout, positions = Layout(**config["layout"]), max_positions(config["language_model"])
-    frames = max((min(store.frames(sample_id), block.max_frames) for sample_id in store.groups), default=0)
+    frames = min(store.most_frames, block.max_frames)
     limit = (positions - layout.cached_from - block.max_new_tokens - 1) // max(answer_token_counts(layout, block))
     if frames > limit:
         raise Refused(
@@ -100,15 +101,17 @@ def check_length(config: dict[str, Any], block: Evaluate, store: FrameStore) -> 
 
 def check_rows(tables: SampleTables) -> None:
     """Refuse a table whose first row is not an evaluation row."""
-    for table in sorted(set(tables.owners)):
-        row = tables.read(tables.owners.index(table), ["sample_id", "conversations"])[0]
-        for conversation in row["conversations"]:
-            check_conversation(row["sample_id"], conversation)
+    for sample_id, asks in tables.first_rows():
+        _check_question(sample_id, asks)
 
 
 def check_conversation(sample_id: str, conversation: dict[str, Any]) -> None:
     """Refuse a conversation that asks nothing. References may be missing: some sets do not publish them."""
-    if conversation["turns"][-1]["role"] != "user":
+    _check_question(sample_id, conversation["turns"][-1]["role"] == "user")
+
+
+def _check_question(sample_id: str, asks: bool) -> None:
+    if not asks:
         raise Refused(f"{sample_id}: not an evaluation row: it must end on a user turn (ingest it as split test)")
 
 

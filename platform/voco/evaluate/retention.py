@@ -2,11 +2,13 @@
 
 Sources: VoCo-LLaMA Table 1 counts from the lower bound, its supplement's Table 4 divides by the upper bound. The
 intervals are percentile intervals of a cluster bootstrap (Davison and Hinkley 1997, section 3.8): questions about one
-image are not independent, so samples are drawn with all their questions. Pure functions of numpy arrays.
+image are not independent, so samples are drawn with all their questions. Pure functions of numpy arrays; a set's published
+figure that is not the mean mark is resampled by `figure_bootstrap.py`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,12 +42,12 @@ class Resampled:
     Draw r of every method uses the same samples, so ratios and differences of methods are paired.
     """
 
-    scores: dict[str, float]  # method -> mean of `correct` over all questions
-    draws: dict[str, Floats]  # method -> (R,) the mean in each resample
+    scores: dict[str, float]  # method -> mean of `correct` over all questions, or the set's published figure
+    draws: dict[str, Floats]  # method -> (R,) the same in each resample, NaN where a resample has no figure
 
-    def score(self, method: str) -> Interval:
-        """95 % interval of a method's score."""
-        return _interval(self.draws[method])
+    def score(self, method: str) -> Interval | None:
+        """95 % interval of a method's score; None when it is missing in a resample in twenty."""
+        return _valid_interval(self.draws[method], np.isfinite(self.draws[method]))
 
     def retention(self, method: str, lower: str, upper: str) -> Interval | None:
         """95 % interval of `retention`; None when the bounds are equal in the data or in a resample in twenty."""
@@ -60,7 +62,7 @@ class Resampled:
         return _ratio_interval(self.draws[method], self.draws[upper])
 
     def difference(self, method: str, other: str) -> Interval:
-        """95 % interval of score(method) - score(other), paired."""
+        """95 % interval of score(method) - score(other), paired; of mean marks, which every resample has."""
         return _interval(self.draws[method] - self.draws[other])
 
 
@@ -80,30 +82,45 @@ def bootstrap(
     if len(lengths) != 1 or not correct_by_method or len(sample_of_question) == 0:
         raise ValueError(f"expected every method to have the same questions, at least one; got lengths {sorted(lengths)}")
     names = list(correct_by_method)
-    _, group = np.unique(sample_of_question, return_inverse=True)
-    counts = np.bincount(group)  # (G,)
-    sums = np.stack([np.bincount(group, weights=correct_by_method[name]) for name in names], axis=1)  # (G, M)
-    sums_and_counts = np.concatenate([sums, counts[:, None]], axis=1)  # (G, M + 1)
-    generator = np.random.default_rng(seed)
-    means = np.empty((resamples, len(names)))
-    for index in range(resamples):
-        weights = np.bincount(generator.integers(len(counts), size=len(counts)), minlength=len(counts))
-        totals = weights @ sums_and_counts
-        means[index] = totals[:-1] / totals[-1]
+    columns = [*(correct_by_method[name] for name in names), np.ones(len(sample_of_question))]
+    totals = resampled_totals(np.stack(columns, axis=1), sample_of_question, resamples, seed)  # (R, M + 1)
+    means = totals[:, :-1] / totals[:, -1:]
     return Resampled(
         scores={name: float(np.mean(correct_by_method[name])) for name in names},
         draws={name: means[:, column] for column, name in enumerate(names)},
     )
 
 
-def _interval(draws: Floats) -> Interval:
-    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
+def resampled_totals(values: Floats, sample_of_question: NDArray[np.generic], resamples: int, seed: int) -> Floats:
+    """(R, K): the column sums of `values` (Q, K) over the questions of each resample's samples, as often as they are drawn."""
+    _, group = np.unique(sample_of_question, return_inverse=True)
+    sums = np.stack([np.bincount(group, weights=column) for column in values.T], axis=1)  # (G, K)
+    totals = np.empty((resamples, values.shape[1]))
+    for index, drawn in enumerate(draw_samples(len(sums), resamples, seed)):
+        totals[index] = np.bincount(drawn, minlength=len(sums)) @ sums
+    return totals
+
+
+def draw_samples(count: int, resamples: int, seed: int) -> Iterator[NDArray[np.int64]]:
+    """Each resample: (G,) numbers of G samples, drawn with replacement. The order of samples is that of their sorted labels."""
+    generator = np.random.default_rng(seed)
+    for _ in range(resamples):
+        yield generator.integers(count, size=count)
 
 
 def _ratio_interval(numerators: Floats, denominators: Floats) -> Interval | None:
-    """Interval of a ratio over the draws in which it exists; None when it is missing in more than 5 % of them."""
-    valid = np.abs(denominators) >= SMALLEST_SPAN
+    """Interval of a ratio over the draws in which it exists."""
+    valid = np.isfinite(numerators) & (np.abs(denominators) >= SMALLEST_SPAN)  # a comparison with NaN is false
+    return _valid_interval(np.divide(numerators, denominators, out=np.zeros_like(numerators), where=valid), valid)
+
+
+def _valid_interval(draws: Floats, valid: NDArray[np.bool_]) -> Interval | None:
+    """Interval of the valid draws; None when more than 5 % of them are not."""
     if valid.mean() < LEVEL:
         return None
-    return _interval(numerators[valid] / denominators[valid])
+    return _interval(draws[valid])
+
+
+def _interval(draws: Floats) -> Interval:
+    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)

@@ -9,6 +9,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from voco.errors import Refused
+from voco.evaluate.figure_bootstrap import bootstrap_figure
+from voco.evaluate.metrics import Metric
+from voco.evaluate.official import QuestionFacts, marked_answers
 from voco.evaluate.retention import Resampled, bootstrap, retention, share_of_upper
 from voco.store import parquet, schemas, storage
 from voco.store.schemas import ALL
@@ -33,6 +36,14 @@ def join_correct(tables: dict[str, pa.Table]) -> tuple[NDArray[np.str_], NDArray
     references, whose `correct` is null, are left out.
     Raises Refused when a table has a question twice or the sets of questions differ.
     """
+    joined = join_answers(tables)
+    first = next(iter(joined.values()))
+    samples, categories = (np.asarray(first[column].to_pylist(), dtype=np.str_) for column in ("sample_id", "category"))
+    return samples, categories, {name: table["correct"].to_numpy().astype(np.float64) for name, table in joined.items()}
+
+
+def join_answers(tables: dict[str, pa.Table]) -> dict[str, pa.Table]:
+    """The tables with the same questions in the same order, those with references; raises as `join_correct`."""
     sorted_tables = {name: table.sort_by(_BY_KEY) for name, table in tables.items()}
     keys = {name: _keys(table) for name, table in sorted_tables.items()}
     first, *others = keys
@@ -46,12 +57,8 @@ def join_correct(tables: dict[str, pa.Table]) -> tuple[NDArray[np.str_], NDArray
                 f"answers of {name} and {first} are not to the same questions: {only_other} only in {name}, "
                 f"{only_first} only in {first}; evaluate both on the same samples"
             )
-    samples, categories = (
-        np.asarray(sorted_tables[first][column].to_pylist(), dtype=np.str_) for column in ("sample_id", "category")
-    )
-    correct = {name: table["correct"].to_numpy().astype(np.float64) for name, table in sorted_tables.items()}  # null is NaN
-    marked = ~np.isnan(list(correct.values())).any(axis=0)
-    return samples[marked], categories[marked], {name: values[marked] for name, values in correct.items()}
+    marked = ~np.isnan([table["correct"].to_numpy() for table in sorted_tables.values()]).any(axis=0)  # null is NaN
+    return {name: table.filter(pa.array(marked)) for name, table in sorted_tables.items()}
 
 
 _BY_KEY = [("sample_id", "ascending"), ("conversation_index", "ascending")]
@@ -62,14 +69,23 @@ def _keys(table: pa.Table) -> list[tuple[str, int]]:
 
 
 def score_rows(
-    answers: pa.Table, upper: pa.Table | None, lower: pa.Table | None, resamples: int, seed: int, **measures: Any
+    metric: Metric,
+    answers: pa.Table,
+    upper: pa.Table | None,
+    lower: pa.Table | None,
+    resamples: int,
+    seed: int,
+    facts: QuestionFacts | None = None,
+    **measures: Any,
 ) -> list[dict[str, Any]]:
     """Rows of the scores table for one checkpoint: category "all" first, then each category by name.
 
     A row is about its questions with references. Where there are none, it counts all questions and has no score.
 
-    answers, upper, lower: tables of schemas.ANSWERS about the same questions; without both bounds there is no retention.
-    measures: values of the columns in `MEASURES`; the same in every row, None when left out.
+    metric: what marked all three tables
+    answers, upper, lower: tables of schemas.ANSWERS about the same questions; without both bounds there is no retention
+    facts: of the answers' samples, where the metric's published figure is not the mean mark
+    measures: values of the columns in `MEASURES`; the same in every row, None when left out
     Raises Refused for questions that differ, and for answers of more than one checkpoint, benchmark, method or n.
     """
     unknown = sorted(set(measures) - set(MEASURES))
@@ -77,21 +93,44 @@ def score_rows(
         raise ValueError(f"expected measures among {', '.join(MEASURES)}, got {', '.join(unknown)}")
     identity = {column: _single(answers, column) for column in ("checkpoint", "benchmark", "method", "n")}
     bounds = {} if upper is None or lower is None else {"upper": upper, "lower": lower}
-    samples, categories, correct = join_correct({"method": answers, **bounds})
+    joined = join_answers({"method": answers, **bounds})
+    samples, categories = (np.asarray(joined["method"][name].to_pylist(), dtype=np.str_) for name in ("sample_id", "category"))
     answered = {column: np.asarray(answers[column].to_pylist(), dtype=np.str_) for column in ("sample_id", "category")}
     rows = []
     for category in [ALL, *sorted(set(answered["category"].tolist()) - {ALL})]:  # a category named "all" is no second row
         chosen = _in_category(categories, category)
-        in_category = {name: values[chosen] for name, values in correct.items()}
         about, figures = samples[chosen], {}
         if len(about):
-            figures = _figures(bootstrap(in_category, about, resamples, seed))
+            tables = {name: table.filter(pa.array(chosen)) for name, table in joined.items()}
+            figures = _row_figures(metric, tables, about, facts or {}, resamples, seed)
         else:
             about = answered["sample_id"][_in_category(answered["category"], category)]
         counts = {"questions": len(about), "samples": len(np.unique(about))}
-        row = {**identity, "category": category, "seed": seed, **figures, **counts, **measures}
+        row = {**identity, "category": category, "metric": metric.name, "seed": seed, **figures, **counts, **measures}
         rows.append({column: row.get(column) for column in schemas.SCORES.names})
     return rows
+
+
+def _row_figures(
+    metric: Metric, tables: dict[str, pa.Table], samples: NDArray[np.str_], facts: QuestionFacts, resamples: int, seed: int
+) -> dict[str, Any]:
+    """Score and official figure of `method` with their intervals, bounds of both, and retention of the official figure.
+
+    An incomplete set has no official figure, and no retention: `evaluate.limit`, for example, can cut a pair of MME.
+    """
+    correct = {name: table["correct"].to_numpy() for name, table in tables.items()}
+    marks = bootstrap(correct, samples, resamples, seed)
+    figures: dict[str, Any] = _with_bounds("score", "lower_bound", "upper_bound", marks)
+    if metric.publishes_mean:
+        name, official = metric.headline, marks
+    else:
+        try:
+            rows = {name: marked_answers(table, facts) for name, table in tables.items()}
+            name, official = bootstrap_figure(metric, rows, samples, resamples, seed)
+        except Refused:
+            return figures
+    figures |= {"official_name": name, **_with_bounds("official", "official_lower_bound", "official_upper_bound", official)}
+    return figures | (_retention(official) if "upper" in tables else {})
 
 
 def _in_category(categories: NDArray[np.str_], category: str) -> NDArray[np.bool_]:
@@ -108,19 +147,19 @@ def _single(answers: pa.Table, column: str) -> Any:
     return values[0]
 
 
-def _figures(resampled: Resampled) -> dict[str, float | None]:
-    """Score, bounds and both retentions, each with its interval; None without bounds."""
-    score = resampled.scores["method"]
-    figures: dict[str, float | None] = {"score": score}
-    figures["score_low"], figures["score_high"] = resampled.score("method")
-    if "upper" not in resampled.scores:
-        return figures
-    upper, lower = resampled.scores["upper"], resampled.scores["lower"]
+def _with_bounds(name: str, lower: str, upper: str, resampled: Resampled) -> dict[str, float | None]:
+    """A figure of `method` as columns: its value, its interval, and where there are bounds, their values."""
+    low, high = resampled.score("method") or (None, None)
+    bounds = {column: resampled.scores.get(role) for column, role in ((lower, "lower"), (upper, "upper"))}
+    return {name: resampled.scores["method"], f"{name}_low": low, f"{name}_high": high, **bounds}
+
+
+def _retention(resampled: Resampled) -> dict[str, float | None]:
+    """Both published definitions, each with its interval."""
+    score, upper, lower = (resampled.scores[name] for name in ("method", "upper", "lower"))
     retention_low, retention_high = resampled.retention("method", "lower", "upper") or (None, None)
     share_low, share_high = resampled.share_of_upper("method", "upper") or (None, None)
-    return figures | {
-        "lower_bound": lower,
-        "upper_bound": upper,
+    return {
         "retention": retention(score, lower, upper),
         "retention_low": retention_low,
         "retention_high": retention_high,
@@ -128,3 +167,20 @@ def _figures(resampled: Resampled) -> dict[str, float | None]:
         "share_of_upper_low": share_low,
         "share_of_upper_high": share_high,
     }
+
+
+def check_bound_metrics(metric: Metric, bounds: dict[str, str | None]) -> None:
+    """Refuse bounds, by the input's key, that another metric than the answers' has marked, and those that do not say which."""
+    for name, uri in bounds.items():
+        if uri is None:
+            continue
+        folder = storage.join(storage.resolve(uri), "scores")
+        files = [storage.join(folder, file) for file in storage.list_names(folder)]
+        tables = [parquet.read_table(file) for file in files]
+        marked = {rule for table in tables if "metric" in table.column_names for rule in table["metric"].to_pylist()}
+        if not marked:
+            raise Refused(f"inputs.{name}: {uri}: its scores/ do not name the metric that marked them; evaluate it again")
+        if marked != {metric.name}:
+            other = ", ".join(sorted(marked))
+            expected = f"inputs.{name}: {uri}: expected answers marked by {metric.name}, got {other}"
+            raise Refused(f"{expected}; evaluate both with the same evaluate.metric")

@@ -10,7 +10,7 @@ import pyarrow as pa
 from voco.job.tables import METHODS
 from voco.report.differences import FRAME_VARIANTS, Difference, difference_text, differences
 from voco.report.outputs import Output, OutputGraph
-from voco.report.table import MEDIA, shared_view
+from voco.report.table import MEDIA, SUMS, has_other_official, official_span, official_text, official_title, shared_view
 from voco.store import schemas
 from voco.store.schemas import ALL
 
@@ -54,6 +54,11 @@ class Comparison:
     def bounded(self) -> bool:
         """True when any row has a retention."""
         return any(row["retention"] is not None for row in [*self.rows, *self.by_category])
+
+    @property
+    def official(self) -> str:
+        """The title of the column of the published figure; empty where that is the score."""
+        return official_title(self.rows) if has_other_official(self.rows) else ""
 
     def bound(self, role: str, category: str = ALL) -> float | None:
         """The score of a bound: from its own evaluation, else the value that all compared rows agree on."""
@@ -153,10 +158,13 @@ def headline(comparison: Comparison) -> str:
         return f"{comparison.benchmark}: no VoCo checkpoint was evaluated."
     best, *others = voco_rows
     text = f"{comparison.benchmark}: {best['label']} answers {100 * best['score']:.1f} % of {best['questions']:,} questions right"
+    if comparison.official:
+        text += f"; the published figure, {(best['official_name'] or 'of another rule').replace('_', ' ')}, is {_official(best)}"
+        text += f" (95 % interval {official_span(best)})" if official_span(best) else ""
     if best["retention"] is not None:
         text += (
-            f". The uncompressed model reaches {100 * best['upper_bound']:.1f} %, the lower bound "
-            f"{100 * best['lower_bound']:.1f} %; VoCo keeps {100 * best['retention']:.1f} % of the gap between them"
+            f". The uncompressed model reaches {_official(best, 'official_upper_bound')}, the lower bound "
+            f"{_official(best, 'official_lower_bound')}; VoCo keeps {100 * best['retention']:.1f} % of the gap between them"
             f"{_interval(best, 'retention')}."
         )
     elif comparison.view == "frame":
@@ -165,13 +173,20 @@ def headline(comparison: Comparison) -> str:
         text += ". Retention is unknown, because a bound is missing."
     for difference in comparison.differences:
         if difference.label == best["label"] and difference.category == ALL:
-            text += " " + difference_text(difference)
+            subject = "Its score is" if comparison.official else "It is"
+            text += f" {subject}{difference_text(difference).removeprefix('It is')}"
     for row in others:
         if row["retention"] is not None:
             text += f" {row['label']} keeps {100 * row['retention']:.1f} %{_interval(row, 'retention')}."
     measured = [row for row in voco_rows if row["cache_bytes"] and row["full_cache_bytes"]]
     smaller = " and ".join(f"{row['full_cache_bytes'] / row['cache_bytes']:,.0f} times ({row['label']})" for row in measured)
     return f"{text} The cache of {ARTICLE[comparison.view]} is {smaller} smaller than the full cache." if smaller else text
+
+
+def _official(row: dict[str, Any], column: str = "official") -> str:
+    """A published figure with its unit."""
+    unit = "" if row[column] is None or row["official_name"] in SUMS else " %"
+    return official_text(row, column) + unit
 
 
 ARTICLE = {"image": "an image", "frame": "a frame", "view": "a view"}

@@ -59,6 +59,10 @@ def differences(rows: list[EvaluatedRow]) -> tuple[list[Difference], list[str]]:
         if len(tables) < 2:
             unpaired.append(f"{first[1]['label']} against {second[1]['label']}: answers are missing")
             continue
+        rules = [row["metric"] for _, row in (first, second)]
+        if rules[0] != rules[1]:
+            unpaired.append(f"{first[1]['label']} against {second[1]['label']}: marked by {rules[0]} and by {rules[1]}")
+            continue
         try:
             paired += _paired(tables, first[1], second[1])
         except Refused as error:

@@ -13,6 +13,7 @@ from voco.report.comparison import compare, headline
 from voco.report.comparison_section import benchmark_section
 from voco.report.frames_section import frames_section
 from voco.report.ingest_section import ingest_section
+from voco.report.judged import RESOLUTIONS, read_judged_figures, video_rows
 from voco.report.outputs import OutputGraph, gather_outputs
 from voco.report.paper import evaluated_figures, paper_rows
 from voco.report.sweep_section import sweep_section
@@ -41,6 +42,8 @@ def render_page(graph: OutputGraph, title: str) -> str:
     environment.filters |= {
         "percent": table.percent,
         "span": table.interval_text,
+        "official": table.official_text,
+        "official_span": table.official_span,
         "bytes": table.bytes_text,
         "duration": table.seconds_text,
         "flops": table.flops_text,
@@ -49,6 +52,7 @@ def render_page(graph: OutputGraph, title: str) -> str:
     }
     environment.globals["colours"] = plots.COLOURS
     comparisons = compare(graph)
+    judged = read_judged_figures(graph, comparisons)
     return environment.get_template("report.html").render(
         title=title,
         graph=graph,
@@ -59,6 +63,9 @@ def render_page(graph: OutputGraph, title: str) -> str:
         sweeps=[sweep_section(output) for output in graph.of_kind("sweep")],
         frame_caches=[frames_section(output) for output in graph.of_kind("frame_cache")],
         comparisons=[benchmark_section(comparison) for comparison in comparisons],
+        judged=judged,
+        videos=video_rows(comparisons, judged),
+        resolutions=RESOLUTIONS,
         paper=paper_rows(evaluated_figures(graph, comparisons)),
         answers=[(comparison, *side_by_side(graph, comparison)) for comparison in comparisons],
         unscored=[output.name for output in graph.of_kind("evaluate") if output.read("scores") is None],

@@ -12,6 +12,7 @@ from voco.errors import Refused
 from voco.run import manifest
 from voco.run.manifest import Manifest
 from voco.store import parquet, storage
+from voco.store.schemas import SCORES
 
 
 @dataclass(frozen=True)
@@ -74,11 +75,17 @@ class Output:
         return [storage.join(self.uri, path if "/" in path else f"{table}/{path}") for path in entries]
 
     def read(self, table: str, columns: list[str] | None = None) -> pa.Table | None:
-        """A complete table; None when the output has no such table or one of its files is gone."""
+        """A complete table; None when the output has no such table or one of its files is gone.
+
+        Raises Refused for scores of an earlier version, which lack columns.
+        """
         files = self.files(table)
         if not files or not all(storage.exists(file) for file in files):
             return None
-        return pa.concat_tables([parquet.read_table(file, columns) for file in files])
+        complete = pa.concat_tables([parquet.read_table(file, columns) for file in files])
+        if table in ("scores", "trials") and columns is None and not set(SCORES.names) <= set(complete.column_names):
+            raise Refused(f"{self.uri}: {table}/ is of an earlier version: run {self.name} again with --replace")
+        return complete
 
 
 @dataclass(frozen=True)

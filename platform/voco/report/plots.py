@@ -137,7 +137,8 @@ def bars(title: str, items: Sequence[Bar], bounds: Sequence[tuple[str, float]]) 
 
 def dots(title: str, groups: Sequence[tuple[str, Sequence[Bar], Sequence[tuple[str, float]]]]) -> str:
     """A group of dots with whiskers per category; the category's own bounds are dashed lines across its group."""
-    left, right, top, row, gap = 150, 60, 8, 15, 16
+    longest = max(len(name) for name, _, _ in groups)
+    left, right, top, row, gap = max(150, 24 + 8 * min(longest, 22)), 60, 8, 15, 16
     heights = [row * len(items) + gap for _, items, _ in groups]
     height = top + sum(heights) + 30
     values = [v for _, items, bounds in groups for v in [*(item.high or item.value for item in items), *(b for _, b in bounds)]]
@@ -151,7 +152,7 @@ def dots(title: str, groups: Sequence[tuple[str, Sequence[Bar], Sequence[tuple[s
     y = float(top)
     for (name, items, bounds), group_height in zip(groups, heights, strict=True):
         middle = y + group_height / 2
-        parts.append(svg_text(left - 12, middle + 4, truncate(name, 20), "end", "name"))
+        parts.append(svg_text(left - 12, middle + 4, truncate(name, 22), "end", "name"))
         for _, value in bounds:
             x = x_of(value)
             parts.append(f'<line class="bound" x1="{x:.1f}" x2="{x:.1f}" y1="{y + 4:.1f}" y2="{y + group_height - 4:.1f}"/>')

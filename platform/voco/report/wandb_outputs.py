@@ -30,7 +30,9 @@ def record_sweep(run: TrackedRun, job: Job) -> None:
 
 
 def summary_scores(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Score, retention and cache size, and the score by category; under `n1`, `n2`, ... when there are several N.
+    """Score, retention, cache size, the published figure where it is another than the score, and the score by category.
+
+    Under `n1`, `n2`, ... when there are several N.
 
     A trial that is also a bound has two evaluations; only the first, its own, counts.
     """
@@ -40,7 +42,9 @@ def summary_scores(rows: list[dict[str, Any]]) -> dict[str, Any]:
     summary: dict[str, Any] = {}
     for row in rows:
         if row["category"] == ALL:
-            figures = {key: row[key] for key in ("score", "retention", "cache_bytes") if row[key] is not None}
+            figures = {key: row[key] for key in ("score", "official", "retention", "cache_bytes") if row[key] is not None}
+            if row["official"] == row["score"]:
+                figures.pop("official", None)
             summary |= {key: figure for key, figure in figures.items() if key not in summary}
         else:
             summary.setdefault(f"score_{row['category']}", row["score"])

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from voco.job.tables import METRICS
+
+if TYPE_CHECKING:  # `voco score` starts without numpy: a bootstrap, which calls `sums`, imports it
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+    # (A, K): what each of A answers adds to K sums; (R, K) -> (R,): the published figure of R such sums, NaN where there is none
+    Sums = tuple[Floats, Callable[[Floats], Floats]]
 
 # A marked answer: `prediction`, `references` and `mark`, and what the set gives of `category`, `image` (the name of its file),
 # `choices` and `question_id`; each may be missing or None
 MarkedAnswer = dict[str, Any]
-Figures = dict[str, float]  # a set's figures by name; those of a category are named `CATEGORY/FIGURE`
+Figures = dict[str, float]  # a set's figures by name, the published one first; those of a category are named `CATEGORY/FIGURE`
 
 
 @dataclass(frozen=True)
@@ -26,9 +34,17 @@ class Metric:
     mark: Callable[..., float]
     aggregate: Callable[[Sequence[MarkedAnswer]], Figures] | None = None  # default: `accuracy_figures`; raises Refused
     headline: str = "accuracy"  # the figure that papers print
+    headline_is_mean: bool = False  # with `aggregate`: it is the mean mark of all answers, whatever the set
+    sums: Callable[[Sequence[MarkedAnswer]], Sums] | None = None  # the published figure by sums, for a fast bootstrap
+    groups: Callable[[Sequence[MarkedAnswer]], Sequence[Hashable]] | None = None  # equal labels: `aggregate` needs these together
     reads_choices: bool = False
     needs: tuple[str, ...] = ()  # keys that every answer must have for `aggregate`
     note: str = ""  # what a reader of the figures must know
+
+    @property
+    def publishes_mean(self) -> bool:
+        """True when the published figure is the mean mark."""
+        return self.aggregate is None or self.headline_is_mean
 
 
 def get_metric(name: str) -> Metric:
@@ -50,6 +66,20 @@ def official_figures(metric: Metric, answers: Sequence[MarkedAnswer]) -> Figures
     """
     marked = [answer for answer in answers if answer["mark"] is not None]
     return (metric.aggregate or accuracy_figures)(marked) if marked else {}
+
+
+def published_name(metric: Metric, figures: Figures) -> str:
+    """The name of a set's published figure: the headline, or the first figure of a part of the set that has no headline."""
+    return metric.headline if metric.headline in figures else next(iter(figures))
+
+
+def ratio(totals: Floats, divisors: Floats) -> Floats:
+    """totals / divisors, element by element; NaN where there is nothing to divide by."""
+    import numpy as np
+
+    quotient = np.full(totals.shape, np.nan)
+    np.divide(totals, divisors, out=quotient, where=divisors > 0)
+    return quotient
 
 
 def accuracy_figures(answers: Sequence[MarkedAnswer]) -> Figures:

@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import string
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from voco.evaluate.metrics import Figures, MarkedAnswer, Metric, accuracy_figures, by_category, mean_mark
+from voco.evaluate.metrics import Figures, MarkedAnswer, Metric, accuracy_figures, by_category, mean_mark, ratio
+
+if TYPE_CHECKING:
+    from voco.evaluate.metrics import Floats, Sums
 
 ROTATION = 1_000_000  # a rotation's index is the item's plus a multiple of this
 LONGEST_WITH_ARTICLE = 3  # words of an answer in which `A` is the letter, not the article
@@ -76,11 +80,35 @@ def _item(question_id: str | int) -> str:
     return str(int(text) % ROTATION) if text.isdecimal() else text
 
 
+def _groups(answers: Sequence[MarkedAnswer]) -> list[str]:
+    """The item of each answer."""
+    return [_item(answer["question_id"]) for answer in answers]
+
+
+def _sums(answers: Sequence[MarkedAnswer]) -> Sums:
+    """Items that are right under every rotation, and items; both stand in the row of the item's first answer."""
+    import numpy as np
+
+    items: dict[str, list[int]] = {}
+    for position, item in enumerate(_groups(answers)):
+        items.setdefault(item, []).append(position)
+    sums = np.zeros((len(answers), 2))
+    for positions in items.values():
+        sums[positions[0]] = all(answers[position]["mark"] for position in positions), 1
+
+    def share(totals: Floats) -> Floats:
+        return ratio(totals[:, 0], totals[:, 1])
+
+    return sums, share
+
+
 METRIC = Metric(
     name="mmbench",
     mark=option_accuracy,
     aggregate=_figures,
     headline="circular_accuracy",
+    sums=_sums,
+    groups=_groups,
     reads_choices=True,
     needs=("question_id",),
     note="answers that match no option by letter or text are wrong here; the authors ask ChatGPT about them",

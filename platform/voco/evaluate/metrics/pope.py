@@ -7,8 +7,12 @@ the mean F1 of the categories (LLaVA issue 626: 0.8599 for LLaVA-1.5 7B).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from voco.evaluate.metrics import Figures, MarkedAnswer, Metric, by_category
+
+if TYPE_CHECKING:
+    from voco.evaluate.metrics import Floats, Sums
 
 NEGATIONS = {"No", "not", "no"}
 
@@ -55,4 +59,24 @@ def _binary(answers: Sequence[MarkedAnswer]) -> Figures:
     }
 
 
-METRIC = Metric(name="pope", mark=pope_accuracy, aggregate=_figures, headline="f1")
+def _sums(answers: Sequence[MarkedAnswer]) -> Sums:
+    """Of each category: twice the hits, claims of yes and labels of yes, and answers. The mean is over those with answers."""
+    import numpy as np
+
+    names = [answer.get("category") or "none" for answer in answers]
+    categories = sorted(set(names))
+    sums = np.zeros((len(answers), len(categories), 3))
+    for row, (name, answer) in enumerate(zip(names, answers, strict=True)):
+        claim, label = says_yes(answer["prediction"]), _is_yes(answer["references"])
+        sums[row, categories.index(name)] = 2 * (claim and label), claim + label, 1
+
+    def mean_f1(totals: Floats) -> Floats:
+        hits, yes, count = np.moveaxis(totals.reshape(-1, len(categories), 3), 2, 0)  # each (R, C)
+        present = count > 0
+        f1: Floats = np.where(present, hits / np.maximum(1, yes), 0.0)
+        return np.asarray(f1.sum(axis=1) / present.sum(axis=1))
+
+    return sums.reshape(len(answers), -1), mean_f1
+
+
+METRIC = Metric(name="pope", mark=pope_accuracy, aggregate=_figures, headline="f1", sums=_sums)

@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from voco.evaluate.metrics import Figures, MarkedAnswer, Metric, accuracy_figures, mean_mark
+from voco.evaluate.metrics import Figures, MarkedAnswer, Metric, accuracy_figures, mean_mark, ratio
+
+if TYPE_CHECKING:
+    from voco.evaluate.metrics import Floats, Sums
 
 LETTERS = "ABCDE"
 SENTENCE = re.compile(f"The answer is ([{LETTERS}])")
@@ -40,4 +44,18 @@ def _figures(answers: Sequence[MarkedAnswer]) -> Figures:
     return ({"img_accuracy": mean_mark(with_image)} if with_image else {}) | accuracy_figures(answers)
 
 
-METRIC = Metric(name="scienceqa", mark=scienceqa_accuracy, aggregate=_figures, headline="img_accuracy")
+def _sums(answers: Sequence[MarkedAnswer]) -> Sums:
+    """Marks and answers, of questions with an image where there are any."""
+    import numpy as np
+
+    counted = np.array([bool(answer.get("image")) for answer in answers])
+    counted = counted if counted.any() else np.ones(len(answers), dtype=bool)
+    sums = np.stack([counted * np.array([answer["mark"] for answer in answers]), counted], axis=1)
+
+    def share(totals: Floats) -> Floats:
+        return ratio(totals[:, 0], totals[:, 1])
+
+    return sums, share
+
+
+METRIC = Metric(name="scienceqa", mark=scienceqa_accuracy, aggregate=_figures, headline="img_accuracy", sums=_sums)

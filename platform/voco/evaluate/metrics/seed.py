@@ -51,4 +51,4 @@ def _figures(answers: Sequence[MarkedAnswer]) -> Figures:
     return {"accuracy": figures["accuracy"], **parts, **figures}
 
 
-METRIC = Metric(name="seed", mark=strict_letter, aggregate=_figures)
+METRIC = Metric(name="seed", mark=strict_letter, aggregate=_figures, headline_is_mean=True)

@@ -29,4 +29,4 @@ def _figures(answers: Sequence[MarkedAnswer]) -> Figures:
     return {"f1": mean_mark(answers), **categories}
 
 
-METRIC = Metric(name="token_f1", mark=shared_words, aggregate=_figures, headline="f1", note=NOT_JUDGED)
+METRIC = Metric(name="token_f1", mark=shared_words, aggregate=_figures, headline="f1", headline_is_mean=True, note=NOT_JUDGED)

@@ -123,6 +123,7 @@ METRIC = Metric(
     name="vqa",
     mark=vqa_accuracy,
     aggregate=_figures,
+    headline_is_mean=True,
     note="where all annotators agree the server compares answers as they are written; accuracy_llava is normalised before, as "
     "LLaVA's published figures are",
 )
