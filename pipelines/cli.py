@@ -43,12 +43,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def plan(options: Options) -> int:
-    from voco.commands import plan
+    from voco.commands import costs, plan, rates
     from voco.commands.cluster import environment_address
     from voco.job.load import load_job
 
-    job = load_job(options.operand)
-    _print("\n".join(plan.plan_lines(options.operand, job)))
+    job, assumed = load_job(options.operand), rates.read_rates(options.prices)
+    _print("\n".join([*plan.plan_lines(options.operand, job), *costs.cost_lines(job, assumed)]))
     if environment_address() is not None:
         from voco.commands.capacity import plan_capacity
 
@@ -169,6 +169,12 @@ def _add_address(parser: Parser) -> None:
     )
 
 
+def _add_plan(parser: Parser) -> None:
+    parser.add_argument(
+        "--prices", metavar="FILE", help="YAML: prices of nodes, and rates to assume instead of the defaults (docs/operations.md)"
+    )
+
+
 def _add_replace(parser: Parser) -> None:
     parser.add_argument("--replace", action="store_true", help="overwrite an output that another run wrote")
 
@@ -225,7 +231,7 @@ def _add_score(parser: Parser) -> None:
 
 
 VERBS = {
-    "plan": Verb("JOB", "check a job file; print its stages, inputs, sizes and resources; run nothing", plan),
+    "plan": Verb("JOB", "check a job file; print its stages, inputs, sizes, resources and costs; run nothing", plan, _add_plan),
     "submit": Verb("JOB", "submit a job file to a Ray cluster and follow its log", submit, _add_submit),
     "run": Verb("JOB", "run a job file here: on the cluster of RAY_ADDRESS, else on a local Ray", run, _add_replace),
     "status": Verb("RUN", "print the state of a run; RUN is a run id, a submission id or a job file", status, _add_address),

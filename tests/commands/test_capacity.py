@@ -108,7 +108,9 @@ def test_the_limits_are_those_of_rays_own_scheduler(cluster: str) -> None:
         (1, 500, 0, None), (1, 1, 0.5, None), (600, 1, 1, None),
     ):  # fmt: skip
         resources = {"workers": workers, "cpus_per_worker": cpus, "gpus_per_worker": gpus}
-        raw = changed(changed(TRAIN, "image_sft.global_batch", 2 * workers), "resources", resources)
+        micro = TRAIN["image_sft"]["micro_batch"]
+        raw = changed(TRAIN, "image_sft.global_batch", max(8, micro) * workers)  # so many that each has a virtual rank
+        raw = changed(raw, "resources", resources)
         if accelerator:
             raw["resources"]["accelerator"] = accelerator
         bundle: dict[str, float] = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
+from voco.commands.shapes import cached_frame_bytes, checkpoint_model, count_parameters, llama_config, unreachable
 from voco.errors import Refused
 from voco.job.config import Evaluate, FrameCache, ImageSft, Ingest, Llama, Training
 from voco.job.load import resolve_stage
@@ -23,6 +23,8 @@ class InputSize:
     rows: int | None
     bytes: int | None
     source: str
+    samples: int | None = None  # rows of samples/: those about the same media are one
+    conversations: int | None = None
 
     def __str__(self) -> str:
         figures = [f"{self.rows:,} rows"] if self.rows is not None else []
@@ -44,7 +46,7 @@ def input_size(job: Job, key: str, uri: str, stage_sizes: dict[str, InputSize]) 
     if expect is not None:
         media = job.inputs.media is not None  # they have the bytes, and the annotations the rows
         rows, size = (None if key == "inputs.media" else expect.rows), (None if media and key != "inputs.media" else expect.bytes)
-        unchecked = InputSize(rows, size, "not checked, expect")
+        unchecked = InputSize(rows, size, "not checked, expect", expect.media, expect.rows)
     if storage.is_placeholder(uri):
         return unchecked
     resolved = storage.resolve(uri)
@@ -56,26 +58,19 @@ def input_size(job: Job, key: str, uri: str, stage_sizes: dict[str, InputSize]) 
         if key in ("inputs.annotations", "inputs.answers"):
             return InputSize(None, storage.file_size(resolved), "present")
         finished = manifest.read_manifest(resolved)
-    except _unreachable(resolved):
+    except unreachable(resolved):
         return unchecked
     if finished is None:
         raise Refused(f"{key}: {uri} has no manifest.json: it is not a finished output of a job")
     return _manifest_size(finished)
 
 
-def _unreachable(uri: str) -> tuple[type[BaseException], ...]:
-    """The errors of storage that does not answer, or has no credentials."""
-    if not uri.startswith("s3://"):
-        return (TimeoutError,)
-    from botocore.exceptions import BotoCoreError
-
-    return (OSError, BotoCoreError)
-
-
 def _manifest_size(finished: manifest.Manifest) -> InputSize:
     files = [entry for entries in finished.tables.values() for entry in entries]
     rows = sum(int(entry.get("rows", 0)) for entry in finished.tables.get("samples") or files)
-    return InputSize(rows or None, sum(int(entry["bytes"]) for entry in files), "present")
+    conversations = finished.statistics.get("figures", {}).get("conversations", {}).get("sum")
+    samples = rows if "samples" in finished.tables else None
+    return InputSize(rows or None, sum(int(entry["bytes"]) for entry in files), "present", samples, conversations)
 
 
 @storage.s3_patience(0)
@@ -90,8 +85,9 @@ def plan_lines(file: str, job: Job) -> list[str]:
     stage_sizes: dict[str, InputSize] = {}
     outputs: dict[str, str] = {}
     for number, stage in enumerate(job.stages, 1):
+        resolved = resolve_stage(stage, outputs) if is_flow else stage
         if is_flow:
-            state = output_state(resolve_stage(stage, outputs))
+            state = output_state(resolved)
             lines.append(f"[{number}/{len(job.stages)}] {stage.name}: {stage.kind} -> {stage.output}: {state}")
         prefix = f"{file}: flow.stages[{number - 1}]." if is_flow else f"{file}: "
         sizes: dict[str, InputSize] = {}
@@ -106,7 +102,7 @@ def plan_lines(file: str, job: Job) -> list[str]:
         except Refused as error:
             raise Refused(f"{prefix}{error}") from None
         lines.append(f"  resources: {_resources(stage)}")
-        lines += [f"  {line}" for line in stage_details(stage, sizes)]
+        lines += [f"  {line}" for line in stage_details(resolved, sizes)]
         outputs[stage.name] = stage.output
         stage_sizes[f"@{stage.name}"] = _output_size(stage)
     return lines
@@ -125,7 +121,7 @@ def _source_preview(stage: Job) -> list[str]:
     resolved = storage.resolve(uri)
     try:
         return [preview(stage.block, resolved)]
-    except _unreachable(resolved):
+    except unreachable(resolved):
         return []
 
 
@@ -134,12 +130,13 @@ def _output_size(stage: Job) -> InputSize:
     output = stage.output_uri
     try:
         finished = None if storage.is_placeholder(stage.output) else manifest.read_manifest(output)
-    except _unreachable(output):
+    except unreachable(output):
         finished = None
     if finished is not None:
         return _manifest_size(finished)
     if stage.kind == "ingest" and stage.expect is not None:
-        return InputSize(stage.expect.rows, stage.expect.bytes, f"from {stage.name}, expect")
+        expect = stage.expect
+        return InputSize(expect.rows, expect.bytes, f"from {stage.name}, expect", expect.media, expect.rows)
     return InputSize(None, None, f"from {stage.name}, not made yet")
 
 
@@ -153,7 +150,7 @@ def output_state(job: Job) -> str:
     output = job.output_uri
     try:
         return _reachable_state(job, output)
-    except _unreachable(output):
+    except unreachable(output):
         return "not checked"
 
 
@@ -200,7 +197,7 @@ def stage_details(job: Job, sizes: dict[str, InputSize]) -> list[str]:
         names = ", ".join(trial.name for trial in trials)
         return [f"{len(trials)} trials, {block.concurrent} at a time: {names}", *(f"each trial: {line}" for line in lines)]
     if isinstance(block, FrameCache):
-        return [_frame_bytes(job)]
+        return [_frame_plan(job)]
     if isinstance(block, Evaluate):
         return _evaluation_plan(block)
     return []
@@ -215,34 +212,37 @@ def _evaluation_plan(block: Evaluate) -> list[str]:
     return []
 
 
-def _frame_bytes(job: Job) -> str:
-    """Bytes of a cached frame, when the checkpoint exists and gives the shape."""
-    uri = job.inputs.checkpoint or ""
-    formula = "bytes a frame: 2 x layers x kv_heads x head_dim x N x bytes of the dtype (524,288 at 7B, N=1, bf16)"
-    if uri.startswith("@") or storage.is_placeholder(uri):
-        return formula
-    from voco.model.checkpoint_layout import config_uri, has_model, head_width
-
-    if not has_model(uri):
-        return formula
-    config: dict[str, Any] = storage.read_json(config_uri(uri))
-    model, tokens = config["language_model"], config["layout"]["tokens"]
-    number_bytes = 4 if "32" in str(model.get("dtype")) else 2
-    count = 2 * model["num_hidden_layers"] * model["num_key_value_heads"] * head_width(model) * tokens * number_bytes
-    return f"{formula} = {count:,}"
+def _frame_plan(job: Job) -> str:
+    """Bytes of a cached frame: of the checkpoint's shape where it exists, else of Vicuna-7B's with N = 1 as an example."""
+    block: FrameCache = job.block
+    model = checkpoint_model(job.inputs.checkpoint or "")
+    number = {None: "bytes of the model's dtype", "bf16": "2 bytes"}.get(block.dtype, "1 byte + 4 of a scale")
+    formula = f"bytes a frame: 2 x layers x kv_heads x (head_dim x N x {number})"
+    if model is None:
+        return f"{formula}; at 7B with N = 1 {cached_frame_bytes((32, 32, 1, 128), block.dtype or 'bf16'):,}"
+    return f"{formula} = {model.frame_bytes(block.dtype):,}"
 
 
 def training_plan(job: Job, sizes: dict[str, InputSize]) -> list[str]:
     """Steps of a training job, and the memory of a new model, with the arithmetic."""
     block: Training = job.block
-    tables = [(sizes[f"inputs.samples[{index}].uri"].rows, item.weight) for index, item in enumerate(job.inputs.samples)]
+    tables = [(sizes[f"inputs.samples[{index}].uri"], item.weight) for index, item in enumerate(job.inputs.samples)]
+    unit, note = ("samples" if block.share_vision else "conversations"), ""
+    counts = [size.samples if block.share_vision else size.conversations for size, _ in tables]
+    if None in counts:  # rows of a source are conversations, rows of samples/ are samples
+        counts, unit = [size.rows for size, _ in tables], "rows"
+        note = (
+            " (at most: rows about the same media are one sample)"
+            if block.share_vision
+            else " (at least: a row may have several)"
+        )
+    known = [count for count in counts if count is not None]
     lines = []
-    if all(rows is not None for rows, _ in tables):
-        rows = sum(round((count or 0) * weight) for count, weight in tables)
-        steps = math.ceil(rows / block.global_batch)
-        note = "" if block.share_vision else " (at least: without share_vision each conversation is a sample)"
+    if len(known) == len(tables):
+        total = sum(round(count * weight) for count, (_, weight) in zip(known, tables, strict=True))
+        steps = math.ceil(total / block.global_batch)
         lines.append(
-            f"steps: ceil({rows:,} rows / {block.global_batch}) x {block.epochs} epochs = {steps * block.epochs:,}{note}"
+            f"steps: ceil({total:,} {unit} / {block.global_batch}) x {block.epochs} epochs = {steps * block.epochs:,}{note}"
         )
     else:
         lines.append(f"steps: rows / {block.global_batch} x {block.epochs} epochs; rows are known once the samples exist")
@@ -257,18 +257,10 @@ def training_plan(job: Job, sizes: dict[str, InputSize]) -> list[str]:
     return lines
 
 
-def count_parameters(llama: Llama) -> int:
-    """Weights of the language model: embedding and output head separate, no biases, two norms a layer and one at the end."""
-    head = llama.width // llama.heads
-    attention = 2 * llama.width * llama.width + 2 * llama.width * llama.kv_heads * head
-    layer = attention + 3 * llama.width * llama.mlp_width + 2 * llama.width
-    return llama.layers * layer + 2 * llama.vocabulary * llama.width + llama.width
-
-
 def training_memory(job: Job, llama: Llama) -> list[str]:
     """Bytes a worker for weights, gradients and Adam's state under ZeRO; activations and the projector come on top."""
     block: Training = job.block
-    count, workers, stage = count_parameters(llama), job.resources.workers, block.zero_stage
+    count, workers, stage = count_parameters(llama_config(llama)), job.resources.workers, block.zero_stage
     # bf16: 2 + 2 bytes and 12 of fp32 master weights and moments; fp32: 4 + 4 and 8 of moments
     sizes = (2, 2, 12) if block.precision == "bf16" else (4, 4, 8)
     shares = [workers if stage >= least else 1 for least in (3, 2, 1)]  # weights, gradients, Adam

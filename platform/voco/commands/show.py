@@ -150,7 +150,7 @@ def _frames(output: Output) -> str:
 
     store = FrameStore(output.uri)
     lines = [f"{key} {_facts(value) if isinstance(value, dict) else value}" for key, value in store.facts.items()]
-    index = parquet.read_table(storage.join(output.uri, schemas.FRAME_INDEX_FILE)).to_pylist()
+    index = parquet.read_table(storage.join(output.uri, schemas.INDEX_FILE)).to_pylist()
     if index:
         first = index[0]
         with parquet.open_parquet(storage.join(output.uri, "frame_cache", first["file"])) as file:
