@@ -9,7 +9,7 @@ QUICK := OMP_NUM_THREADS=1 MALLOC_MMAP_THRESHOLD_=1000000000 MALLOC_TRIM_THRESHO
 unexport PYTHONDONTWRITEBYTECODE # some images set it, and then each of hundreds of processes compiles its packages again
 
 .PHONY: help demo demo-stop evidence test test-slow test-cluster test-report lint types env env-demo env-peers efficiency
-.PHONY: bench-ingest bench-ingest-full bench-loader bench-decode bench-attention bench-step bench-inference bench-gpu
+.PHONY: bench-ingest bench-ingest-remote bench-ingest-full bench-units bench-memory bench-start bench-loader bench-decode bench-access bench-attention bench-step bench-inference bench-cache cache-scores bench-gpu checkpoint-variants
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
@@ -37,9 +37,22 @@ test-report: env ## tests of the report in headless Chromium; skipped, with a re
 
 bench-ingest: env env-peers ## files to Parquet: ours and a plain loop, daft, Ray Data, datasets and img2dataset
 	$(RUN) bench/ingest.py
+	PYTHONPATH=platform:. $(RUN) bench/ingest_s3.py
+
+bench-ingest-remote: env ## the part of bench-ingest with media in S3: ours and the earlier build, 30 ms a request and 90 MB/s a stream
+	PYTHONPATH=platform:. $(RUN) bench/ingest_s3.py
 
 bench-ingest-full: env ## 665,298 rows with the real mix of sources and faults: rows per second, the driver's memory, every row accounted for
 	$(RUN) bench/ingest_full.py
+
+bench-units: env ## a unit of a long work list on S3, ours and the earlier build's; counting and reading the records of 200,000 units
+	$(RUN) bench/units.py
+
+bench-start: env ## opening samples/, features/ and frame caches in S3: bytes, requests and memory, ours and the earlier build's
+	OMP_NUM_THREADS=1 PYTHONPATH=platform $(RUN) bench/start.py
+
+bench-memory: env ## the driver's peak memory at a quarter and at all of the rows, of every stage that lists rows
+	$(RUN) bench/driver_memory.py
 
 bench-loader: env env-peers ## Parquet to batches of pixels: ours and LLaVA's transform, the codec alone and other loaders
 	$(RUN) bench/loader.py
@@ -50,14 +63,26 @@ bench-decode: env ## frames of videos: ours, decord and PyAV in order, which of 
 bench-attention: env ## one layer under the VoCo mask: causal segments and a dense mask, FlexAttention and plain causal
 	OMP_NUM_THREADS=1 PYTHONPATH=platform $(RUN) bench/attention.py
 
-bench-step: env ## a training step: packed, in segments, logits of trained rows only; compared with transformers and a 4D mask
-	OMP_NUM_THREADS=1 PYTHONPATH=platform $(RUN) bench/step.py
+bench-step: env ## a training step: packed, in segments; beside transformers with a 4D mask; from storage with 30 ms; with the live tower
+	OMP_NUM_THREADS=1 PYTHONPATH=platform:tests $(RUN) bench/step.py --latency 30 --live
+
+bench-access: env ## training's reads and tokenised conversations over what it uses, at 8 and 64 workers, beside the earlier build's
+	PYTHONPATH=platform $(RUN) bench/access.py
 
 bench-inference: env ## first token and decoding after VoCo caches, compared with no cache and a full cache
 	OMP_NUM_THREADS=1 PYTHONPATH=platform $(RUN) bench/inference.py
 
-bench-gpu: ## 7B shapes in bf16: kernels, step, MFU, first token, decoding, frames a second; without a GPU a small shape
+bench-cache: env ## frame caches: a unit over its forward passes, files against torch.load and torch.save, a training step against recomputing
+	OMP_NUM_THREADS=1 PYTHONPATH=platform $(RUN) bench/cache.py
+
+cache-scores: env ## a finished demo's video checkpoint, answering from caches in bf16, int8 and fp8: score and bytes of each
+	$(RUN) bench/cache_scores.py
+
+bench-gpu: ## 7B shapes in bf16: kernels, step, live tower, MFU, first token, decoding, frames a second; without a GPU a small shape
 	PYTHONPATH=platform $${GPU_PYTHON:-$(RUN)} bench/gpu.py
+
+checkpoint-variants: env ## tiny LLaVAs as other people save them: each equal to transformers, or refused with its line
+	OMP_NUM_THREADS=1 PYTHONPATH=platform:tests $(RUN) bench/checkpoint_variants.py
 
 efficiency: env ## the paper's efficiency table by counting: storage and operations at 7B, 13B and 34B
 	PYTHONPATH=platform $(RUN) -m voco.model.efficiency

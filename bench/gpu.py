@@ -1,8 +1,9 @@
 """Figures that need a GPU, at 7B shapes with random weights in bf16: `PYTHONPATH=platform:bench python bench/gpu.py`.
 
 Needs torch and transformers, no Ray and no DeepSpeed. Kernel checks; a step against transformers with a dense 4D mask; MFU;
-time to the first token and decoding at batch 1, 8 and 64 against no cache and a full cache; compressed frames a second. Every
-line is printed as soon as it is measured. Without a GPU everything runs at the mini shape, as a check that it works.
+time to the first token and decoding at batch 1, 8 and 64 against no cache and a full cache; compressed frames a second; a step
+in which the frozen tower runs against stored features. Every line is printed as soon as it is measured. Without a GPU everything
+runs at the mini shape, as a check that it works.
 """
 
 from __future__ import annotations
@@ -145,13 +146,47 @@ def answering(table: dict[str, float], shape: str, device: torch.device, batches
                 del net, peer, work, features
 
 
-def compressing(table: dict[str, float], shape: str, device: torch.device, batch: int, rounds: int) -> None:
-    """Frames a second, pixels to caches: CLIP ViT-L/14 at 336, or a small net at the mini shape."""
+def clip_tower(shape: str) -> VisionTower:
+    """CLIP ViT-L/14 at 336 with random weights, or a small net of its width at the mini shape."""
     large = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
     small = {"hidden_size": 1024, "intermediate_size": 1024, "num_hidden_layers": 2, "num_attention_heads": 16}
+    vision = CLIPVisionConfig(image_size=336, patch_size=14, **(large if shape == "7b" else small))
+    return VisionTower({"name": "clip", "image_size": 336, "layer": -2}, CLIPVisionModel(vision), *CLIP)
+
+
+def step_from_host(net: Any, batch: Any, device: torch.device) -> torch.Tensor:
+    return step.own_step(net, batch.to(device, torch.float32))
+
+
+def live_tower(table: dict[str, float], shape: str, device: torch.device, rounds: int) -> None:
+    """A step, activations recomputed, in which the frozen tower runs on decoded pixels, over the same on stored features."""
     with clean(device):
-        vision = CLIPVisionConfig(image_size=336, patch_size=14, **(large if shape == "7b" else small))
-        tower = VisionTower({"name": "clip", "image_size": 336, "layer": -2}, CLIPVisionModel(vision), *CLIP)
+        net, _ = inference.model(shape, str(device), number_type(device))
+        net.tower = clip_tower(shape)
+        tower = net.detach_tower().tower.to(device, number_type(device))
+        net.train()
+        net.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+        samples = [step.token_sample(net.layout, f"{text}", text) for text in step.TEXTS["uneven"]]
+        names = [sample.sample_id for sample in samples]
+        draw = torch.Generator().manual_seed(0)
+        pixels = {name: torch.randint(0, 256, (1, 336, 336, 3), dtype=torch.uint8, generator=draw) for name in names}
+        stored = {name: tower(image)[0].cpu() for name, image in pixels.items()}
+        seconds, losses = {}, {}
+        for name, store in (("stored features", stored), ("live tower", pixels)):
+            batch = collate(samples, store.__getitem__, (step.SLOTS, step.FEATURES))  # copied to the device in the step
+            run = partial(step_from_host, net, batch, device)
+            losses[name] = float(run())
+            seconds[name] = median_s(run, device, rounds)
+            record(table, f"{name}, uneven texts: s a step", seconds[name])
+        if abs(losses["live tower"] - losses["stored features"]) > 0.01 * losses["stored features"]:
+            raise SystemExit(f"the live tower does not train the same: {losses}")
+        record(table, "live tower, uneven texts: ratio to stored features", seconds["live tower"] / seconds["stored features"])
+
+
+def compressing(table: dict[str, float], shape: str, device: torch.device, batch: int, rounds: int) -> None:
+    """Frames a second, pixels to caches."""
+    with clean(device):
+        tower = clip_tower(shape)
         net, _ = inference.model(shape, str(device), number_type(device))
         net.tower = tower.to(device)
         pixels = torch.randint(0, 256, (batch, 336, 336, 3), dtype=torch.uint8)
@@ -185,6 +220,7 @@ def main() -> None:
     with torch.no_grad():
         answering(table, options.shape, device, options.batches, options.rounds)
         compressing(table, options.shape, device, 32 if gpu else 2, options.rounds)
+    live_tower(table, options.shape, device, options.rounds)
     training(table, options.shape, device, names, options.rounds)
     options.to.parent.mkdir(parents=True, exist_ok=True)
     options.to.write_text(

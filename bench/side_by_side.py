@@ -82,8 +82,8 @@ def write(
     OUT.mkdir(exist_ok=True)
     (OUT / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
     print(f"\n{name}: {work}\n{facts}")
-    for contender, figures in {"ours": own, **peers}.items():
-        print(f"  {contender:24}" + "  ".join(f"{key} {value:,.4g}" for key, value in figures.items()))
+    for contender, values in {"ours": own, **peers}.items():
+        print(f"  {contender:24}" + "  ".join(f"{key} {value:,.4g}" for key, value in values.items()))
     print("ratios, ours against")
     for what, value in ratio.items():
         print(f"  {what:44}{value:6.2f}")

@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 from side_by_side import in_turn, median, write
+from step_latency import latency
+from step_live import live
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -42,12 +44,13 @@ def model(dtype: torch.dtype) -> VocoLlama:
     return VocoLlama(LlamaForCausalLM(config), layout, FEATURES).to(dtype)
 
 
-def token_sample(layout: Layout, name: str, text: int) -> TokenSample:
+def token_sample(layout: Layout, name: str, text: int, words: int = VOCABULARY) -> TokenSample:
+    """A sample of one image and `text` tokens of the first `words` of the vocabulary, the second half trained."""
     columns = prefix_columns(layout, [N])
     size, start = len(columns["ids"]), text_start(layout, [N])
-    words = np.random.default_rng(text).integers(20, VOCABULARY, text).tolist()
+    drawn = np.random.default_rng(text).integers(20, words, text).tolist()
     columns = {
-        "ids": columns["ids"] + words,
+        "ids": columns["ids"] + drawn,
         "kinds": columns["kinds"] + [TEXT] * text,
         "view": columns["view"] + [NONE] * text,
         "conversation": [NONE] * size + [0] * text,
@@ -56,7 +59,7 @@ def token_sample(layout: Layout, name: str, text: int) -> TokenSample:
     arrays = {key: np.asarray(column, dtype=np.int64) for key, column in columns.items()}
     trained = np.arange(text // 2, text)
     return TokenSample(
-        sample_id=name, predict_at=size + trained - 1, predict_id=np.asarray(words)[trained], media=(name,), cut=0, **arrays
+        sample_id=name, predict_at=size + trained - 1, predict_id=np.asarray(drawn)[trained], media=(name,), cut=0, **arrays
     )
 
 
@@ -118,6 +121,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtype", choices=["bf16", "fp32"])
+    parser.add_argument("--latency", type=float, metavar="MS", help="also a step that reads from storage this late")
+    parser.add_argument("--live", action="store_true", help="also a step in which the frozen tower runs, at the demo's shapes")
     options = parser.parse_args()
     torch.set_num_threads(1)
     load = os.getloadavg()[0]
@@ -157,7 +162,17 @@ def main() -> None:
         ratio[f"padding alone, {label} texts"] = len(sizes) * max(sizes) / sum(sizes)
     own = figures.pop("ours")
     work = f"one step of a 6-layer Llama, width 512, vocabulary {VOCABULARY:,}, {name}, 4 samples of 579 + text tokens, 1 thread"
-    write("step", work, own, figures, ratio, load)
+    limits: dict[str, float] = {}
+    if options.latency is not None:
+        delayed = latency(options.latency)
+        print(f"storage with {options.latency:g} ms: {delayed}", flush=True)
+        limits[f"latency_{options.latency:g}ms"] = delayed["ratio"]
+        ratio[f"storage with {options.latency:g} ms, no thread"] = delayed["storage_without_thread_s"] / delayed["storage_s"]
+    if options.live:
+        beside = live(2 * options.rounds + 1)
+        print(f"frozen tower in the step, the demo's shapes: {beside}", flush=True)
+        ratio["the demo's step with its tower, to stored features"] = beside["ratio"]
+    write("step", work, own, figures, ratio, load, limits or None)
 
 
 if __name__ == "__main__":

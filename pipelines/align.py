@@ -1,4 +1,4 @@
-"""Reads samples/ of captions, features/ and a language model (or a new one); writes a checkpoint with a trained projector.
+"""Reads samples/ of captions, features/ if given, and a model (or a new one); writes a checkpoint with a trained projector.
 
 LLaVA's first stage: only the projector is trained, for a frozen language model and without <voco> tokens.
 """

@@ -1,4 +1,4 @@
-"""Reads samples/ tables; writes features/, one row for each unique image."""
+"""Reads samples/ tables; writes features/, one row for each unique image, and index.parquet."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from voco.job.spec import Job
 from voco.precompute import features
 from voco.run import manifest, units
 from voco.run.manifest import Manifest
+from voco.store import schemas
+from voco.store.index import join_pieces
 
 
 def run(job: Job, run_id: str) -> Manifest:
@@ -24,5 +26,6 @@ def run(job: Job, run_id: str) -> Manifest:
     features.check_decoded(job.name, records)
     written = sum(record["counts"]["written"] for record in records)
     counts = {"read": written, "written": written, "rejected": {}}
-    tables = {"features": [entry for record in records for entry in record["tables"]["features"]]}
+    index = join_pieces(output, count, schemas.FEATURES_INDEX)
+    tables = {"features": [entry for record in records for entry in record["tables"]["features"]], "index": [index]}
     return manifest.write_manifest(job, run_id, started, counts=counts, tables=tables)

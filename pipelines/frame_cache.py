@@ -1,4 +1,4 @@
-"""Reads samples/ and a checkpoint; writes frame_cache/, one row per frame, and index.parquet."""
+"""Reads samples/, features/ if it is given, and a checkpoint; writes frame_cache/, one row per frame, and index.parquet."""
 
 from __future__ import annotations
 
@@ -18,10 +18,13 @@ def run(job: Job, run_id: str) -> Manifest:
     """Every frame compressed once, alone, by the checkpoint's compressor, in work units on Ray Data."""
     started = time.time()
     block: FrameCache = job.block
-    output, checkpoint = job.output_uri, job.resolved_inputs.checkpoint or ""
+    output, checkpoint, features = job.output_uri, job.resolved_inputs.checkpoint or "", job.resolved_inputs.features
     frame_cache.check_method(checkpoint)
+    frame_cache.check_stored_features(features, checkpoint)
     count = frame_cache.list_media_samples(output, job.resolved_inputs.sample_uris, block.unit_samples)
-    arguments = {"output": output, "checkpoint": checkpoint, "block": block.model_dump()}
+    threads = max(1, int(job.resources.cpus_per_worker))
+    arguments = {"output": output, "checkpoint": checkpoint, "block": block.model_dump(), "threads": threads}
+    arguments["features"] = features
     records = units.run_units(output, count, frame_cache.FrameWorker, arguments, job.resources, in_process=False, label=job.name)
     frame_cache.check_rejects(output, records, block.max_reject_share)
     index = frame_cache.write_index(output, records)

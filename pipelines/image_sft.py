@@ -1,4 +1,4 @@
-"""Reads samples/, features/ and a checkpoint (or a new model); writes a checkpoint directory.
+"""Reads samples/, features/ if it is given, and a checkpoint (or a new model); writes a checkpoint directory.
 
 Supervised fine-tuning under the job's compression method, on Ray Train workers with DeepSpeed.
 """

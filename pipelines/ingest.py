@@ -1,4 +1,4 @@
-"""Reads annotations and media; writes `samples/`, `rejects/` and the manifest."""
+"""Reads annotations and media; writes `samples/`, `rejects/`, `index.parquet` and the manifest."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from voco.errors import JobFailed
 from voco.ingest.accounting import add_up, check_limits
 from voco.ingest.listing import list_samples
 from voco.ingest.media_sources import media_limits, open_media_sources
-from voco.ingest.write_samples import WriteSamples
+from voco.ingest.write_samples import WriteSamples, with_index
 from voco.job.config import Ingest
 from voco.job.spec import Job
 from voco.run import manifest, units
@@ -37,4 +37,4 @@ def run(job: Job, run_id: str) -> Manifest:
     check_limits(block, totals, output)
     if manifest.job_run_id(job) != run_id:
         raise JobFailed(f"{job.name}: its source changed while it was read; submit it again, with --replace")
-    return manifest.write_manifest(job, run_id, started, **totals.fields)
+    return manifest.write_manifest(job, run_id, started, **with_index(totals.fields, output, listing.units))

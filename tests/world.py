@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import shapes
 from PIL import Image
 
@@ -18,6 +19,7 @@ from voco.job.spec import Job
 from voco.model import build, weights
 from voco.run import manifest
 from voco.store import parquet, schemas, storage
+from voco.store.index import group_facts, samples_rows, write_table_index
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 180, 40), "blue": (40, 60, 210), "yellow": (220, 210, 40)}
 
@@ -69,8 +71,17 @@ def write_samples(output: str, rows: list[dict[str, Any]], rows_per_group: int =
     table = pa.Table.from_pylist(rows, schema=schemas.SAMPLES)
     groups = [table.slice(start, rows_per_group) for start in range(0, len(rows), rows_per_group)]
     entry = parquet.write_table(storage.join(output, "samples", "part-00000.parquet"), groups, schemas.SAMPLES)
-    finish(output, "ingest", samples=[entry])
+    finish(output, "ingest", samples=[entry], index=[write_samples_index(output, [entry])])
     return output
+
+
+def write_samples_index(output: str, parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """The index of `samples/`, from its files. Returns its manifest entry."""
+    facts = []
+    for part in parts:
+        with pq.ParquetFile(f"{output}/samples/{part['path']}") as file:
+            facts += [group_facts(file.read_row_group(group)) for group in range(file.num_row_groups)]
+    return write_table_index(output, [samples_rows(facts, parts)], schemas.SAMPLES_INDEX)
 
 
 def finish(output: str, kind: str, **tables: list[dict[str, Any]]) -> None:

@@ -72,9 +72,6 @@ def table(output: Path, name: str) -> list[dict[str, Any]]:
 
 
 def part_hashes(output: Path) -> dict[str, str]:
-    """sha256 of every part of both tables, by its name."""
-    return {
-        f"{part.parent.name}/{part.name}": hashlib.sha256(part.read_bytes()).hexdigest()
-        for name in ("samples", "rejects")
-        for part in sorted((output / name).glob("*"))
-    }
+    """sha256 of the index and of every part of both tables, by its name."""
+    files = [part for pattern in ("samples/*", "rejects/*", "index.parquet") for part in sorted(output.glob(pattern))]
+    return {str(part.relative_to(output)): hashlib.sha256(part.read_bytes()).hexdigest() for part in files}

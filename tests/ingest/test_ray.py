@@ -15,6 +15,8 @@ from voco.ingest.media.source import MediaLimits
 from voco.ingest.write_samples import WriteSamples
 from voco.job.config import Resources
 from voco.run import units
+from voco.store.index import join_pieces
+from voco.store.schemas import SAMPLES_INDEX
 
 pytestmark = pytest.mark.ray
 LAX = {"max_missing_share": 1.0, "max_reject_share": 1.0}
@@ -54,7 +56,7 @@ def test_a_killed_worker_process_costs_nothing(ray_local, source) -> None:
             return written
 
     (output / "work").mkdir(parents=True)
-    (output / "work" / "list.parquet").write_bytes((source / "here" / "work" / "list.parquet").read_bytes())
+    (output / "work" / "list-00000.parquet").write_bytes((source / "here" / "work" / "list-00000.parquet").read_bytes())
     limits = MediaLimits("header", 1 << 28, 10**8, 200.0, 1 << 28)
     arguments = {
         "output": str(output), "media": str(source / "images"), "limits": limits, "shard_bytes": 256 << 20, "located": None,
@@ -62,6 +64,7 @@ def test_a_killed_worker_process_costs_nothing(ray_local, source) -> None:
     records = units.run_units(str(output), 10, Dying, arguments, Resources(workers=2), False, "test")
     assert int(marker.read_text()) != os.getpid()
     assert [record["unit"] for record in records] == list(range(10))
+    join_pieces(str(output), 10, SAMPLES_INDEX)
     unbroken = {name: sha for name, sha in part_hashes(source / "here").items() if "listing" not in name}
     assert part_hashes(output) == unbroken
 

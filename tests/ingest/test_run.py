@@ -203,7 +203,7 @@ def test_an_empty_list_and_a_broken_file(tmp_path) -> None:
     (tmp_path / "mix.json").write_text("[{}")
     with pytest.raises(Refused, match="expected complete JSON"):
         pipelines.run(job(tmp_path, tmp_path / "other"))
-    assert not (tmp_path / "other" / "work" / "list.parquet").exists()
+    assert not units.is_listed(str(tmp_path / "other"))
 
 
 def test_grouping_by_many_buckets_keeps_every_row(tmp_path, monkeypatch) -> None:
@@ -287,10 +287,11 @@ def test_killed_and_run_again_is_byte_equal(tmp_path, stage: str) -> None:
     assert not (tmp_path / "out" / "manifest.json").exists()
     done = len(list(unit_folder.glob("*.json")))
     assert (done == 0) if stage == "listing" else 3 <= done < 10
-    assert Path(units.work_list_uri(str(tmp_path / "out"))).exists() == (stage == "units")
+    assert units.is_listed(str(tmp_path / "out")) == (stage == "units")
     pipelines.run(ingest_job)
     assert part_hashes(tmp_path / "out") == part_hashes(tmp_path / "whole")
-    assert {path.name for path in (tmp_path / "out" / "work").iterdir()} == {"list.parquet", "listing.json"}
+    names = {"index", "list-00000.parquet", "list.json", "listing.json"}
+    assert {path.name for path in (tmp_path / "out" / "work").iterdir()} == names
     assert pipelines.run(ingest_job) == manifest.read_manifest(str(tmp_path / "out"))  # done already
 
 

@@ -82,6 +82,10 @@ def without(job: dict[str, Any], key: str) -> dict[str, Any]:
         (without(TRAIN, "image_sft"), "image_sft: expected a block, got nothing"),
         (without(TRAIN, "model"), "expected either a `model` block or `inputs.checkpoint`"),
         (changed(TRAIN, "image_sft.global_batch", 6), "expected a multiple of workers x micro_batch = 4, got 6"),
+        (
+            changed(changed(changed(TRAIN, "image_sft.global_batch", 96), "resources.workers", 32), "image_sft.micro_batch", 3),
+            "resources.workers: expected 1, 2, 4, 8, 16 for a global_batch of 96, got 32",
+        ),
         (changed(TRAIN, "image_sft.attention", "flex"), "image_sft.attention: flex trains on GPUs only: expected segments"),
         (changed(without(TRAIN, "model"), "image_sft.attention", "flex"), "image_sft.attention: flex trains on GPUs only"),
         (changed(TRAIN, "name", "Train 1"), "name: "),
@@ -215,8 +219,27 @@ def test_impossible_ways_to_read_a_checkpoint(block: dict[str, Any], message: st
     assert "\n" not in str(refused.value)
 
 
+def test_features_are_optional_and_only_for_images() -> None:
+    """Without them the checkpoint's own tower sees the images of the samples."""
+    for kind in ("align", "image_sft", "evaluate"):
+        raw = {**copy.deepcopy(TRAIN), "kind": kind, kind: TRAIN["image_sft"], "inputs": {"samples": [{"uri": "a"}]}}
+        if kind == "evaluate":
+            raw |= {"evaluate": {"benchmark": "gqa"}, "inputs": {**raw["inputs"], "checkpoint": "c"}, "model": None}
+        if kind != "image_sft":
+            raw |= {"image_sft": None, "compression": None}
+        job = build_job("j.yaml", {key: value for key, value in raw.items() if value is not None})
+        assert job.inputs.features is None
+    ask = {"name": "ask", "kind": "evaluate", "output": "o", "evaluate": {"benchmark": "gqa"}}
+    both = {"samples": [{"uri": "s"}], "features": "f", "frame_cache": "c", "checkpoint": "c"}
+    with pytest.raises(Refused, match="inputs: expected `features` or `frame_cache`, got both"):
+        build_job("j.yaml", {**ask, "inputs": both})
+    video = {**without(TRAIN, "image_sft"), "kind": "video_sft", "video_sft": TRAIN["image_sft"], "inputs": both}
+    with pytest.raises(Refused, match=r"inputs\.features: not for a job of kind video_sft, which takes checkpoint, frame_cache"):
+        build_job("j.yaml", without(video, "model"))
+
+
 def test_fastv_reads_no_frame_cache() -> None:
     inputs = {"samples": [{"uri": "a"}], "frame_cache": "f", "checkpoint": "c"}
     block = {"benchmark": "gqa", "read_as": "fastv", "fastv": {"layer": 2, "keep": 0.5}}
-    with pytest.raises(Refused, match=r"evaluate\.fastv: reads uncompressed images: expected `inputs\.features`"):
+    with pytest.raises(Refused, match=r"evaluate\.fastv: reads uncompressed images: expected no `inputs\.frame_cache`"):
         build_job("j.yaml", {"name": "ask", "kind": "evaluate", "output": "o", "inputs": inputs, "evaluate": block})

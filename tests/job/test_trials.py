@@ -127,7 +127,7 @@ def test_a_flow_reaches_into_a_sweep_by_path() -> None:
     [
         ({"kind": "align", "align": TRAIN["image_sft"], "image_sft": None}, "compression: not for a job of kind align"),
         ({"frame_cache": {"fps": 1.0, "frames": 8}}, "frame_cache: expected either `fps` or `frames`"),
-        ({"kind": "frame_cache", "frame_cache": {"fps": 1.0}, "image_sft": None}, "inputs.features: not for a job of kind"),
+        ({"kind": "frame_cache", "frame_cache": {"fps": 1.0}, "image_sft": None}, "compression: not for a job of kind"),
     ],
 )  # fmt: skip
 def test_impossible_combinations(changes: dict[str, Any], line: str) -> None:

@@ -16,8 +16,10 @@ import psutil
 import pytest
 import wandb_world
 
-from voco.commands import show
+from voco.commands import costs, show
+from voco.commands.rates import Rates
 from voco.demo import cluster
+from voco.job.load import load_job
 from voco.run import manifest
 from voco.store import parquet
 
@@ -46,7 +48,7 @@ def process_of(root: Path, *words: str) -> psutil.Process:
     """A process of this test's own cluster, by how its command line starts (after the interpreter, for Python)."""
     running = cluster.read_cluster(root / ".demo")
     assert running is not None
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while time.monotonic() < deadline:
         for process in cluster.members(running.mark):
             try:
@@ -96,7 +98,24 @@ def test_the_flow_survives_kills_and_ends_complete(root):
     assert "image_sft as" not in out  # nothing was done again
 
     check_tables(root)
+    check_costs(root)
     check_wandb(root)
+
+
+def check_costs(root: Path) -> None:
+    """The bytes of `voco plan` are those of the stages' files, within a tenth."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        estimates = costs.stage_estimates(load_job("flow.yaml"), Rates())
+    features = manifest.read_manifest(str(root / "out/features"))
+    assert estimates["features"].written == pytest.approx(sum(entry["bytes"] for entry in features.tables["features"]), rel=0.1)
+    checkpoint = max((root / "out/base/checkpoints").glob("*/step-*"))
+    saved = sum(file.stat().st_size for file in checkpoint.glob("state/*.pt"))
+    models = [root / f"out/base/{folder}model/model.safetensors" for folder in ("", "initial/")]  # it starts from a new model
+    steps = manifest.read_manifest(str(root / "out/base")).counts["steps"]
+    assert estimates["base"].steps == steps
+    saves = -(-steps // flow_world.SFT["save_every"])
+    assert estimates["base"].written == pytest.approx(saves * saved + sum(file.stat().st_size for file in models), rel=0.1)
 
 
 def check_wandb(root: Path) -> None:

@@ -28,9 +28,11 @@ def listed(tmp_path_factory) -> list[dict]:
     output = str(tmp_path_factory.mktemp("samples"))
     rows = world.sample_rows(29)
     [row for row in rows if row["media"]][7]["media"][0]["bytes"] = b"no image"
+    entries = []
     for part, in_part in enumerate((rows[:17], rows[17:])):
         groups = (pa.Table.from_pylist(in_part[start : start + 4], schema=schemas.SAMPLES) for start in range(0, len(in_part), 4))
-        parquet.write_table(storage.join(output, "samples", f"part-{part:05d}.parquet"), groups, schemas.SAMPLES)
+        entries.append(parquet.write_table(storage.join(output, "samples", f"part-{part:05d}.parquet"), groups, schemas.SAMPLES))
+    world.write_samples_index(output, entries)
     images = list(unique_images([output]))
     assert len(images) == 23
     return images

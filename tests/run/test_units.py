@@ -12,6 +12,7 @@ import pytest
 
 from voco.job.config import Resources
 from voco.run import units
+from voco.run.unit_records import UnitRecords
 
 SCHEMA = pa.schema([("number", pa.int64())])
 
@@ -37,7 +38,7 @@ def work_list(output: Path, numbers: list[int]) -> int:
     return units.write_work_list(str(output), rows, SCHEMA)
 
 
-def run(output: Path, factor: int, workers: int = 1) -> list[dict[str, Any]]:
+def run(output: Path, factor: int, workers: int = 1) -> UnitRecords:
     count = work_list(output, [1, 2, 3, 4])
     arguments = {"factor": factor, "output": str(output)}
     return units.run_units(str(output), count, Doubling, arguments, Resources(workers=workers), False, "test")
@@ -51,6 +52,25 @@ def test_two_jobs_use_the_same_processes(ray_local: str, tmp_path: Path) -> None
     assert {record["pid"] for record in first} == {record["pid"] for record in second} != {os.getpid()}
     assert {record["built"] for record in first} == {1}
     assert {record["built"] for record in second} == {2}
+
+
+@pytest.mark.ray
+def test_units_in_several_waves(ray_local: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray Data gets three units at a time: every unit is done once, and starts in the order of the list."""
+    monkeypatch.setattr(units, "WAVE_UNITS", 3)
+    numbers = list(range(1, 9))
+    records = units.run_units(
+        str(tmp_path),
+        work_list(tmp_path, numbers),
+        Doubling,
+        {"factor": 2, "output": str(tmp_path)},
+        Resources(workers=1),
+        False,
+        "test",
+    )
+    assert [record["numbers"] for record in records] == [[2 * number] for number in numbers]
+    written = [(tmp_path / "units" / f"{unit:05d}.json").stat().st_mtime_ns for unit in range(8)]
+    assert written == sorted(written)
 
 
 @pytest.fixture

@@ -22,9 +22,11 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[dict[str,
     (large,) = rows[2]["media"]
     storage.write_bytes(samples.blob_uri(output, large["sha256"]), large["bytes"])
     stored = [*rows[:2], {**rows[2], "media": [{**large, "bytes": None}]}, *rows[3:]]
+    entries = []
     for part, start in enumerate((0, 6)):
         groups = [parquet.to_table([complete(row) for row in stored[at : at + 3]], schemas.SAMPLES) for at in (start, start + 3)]
-        parquet.write_table(f"{output}/samples/part-{part:05d}.parquet", groups, schemas.SAMPLES)
+        entries.append(parquet.write_table(f"{output}/samples/part-{part:05d}.parquet", groups, schemas.SAMPLES))
+    world.write_samples_index(output, entries)
     return output, rows
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import subprocess
 import sys
@@ -15,9 +14,8 @@ import world
 
 from voco.demo.cluster import free_ports
 from voco.precompute import features
-from voco.store import storage
+from voco.store import index, schemas, storage
 from voco.train.initial_model import initial_model
-from voco.train.sampler import TableMix, epoch_order
 from voco.train.step import learning_rate
 
 HERE = Path(__file__).parent
@@ -39,12 +37,12 @@ def folder(tmp_path_factory):
 
 def write_features(output: str, samples: list[str]) -> None:
     worker = features.FeatureWorker(output, shapes.TOWER, 8, threads=2)
-    for unit in range(features.list_images(output, samples, 100)):
+    count = features.list_images(output, samples, 100)
+    for unit in range(count):
         from voco.run import units
-        from voco.store import parquet
 
-        with parquet.open_parquet(units.work_list_uri(output)) as file:
-            worker(unit, file.read_row_group(unit))
+        worker(unit, units.WorkList(output).read(unit))
+    index.join_pieces(output, count, schemas.FEATURES_INDEX)
     assert storage.list_names(f"{output}/features")
 
 
@@ -98,31 +96,6 @@ def test_distillation_and_queries_do_not_depend_on_the_cut_either(folder, varian
         assert abs(case["kl"] - reference["kl"]) <= 1e-6 * max(1.0, reference["kl"]), name
         for parameter, grad in reference["grads"].items():
             assert (case["grads"][parameter] - grad).abs().max() <= 1e-6 * scale, (name, parameter)
-
-
-def test_every_epoch_has_each_sample_once_in_another_order():
-    mix = TableMix((7, 3, 8, 1, 5) * 5, (0,) * 25, (1.0,))
-    first, again, second = (epoch_order(mix, 5, epoch, 16) for epoch in (0, 0, 1))
-    assert (first.rows == again.rows).all()
-    assert (first.rows != second.rows).any()
-    for order in (first, second):
-        seen = [tuple(row) for row in order.rows.reshape(-1, 2).tolist() if row[0] >= 0]
-        assert sorted(seen) == sorted((group, row) for group, count in enumerate(mix.sizes) for row in range(count))
-        assert order.steps == mix.steps(16) == math.ceil(sum(mix.sizes) / 16)
-        for step in range(order.steps):
-            shares = [order.rank_rows(step, rank, 4).tolist() for rank in range(4)]
-            assert [row for share in shares for row in share] == order.rows[step].tolist()
-
-
-def test_weights_repeat_and_thin_out_tables_however_they_are_cut():
-    mix = TableMix((10, 10, *[1] * 20), (0, 0, *[1] * 20), (2.0, 0.25))
-    order = epoch_order(mix, 1, 0, 5)
-    groups = [group for group, _ in order.rows.reshape(-1, 2).tolist()]
-    assert groups.count(0) == groups.count(1) == 20
-    assert sum(group > 1 for group in groups) == 5  # a quarter of 20, though each is a separate row group
-    assert order.steps == mix.steps(5) == 9
-    drawn = [{tuple(row) for row in epoch.rows.reshape(-1, 2).tolist()} for epoch in (order, epoch_order(mix, 1, 1, 5))]
-    assert drawn[0] != drawn[1]
 
 
 def test_learning_rate_warms_up_and_follows_a_cosine():

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import threading
+import time
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
 import clips
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -21,11 +26,14 @@ from voco.errors import Refused, message_line
 from voco.job.config import Model, Text
 from voco.model import build, weights
 from voco.model.cache import join_caches
-from voco.precompute import frame_cache
+from voco.model.voco_llama import VocoLlama
+from voco.precompute import features, frame_cache
 from voco.precompute.frame_store import FrameStore, check_compressor
+from voco.precompute.frame_tensors import quantise
 from voco.run import units
-from voco.store import parquet, schemas, storage
-from voco.store.samples import blob_uri
+from voco.store import index, parquet, schemas, storage
+from voco.store.s3 import StorageLost
+from voco.store.samples import blob_uri, read_at
 from voco.video.decode import Video
 
 
@@ -66,8 +74,8 @@ def cached(checkpoint: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[s
     output = str(root / "cache")
     assert frame_cache.list_media_samples(output, [samples], unit_samples=2) == 2  # of four rows with media
     worker = frame_cache.FrameWorker(output, checkpoint, {"fps": 1.0, "batch": 3})
-    with parquet.open_parquet(units.work_list_uri(output)) as file:
-        frame_cache.write_index(output, [worker(unit, file.read_row_group(unit)) for unit in range(2)])
+    listing = units.WorkList(output)
+    frame_cache.write_index(output, [worker(unit, listing.read(unit)) for unit in range(2)])
     return output, [row for row in listed if row["media"]]
 
 
@@ -103,6 +111,55 @@ def test_a_cached_frame_is_the_models_own_compression_of_it(cached: tuple[str, l
         for name in ("keys", "values"):
             stored, expected = getattr(read, name), getattr(alone, name)
             assert (stored - expected).abs().max() <= 1e-5 * max(1.0, float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("tiles", [False, True])
+def test_images_with_stored_features_are_not_encoded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiles: bool) -> None:
+    """Beside videos, and an image that the features lack: the same file as without features, but for the tower's work."""
+    tower = shapes.tower(grid_pinpoints=[[32, 64], [64, 32]]) if tiles else shapes.TOWER
+    block = Model.model_validate({**shapes.MODEL, "tower": tower})
+    model = build.create_model(block, "voco", 2, Text(template="question_answer"), ["what happens?"], seed=3)
+    assert model.tower is not None
+    weights.save_checkpoint(model, weights.own_state(model), tmp_path / "model")
+    listed = [*world.sample_rows(4, text_every=0), video_row(0, 8)]
+    samples = world.write_samples(str(tmp_path / "samples"), listed, rows_per_group=2)
+    known = world.write_samples(str(tmp_path / "known"), listed[:3], rows_per_group=2)
+    stored = str(tmp_path / "features")
+    count = features.list_images(stored, [known], 100)
+    for unit in range(count):
+        features.FeatureWorker(stored, model.tower.config, 8, threads=1)(unit, units.WorkList(stored).read(unit))
+    index.join_pieces(stored, count, schemas.FEATURES_INDEX)
+    frame_cache.check_stored_features(stored, str(tmp_path))
+    seen: list[int] = []
+    original = VocoLlama.encode_pixels
+    monkeypatch.setattr(VocoLlama, "encode_pixels", lambda self, pixels: seen.append(len(pixels)) or original(self, pixels))
+    tables, views = [], []
+    for name, given in (("plain", None), ("given", stored)):
+        output = str(tmp_path / name)
+        frame_cache.list_media_samples(output, [samples], unit_samples=10)
+        worker = frame_cache.FrameWorker(output, str(tmp_path), {"fps": 1.0, "batch": 4}, features=given)
+        seen.clear()
+        worker(0, units.WorkList(output).read(0))
+        views.append(sum(seen))
+        tables.append(parquet.read_table(units.part_uri(output, "frame_cache", 0)))
+    assert views == [6, 3]  # four images and two frames, without the three images that are stored
+    for name in ("sample_id", "frame_index"):
+        assert tables[0][name] == tables[1][name]
+    for name in ("keys", "values"):
+        plain, given = (np.frombuffer(b"".join(table[name].to_pylist()), dtype=np.float32) for table in tables)
+        assert np.abs(plain - given).max() <= 1e-3 * np.abs(plain).max()
+        assert np.abs(plain[: len(plain) // 2] - given[len(plain) // 2 :]).max() > 1e-2 * np.abs(plain).max()
+
+
+def test_features_of_another_tower_are_refused(checkpoint: str, tmp_path: Path) -> None:
+    samples = world.write_samples(str(tmp_path / "samples"), world.sample_rows(2))
+    stored = str(tmp_path / "features")
+    count = features.list_images(stored, [samples], 100)
+    features.FeatureWorker(stored, shapes.tower(image_size=64), 8, threads=1)(0, units.WorkList(stored).read(0))
+    index.join_pieces(stored, count, schemas.FEATURES_INDEX)
+    with pytest.raises(Refused, match=r"inputs\.features: expected features of tower [0-9a-f]{12}, the model's, got"):
+        frame_cache.check_stored_features(stored, checkpoint)
+    frame_cache.check_stored_features(None, checkpoint)
 
 
 def test_offsets_order_and_fewer_tokens(cached: tuple[str, list[dict[str, Any]]]) -> None:
@@ -143,14 +200,185 @@ def test_files_have_the_documented_format(cached: tuple[str, list[dict[str, Any]
     assert [row["timestamp_s"] for row in first] == [float(second) for second in range(8)]
 
 
+def list_unit(output: str, rows: list[dict[str, Any]], folder: Path) -> pa.Table:
+    """The work list of one unit with these rows."""
+    samples = world.write_samples(str(folder / "samples"), rows, rows_per_group=2)
+    frame_cache.list_media_samples(output, [samples], unit_samples=100)
+    return units.WorkList(output).read(0)
+
+
+def sequential_form(worker: frame_cache.FrameWorker, listed: pa.Table, uri: str) -> list[dict[str, Any]]:
+    """The file of a unit by one loop: decode a batch, compress it, and collect dicts of bytes. Returns the index's row groups."""
+    frames = []
+    for row in read_at(listed.to_pylist(), frame_cache.COLUMNS, media=True):
+        frames += [item for item in worker._decode(row) if isinstance(item, frame_cache.Frame)]
+    rows = []
+    for size in frame_cache.batch_sizes(worker.block.batch):
+        batch, frames = frames[:size], frames[size:]
+        if not batch:
+            break
+        cache = worker.model.compress(torch.stack([frame.pixels for frame in batch]))
+        for number, frame in enumerate(batch):
+            row: dict[str, Any] = {name: getattr(frame, name) for name in frame._fields if name != "pixels"}
+            for name in ("keys", "values"):
+                tokens = slice(number * cache.key.n, (number + 1) * cache.key.n)
+                stored, scales = quantise(getattr(cache, name)[:, :, tokens].contiguous(), worker.writer.stored)
+                row[name] = stored.view(torch.uint8).numpy().tobytes()
+                row |= {} if scales is None else {f"{name}_scales": scales.numpy().tobytes()}
+            rows.append(row)
+    size = max(1, schemas.FRAME_GROUP_BYTES // worker.writer.frame_bytes)
+    groups, index = [], []
+    for (sample_id, medium), of_medium in groupby(rows, key=lambda row: (row["sample_id"], row["media_index"])):
+        while group := list(islice(of_medium, size)):
+            index.append({"sample_id": sample_id, "media_index": medium, "row_group": len(groups), "frames": len(group)})
+            groups.append(pa.Table.from_pylist(group, schema=worker.writer.schema))
+    parquet.write_table(uri, groups, worker.writer.schema, {schemas.FRAME_CACHE_METADATA: worker.writer.facts})
+    return index
+
+
+@pytest.mark.parametrize("dtype", [None, "int8", "fp8"])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_file_on_threads_is_that_of_one_loop(
+    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str | None, threads: int
+) -> None:
+    """Videos longer and shorter than a batch and than a row group, images, and a sample whose second video is none."""
+    broken = {**video_row(3, 40), "sample_id": "f" * 32}
+    broken["media"].append({**broken["media"][0], "bytes": b"no video"})
+    listed_rows = [video_row(0, 32), *world.sample_rows(3)[1:], broken, video_row(1, 80), video_row(2, 3), video_row(4, 9)]
+    output, block = str(tmp_path / "cache"), {"fps": 1.0, "batch": 3, "dtype": dtype}
+    listed = list_unit(output, listed_rows, tmp_path)
+    worker = frame_cache.FrameWorker(output, checkpoint, block, threads)
+    monkeypatch.setattr(schemas, "FRAME_GROUP_BYTES", 7 * worker.writer.frame_bytes)
+    index = sequential_form(worker, listed, units.part_uri(str(tmp_path / "loop"), "frame_cache", 0))
+    before = set(threading.enumerate())
+    record = worker(0, listed)
+    assert set(threading.enumerate()) <= before
+    paths = [Path(units.part_uri(root, "frame_cache", 0)) for root in (output, str(tmp_path / "loop"))]
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    assert [reject["source"] for reject in record["rejects"]] == ["f" * 32]
+    location = {"file": "part-00000.parquet", "part_bytes": paths[0].stat().st_size}
+    assert record["index"] == [{**group, **location} for group in index if group["sample_id"] != "f" * 32]
+    assert "f" * 32 in {group["sample_id"] for group in index}, "its frames before the error are in the file"
+    assert max(group["frames"] for group in record["index"]) == 7
+    frames = sum(group["frames"] for group in index)
+    assert record["counts"] == {"read": 7, "written": frames, "rejected": 1}
+
+
+def test_decoding_and_writing_take_no_time_beside_the_forward_passes(
+    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every stage sleeps, so the machine's load matters little: one after the other, the passes would be 42 % of the time."""
+    pause = {"decode": 0.01, "compress": 0.012, "write": 0.006}  # seconds a frame
+    listed = list_unit(str(tmp_path), [video_row(index, 80) for index in range(6)], tmp_path)
+    worker = frame_cache.FrameWorker(str(tmp_path), checkpoint, {"fps": 1.0, "batch": 16}, threads=1)
+    preprocess, compress, quantised = worker.preprocess, worker.model.compress, frame_cache.quantise
+    passes = []
+
+    def slow_preprocess(picture: Any) -> torch.Tensor:
+        time.sleep(pause["decode"])
+        return preprocess(picture)
+
+    def slow_compress(pixels: torch.Tensor) -> Any:
+        started = time.monotonic()
+        time.sleep(pause["compress"] * len(pixels))
+        cache = compress(pixels)
+        passes.append(time.monotonic() - started)
+        return cache
+
+    def slow_quantise(numbers: torch.Tensor, stored: torch.dtype) -> Any:
+        time.sleep(pause["write"] * len(numbers) / 2)  # called for keys and for values
+        return quantised(numbers, stored)
+
+    monkeypatch.setattr(worker, "preprocess", slow_preprocess)
+    monkeypatch.setattr(worker.model, "compress", slow_compress)
+    monkeypatch.setattr(frame_cache, "quantise", slow_quantise)
+    started = time.monotonic()
+    assert worker(0, listed)["counts"]["written"] == 120
+    assert sum(passes) / (time.monotonic() - started) > 0.6
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [(VocoLlama, "compress"), (frame_cache, "quantise"), (frame_cache, "evenly_spaced"), (parquet, "write_table")],
+)
+def test_an_error_on_any_thread_ends_the_unit_without_a_file_or_a_thread(
+    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: Any, name: str
+) -> None:
+    output = str(tmp_path / "cache")
+    listed = list_unit(output, [video_row(index, 40) for index in range(6)], tmp_path)
+    worker = frame_cache.FrameWorker(output, checkpoint, {"frames": 8, "batch": 3}, threads=2)
+    original, calls = getattr(part, name), itertools.count()
+
+    def fail_late(*args: Any, **keys: Any) -> Any:
+        if next(calls) >= (0 if name == "write_table" else 3):
+            raise MemoryError("no room")
+        return original(*args, **keys)
+
+    monkeypatch.setattr(part, name, fail_late)
+    before = set(threading.enumerate())
+    with pytest.raises(MemoryError, match="no room"):
+        worker(0, listed)
+    assert set(threading.enumerate()) <= before
+    assert storage.list_names(storage.join(output, "frame_cache")) == []
+    monkeypatch.setattr(part, name, original)
+    assert worker(0, listed)["counts"]["written"] == 48, "the same worker does the unit again"
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [("bf16", 2**-8), ("int8", 0.6 / 127), ("fp8", 2**-4)])
+def test_smaller_caches_have_the_bytes_of_the_formula_and_read_as_the_models_type(
+    cached: tuple[str, list[dict[str, Any]]], checkpoint: str, tmp_path: Path, dtype: str, bound: float
+) -> None:
+    exact, output = FrameStore(cached[0]), str(tmp_path / "cache")
+    listed = list_unit(output, cached[1], tmp_path)
+    record = frame_cache.FrameWorker(output, checkpoint, {"fps": 1.0, "batch": 3, "dtype": dtype})(0, listed)
+    frame_cache.write_index(output, [record])
+    store = FrameStore(output)
+    assert store.key == exact.key
+    check_compressor(store, weights.read_config(checkpoint), 2)
+    numbers = 2 * 2 * 2 * 2 * 8  # keys and values, layers, kv heads, tokens, head width
+    assert record["bytes_per_frame"] == {"bf16": 2 * numbers, "int8": numbers + 2 * 4 * 4, "fp8": numbers + 2 * 4 * 4}[dtype]
+    for row in cached[1]:
+        frames = range(store.frames(row["sample_id"]))
+        read, full = (each.read(row["sample_id"], frames) for each in (store, exact))
+        assert read.keys.dtype == full.keys.dtype == torch.float32
+        for name in ("keys", "values"):
+            small, large = getattr(read, name).unflatten(2, (-1, 2)), getattr(full, name).unflatten(2, (-1, 2))
+            most = large.abs().amax((-2, -1), keepdim=True)
+            assert bool(((small - large).abs() <= bound * most + 1e-5).all())
+            assert not torch.equal(small, large)
+
+
+@pytest.mark.parametrize("fault", [StorageLost("s3 did not answer"), ValueError("part-00000.parquet: no value of 42 bytes")])
+def test_stored_features_that_cannot_be_read_are_no_damaged_image(
+    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    """The job fails and its unit runs again later: a reject would leave the sample out for good."""
+    rows = world.sample_rows(2, text_every=0)
+    listed = list_unit(str(tmp_path / "cache"), rows, tmp_path)
+    stored = str(tmp_path / "features")
+    count = features.list_images(stored, [str(tmp_path / "samples")], 100)
+    features.FeatureWorker(stored, shapes.TOWER, 8, threads=1)(0, units.WorkList(stored).read(0))
+    index.join_pieces(stored, count, schemas.FEATURES_INDEX)
+    worker = frame_cache.FrameWorker(str(tmp_path / "cache"), checkpoint, {"fps": 1.0, "batch": 4}, 2, stored)
+
+    def fail(position: int) -> np.ndarray:
+        raise fault
+
+    assert worker.features is not None
+    monkeypatch.setattr(worker.features._values, "read", fail)
+    with pytest.raises(type(fault), match=str(fault)):
+        worker(0, listed)
+    monkeypatch.undo()
+    assert worker(0, listed)["counts"] == {"read": 2, "written": 2, "rejected": 0}
+
+
 def test_an_image_of_a_kind_that_is_not_read_is_a_reject_with_that_reason(checkpoint: str, tmp_path: Path) -> None:
     good, unread = world.sample_rows(3)[1:]
     unread["media"][0]["bytes"] = JPEG_XL
     samples = world.write_samples(str(tmp_path / "samples"), [good, unread])
     output = str(tmp_path / "cache")
     frame_cache.list_media_samples(output, [samples], unit_samples=5)
-    with parquet.open_parquet(units.work_list_uri(output)) as file:
-        record = frame_cache.FrameWorker(output, checkpoint, {"fps": 1.0})(0, file.read_row_group(0))
+    record = frame_cache.FrameWorker(output, checkpoint, {"fps": 1.0})(0, units.WorkList(output).read(0))
     assert record["counts"] == {"read": 2, "written": 1, "rejected": 1}
     assert [reject["reason"] for reject in record["rejects"]] == ["unsupported_format"]
 
@@ -162,16 +390,16 @@ def test_a_sample_with_a_frame_that_cannot_be_decoded_is_a_reject_and_not_in_the
     samples = world.write_samples(str(tmp_path / "samples"), [good, broken])
     output = str(tmp_path / "cache")
     frame_cache.list_media_samples(output, [samples, samples], unit_samples=5)  # named twice, cached once
-    with parquet.open_parquet(units.work_list_uri(output)) as file:
-        assert file.metadata.num_rows == 2
-        record = frame_cache.FrameWorker(output, checkpoint, {"fps": 1.0})(0, file.read_row_group(0))
+    listed = units.WorkList(output).read(0)
+    assert listed.num_rows == 2
+    record = frame_cache.FrameWorker(output, checkpoint, {"fps": 1.0})(0, listed)
     assert record["counts"] == {"read": 2, "written": 8, "rejected": 1}
     assert [reject["reason"] for reject in record["rejects"]] == ["corrupt_media"]
     frame_cache.write_index(output, [record])
     store = FrameStore(output)
     assert store.rejected == {"f" * 32}
     assert store.frames(good["sample_id"]) == 8
-    assert "f" * 32 not in store.groups
+    assert "f" * 32 not in store
 
 
 def test_rejects_are_the_same_in_every_run(checkpoint: str, tmp_path: Path) -> None:
@@ -184,8 +412,7 @@ def test_rejects_are_the_same_in_every_run(checkpoint: str, tmp_path: Path) -> N
     for name in ("a", "b"):
         output = str(tmp_path / name)
         frame_cache.list_media_samples(output, [samples], unit_samples=5)
-        with parquet.open_parquet(units.work_list_uri(output)) as file:
-            record = frame_cache.FrameWorker(output, checkpoint, {"fps": 1.0})(0, file.read_row_group(0))
+        record = frame_cache.FrameWorker(output, checkpoint, {"fps": 1.0})(0, units.WorkList(output).read(0))
         assert "image" in record["rejects"][0]["detail"]
         assert "0x" not in record["rejects"][0]["detail"]
     first, second = (Path(units.part_uri(str(tmp_path / name), "rejects", 0)).read_bytes() for name in ("a", "b"))
@@ -210,10 +437,16 @@ def test_row_groups_stay_below_their_limit(
     monkeypatch.setattr(schemas, "FRAME_GROUP_BYTES", 7 * 2 * 256)
     samples = world.write_samples(str(tmp_path / "samples"), [listed[1]])
     frame_cache.list_media_samples(str(tmp_path / "cache"), [samples], unit_samples=2)
-    with parquet.open_parquet(units.work_list_uri(str(tmp_path / "cache"))) as file:
-        record = frame_cache.FrameWorker(str(tmp_path / "cache"), checkpoint, {"fps": 1.0})(0, file.read_row_group(0))
+    listing = units.WorkList(str(tmp_path / "cache"))
+    record = frame_cache.FrameWorker(str(tmp_path / "cache"), checkpoint, {"fps": 1.0})(0, listing.read(0))
     frame_cache.write_index(str(tmp_path / "cache"), [record])
     assert [group["frames"] for group in record["index"]] == [7, 7, 6]
     name = listed[1]["sample_id"]
     small, large = FrameStore(str(tmp_path / "cache")).read(name, range(20)), FrameStore(output).read(name, range(20))
     assert (small.keys - large.keys).abs().max() <= 1e-5
+    store = FrameStore(str(tmp_path / "cache"), limit=1)  # below any row group, as 1 GiB is below an hour of video
+    groups: list[int] = []
+    original = store._files.read_values
+    monkeypatch.setattr(store._files, "read_values", lambda *arguments: groups.append(arguments[1]) or original(*arguments))
+    assert torch.equal(store.read(name, range(20)).keys, small.keys)
+    assert sorted(groups) == [0, 1, 2], "each is read once"

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from voco.errors import JobFailed
 from voco.ingest.formats import get_format
 from voco.ingest.listing import SourceListing
-from voco.ingest.statistics import total_figures
+from voco.ingest.statistics import Figures, add_means, merge_figures
 from voco.job.config import Ingest
-from voco.run import units
-from voco.store import storage
+from voco.run.unit_records import UnitRecords, forget_units
 
 MISSING = ("missing_media", "download_failed")  # the reasons that `max_missing_share` limits
 
@@ -44,20 +44,23 @@ class Totals:
         return f"read {self.read:,} = written {self.written:,} + rejected {total:,}{reasons}; {self.samples:,} samples"
 
 
-def add_up(listing: SourceListing, records: list[dict[str, Any]]) -> Totals:
+def add_up(listing: SourceListing, records: Iterable[dict[str, Any]]) -> Totals:
     """Sum the listing and the unit records. Raises AssertionError when a row is lost or counted twice, which is a bug."""
     rejected = Counter(listing.rejected)
     kinds: Counter[str] = Counter()
     tables: dict[str, list[dict[str, Any]]] = {"samples": [], "rejects": list(listing.tables)}
+    figures: Figures = {}
+    written = 0
     for record in records:
+        written += record["written"]
+        merge_figures(figures, record["spread"])
         rejected.update(record["rejected"])
         kinds.update(record["kinds"])
         for name, entries in record["tables"].items():
             if entries:
                 tables.setdefault(name, []).extend(entries)
-    written = sum(record["written"] for record in records)
     assert listing.read == written + rejected.total(), f"{listing.read} read, {written} written, {rejected.total()} rejected"
-    statistics = {"figures": total_figures(record["spread"] for record in records), "kinds": dict(sorted(kinds.items()))}
+    statistics = {"figures": add_means(figures), "kinds": dict(sorted(kinds.items()))}
     samples = sum(entry["rows"] for entry in tables["samples"])
     return Totals(listing.read, written, samples, dict(sorted(rejected.items())), tables, statistics)
 
@@ -95,6 +98,4 @@ def check_limits(block: Ingest, account: Totals, output: str) -> None:
 
 def forget_rejecting_units(output: str) -> None:
     """Delete the record of every unit with rejects, so that the unit runs again."""
-    for record in units.unit_records(output):
-        if record["rejected"]:
-            storage.delete(units.unit_record_uri(output, record["unit"]))
+    forget_units(output, {record["unit"] for record in UnitRecords(output) if record["rejected"]})

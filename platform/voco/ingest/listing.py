@@ -72,7 +72,7 @@ def list_samples(block: Ingest, annotations: str, output: str, answers: str | No
     The rejects and the counts are written before the list, so where the list exists, they exist too.
     """
     counts = storage.join(output, "work", "listing.json")
-    if not storage.exists(units.work_list_uri(output)):
+    if not units.is_listed(output):
         with _no_collector():
             units.write_work_list(output, _units(block, _rows(block, annotations, answers), annotations, output, counts), WORK)
     return SourceListing(**storage.read_json(counts))

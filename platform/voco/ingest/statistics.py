@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -32,9 +30,6 @@ def merge_figures(figures: Figures, other: Figures) -> None:
         old["max"] = max(old["max"], new["max"])
 
 
-def total_figures(parts: Iterable[Figures]) -> Figures:
-    """All parts merged, each figure with its mean."""
-    figures: Figures = {}
-    for part in parts:
-        merge_figures(figures, part)
+def add_means(figures: Figures) -> Figures:
+    """The figures by name, each with its mean."""
     return {name: {**figure, "mean": figure["sum"] / figure["count"]} for name, figure in sorted(figures.items())}

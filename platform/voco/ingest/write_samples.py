@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import repeat
+from functools import partial
+from itertools import islice, repeat
 from typing import Any
 
 import pyarrow as pa
@@ -14,12 +16,14 @@ import pyarrow.compute as pc
 from voco.ingest import statistics
 from voco.ingest.media.archive import open_media
 from voco.ingest.media.decoder import Decoder
-from voco.ingest.media.image import read_image
+from voco.ingest.media.image import image_medium
+from voco.ingest.media.read_ahead import Find, Medium, read_ahead
 from voco.ingest.media.source import LocatedMedia, MediaLimits, MediaSource
-from voco.ingest.media.video import read_video
+from voco.ingest.media.video import find_video, video_medium
 from voco.ingest.source_row import BadRow
 from voco.run import units
 from voco.store import parquet, schemas, storage
+from voco.store.index import group_facts, join_pieces, samples_rows, write_piece
 from voco.store.samples import blob_uri
 
 
@@ -31,12 +35,13 @@ class UnitFigures:
     blobs: list[dict[str, Any]] = field(default_factory=list)  # manifest entries
     figures: statistics.Figures = field(default_factory=dict)
     kinds: Counter[str] = field(default_factory=Counter)
+    groups: list[dict[str, Any]] = field(default_factory=list)  # `group_facts` of each row group
 
 
 class WriteSamples:
     """Reads and checks the media of a unit and writes its parts, in the order of the work list.
 
-    Keeps one row group of media (ROW_GROUP_BYTES, or one larger row) in memory.
+    Keeps one row group of media (ROW_GROUP_BYTES, or one larger row) in memory, and from S3 what `read_ahead` states.
     """
 
     def __init__(
@@ -59,7 +64,11 @@ class WriteSamples:
     def __call__(self, unit: int, listed: pa.Table) -> dict[str, Any]:
         """Write the parts of one unit, given as its rows of the work list. Returns the unit's record."""
         collected = UnitFigures()
-        samples = self._write("samples", unit, self._groups(listed, collected), schemas.SAMPLES)
+        rows = listed.select(["dataset", "modality", "paths", "place", "sources"]).to_pylist()
+        with closing(self._readings(rows)) as readings:
+            groups = self._groups(listed, rows, readings, collected)
+            samples = self._write("samples", unit, groups, schemas.SAMPLES)
+        write_piece(self.output, unit, samples_rows(collected.groups, samples))
         rejected = iter([(parquet.to_table(collected.rejects, schemas.REJECTS), 0)] if collected.rejects else [])
         rejects = self._write("rejects", unit, rejected, schemas.REJECTS)
         return {
@@ -97,16 +106,21 @@ class WriteSamples:
             piece += 1
         return entries
 
-    def _groups(self, listed: pa.Table, collected: UnitFigures) -> Iterator[tuple[pa.Table, int]]:
+    def _groups(
+        self,
+        listed: pa.Table,
+        samples: list[dict[str, Any]],
+        readings: Iterator[list[Callable[[], Medium]]],
+        collected: UnitFigures,
+    ) -> Iterator[tuple[pa.Table, int]]:
         """Row groups of at most ROW_GROUP_BYTES of media, each with its bytes. Reads the media and fills `collected`."""
         pending: list[list[dict[str, Any]]] = []
         indices: list[int] = []
         sizes: list[int] = []
         size = 0
-        samples = listed.select(["dataset", "modality", "paths", "place", "sources"]).to_pylist()
-        for index, (sample, root) in enumerate(zip(samples, self._roots(samples), strict=False)):
+        for index, (sample, reads) in enumerate(zip(samples, readings, strict=True)):
             try:
-                media = [self._read(root, sample["modality"], path) for path in sample["paths"]]
+                media = [self._medium(sample["modality"], *read()) for read in reads]
             except BadRow as bad:
                 reject = {"dataset": sample["dataset"], "reason": bad.reason, "detail": bad.detail}
                 collected.rejects.extend({**reject, "source": source} for source in sample["sources"])
@@ -126,18 +140,30 @@ class WriteSamples:
             yield _group(listed, indices, pending, collected), size
         statistics.add_values(collected.figures, "media_bytes", pa.array(sizes, pa.int64()))
 
-    def _roots(self, samples: list[dict[str, Any]]) -> Iterator[MediaSource | None]:
-        """The source of each sample's media, in order."""
-        if self.located is None:
-            return repeat(self.root)
-        return self.located.sources([sample["place"] for sample in samples])
+    def _readings(self, samples: list[dict[str, Any]]) -> Generator[list[Callable[[], Medium]]]:
+        """For each sample, in order, the calls that read its media. Media in S3 are read ahead."""
+        limit = self.limits.max_media_bytes
+        source = self.root if self.located is None else self.located
+        with closing(self._finds(samples)) as finds:
+            ahead = source is not None and source.concurrent
+            with closing(read_ahead(finds, limit) if ahead else (partial(find, limit) for find in finds)) as reads:
+                for sample in samples:
+                    yield list(islice(reads, len(sample["paths"])))
 
-    def _read(self, root: MediaSource | None, modality: str, path: str) -> dict[str, Any]:
-        if root is None:
-            raise BadRow("missing_media", f"{path}: the job has no inputs.media")
-        if modality == "video":
-            return read_video(root, path, self.limits, self.decoder)
-        return read_image(root, path, self.limits, self.decoder)
+    def _finds(self, samples: list[dict[str, Any]]) -> Generator[Find]:
+        """The call for each medium that reads at most so many bytes of it."""
+        if self.located is not None:
+            roots: Iterator[MediaSource | None] = self.located.sources([sample["place"] for sample in samples])
+        else:
+            roots = repeat(self.root)
+            if self.root is not None:
+                self.root.expect([path for sample in samples for path in sample["paths"]])
+        for sample, root in zip(samples, roots, strict=False):
+            for path in sample["paths"]:
+                yield partial(_find, root, sample["modality"], path)
+
+    def _medium(self, modality: str, name: str, data: bytes) -> dict[str, Any]:
+        return (video_medium if modality == "video" else image_medium)(name, data, self.limits, self.decoder)
 
     def _write_blob(self, medium: dict[str, Any]) -> dict[str, Any]:
         """Write a medium that is too large for a table to `blobs/` and remove its bytes from the row."""
@@ -147,6 +173,17 @@ class WriteSamples:
         return {"path": name, "rows": 1, "bytes": len(data), "sha256": name}
 
 
+def with_index(fields: dict[str, Any], output: str, count: int) -> dict[str, Any]:
+    """The fields of a manifest with the index of `samples/`, which this writes from what `count` units wrote."""
+    return fields | {"tables": fields["tables"] | {"index": [join_pieces(output, count, schemas.SAMPLES_INDEX)]}}
+
+
+def _find(root: MediaSource | None, modality: str, path: str, limit: int) -> Medium:
+    if root is None:
+        raise BadRow("missing_media", f"{path}: the job has no inputs.media")
+    return find_video(root, path, limit) if modality == "video" else (path, root.read(path, limit))
+
+
 def _group(listed: pa.Table, indices: list[int], media: list[list[dict[str, Any]]], collected: UnitFigures) -> pa.Table:
     """The rows of a group. Adds them to the unit's figures."""
     rows = listed.take(pa.array(indices, pa.int64())).combine_chunks()
@@ -154,6 +191,7 @@ def _group(listed: pa.Table, indices: list[int], media: list[list[dict[str, Any]
     columns["media"] = parquet.to_array(media, schemas.SAMPLES.field("media").type)
     table = pa.table([columns[name] for name in schemas.SAMPLES.names], schema=schemas.SAMPLES).combine_chunks()
     _add_figures(table, collected)
+    collected.groups.append(group_facts(table))
     return table
 
 

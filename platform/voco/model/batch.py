@@ -1,12 +1,14 @@
 """Samples to one batch of tensors: all in one flat row without padding, or their text in such a row beside their caches.
 
-Legend: L tokens of the row, F views of the batch in order, V vision slots, C feature width, S predictions.
+Legend: L tokens of the row, F views of the batch in order, V vision slots, C feature width, S predictions, P side of the tower's
+square in pixels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +18,8 @@ from voco.model.attention.voco_mask import TokenIds
 from voco.model.cache import VocoCache
 from voco.sequence.anyres import NEWLINE
 from voco.sequence.sequence import VISION, TokenSample
+
+DEVICE_COLUMNS = ("ids", "position", "vision_at", "predict_at", "predict_id")  # of a batch
 
 
 @dataclass(frozen=True)
@@ -36,19 +40,44 @@ class Batch:
     # (vision slots,) int64: the index of each slot among the F * V projected features, F * V for a newline; None: all, in order
     packing: Tensor | None = None
     teacher: Batch | None = None  # the same predictions in the teacher's layout, over the same features
+    pixels: Tensor | None = None  # (F, P, P, 3) uint8, from which the model's frozen tower computes `features`, empty until then
 
     @property
     def token_ids(self) -> TokenIds:
         return TokenIds(self.kind, self.sample, self.view, self.conversation)
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Batch:
-        """The batch on a device, its features in `dtype`. The ids for the attention plan stay on the host."""
-        names = ("ids", "position", "vision_at", "predict_at", "predict_id")
-        moved = {name: getattr(self, name).to(device) for name in names}
-        moved["packing"] = None if self.packing is None else self.packing.to(device)
-        features = self.features.to(device=device, dtype=dtype)
-        teacher = None if self.teacher is None else replace(self.teacher, features=features).to(device, dtype)
-        return replace(self, **moved, features=features, teacher=teacher)
+        """The batch on a device, its features in `dtype`, pixels as bytes. The ids for the attention plan stay on the host.
+
+        Features travel in their stored type. Copies of a `pinned` batch overlap with the device's work.
+        """
+        target = torch.device(device)
+        overlaps = target.type != "cpu"
+
+        def moved(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(target, non_blocking=overlaps)
+
+        columns: dict[str, Any] = {name: moved(getattr(self, name)) for name in (*DEVICE_COLUMNS, "packing", "pixels")}
+        features = self.features.to(target, non_blocking=overlaps).to(dtype)
+        teacher = None if self.teacher is None else replace(self.teacher, features=features, pixels=None).to(target, dtype)
+        return replace(self, **columns, features=features, teacher=teacher)
+
+    def pinned(self) -> Batch:
+        """The batch with all that goes to a device in page-locked memory. Needs CUDA."""
+        columns = {name: getattr(self, name) for name in (*DEVICE_COLUMNS, "packing", "pixels", "features")}
+        locked: dict[str, Any] = {name: tensor.pin_memory() for name, tensor in columns.items() if tensor is not None}
+        if self.teacher is None:
+            return replace(self, **locked)
+        empty = replace(self.teacher, features=self.features[:0], pixels=None).pinned()
+        return replace(self, **locked, teacher=replace(empty, features=locked["features"]))
+
+    def encoded(self, tower: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch with the features that `tower` computes in place of its pixels; its teacher's batch gets the same ones."""
+        if self.pixels is None:
+            return self
+        features = tower(self.pixels)
+        teacher = None if self.teacher is None else replace(self.teacher, features=features)
+        return replace(self, features=features, teacher=teacher, pixels=None)
 
 
 @dataclass(frozen=True)
@@ -69,10 +98,15 @@ class CachedBatch:
     def to(self, device: torch.device | str, dtype: torch.dtype) -> CachedBatch:
         return replace(self, text=self.text.to(device, dtype))  # the model moves caches when it reads them
 
+    def pinned(self) -> CachedBatch:
+        """The batch with its text in page-locked memory. Needs CUDA."""
+        return replace(self, text=self.text.pinned())
+
 
 def collate(samples: Sequence[TokenSample], features_of: Callable[[str], Tensor], empty: tuple[int, int]) -> Batch:
     """Build a batch. `features_of(sha256)` gives an image's features, (V, C) or (T, V, C) of its tiles; `empty` is (V, C).
 
+    Instead of the features of every image it may give the pixels of every image, (T, P, P, 3) uint8.
     Raises ValueError for an image with another number of tiles than the sample was built for.
     """
     starts = np.cumsum([0, *(len(sample) for sample in samples)])[:-1]
@@ -80,17 +114,19 @@ def collate(samples: Sequence[TokenSample], features_of: Callable[[str], Tensor]
     def joined(name: str) -> Tensor:
         return torch.from_numpy(np.concatenate([getattr(sample, name) for sample in samples]))
 
-    kind, features, tiles = joined("kinds"), list[Tensor](), list[int]()
+    kind, views, tiles = joined("kinds"), list[Tensor](), list[int]()
     for sample in samples:
-        images = [image if image.dim() == 3 else image[None] for image in map(features_of, sample.media)]
+        images = [image[None] if image.dim() == 2 else image for image in map(features_of, sample.media)]
         tiles.append(sum(len(image) for image in images))
         if sample.tiles is not None and sample.tiles != tiles[-1]:
             raise ValueError(f"sample {sample.sample_id}: expected features of {sample.tiles} tiles, got {tiles[-1]}")
-        features += images
+        views += images
+    as_pixels = bool(views) and views[0].dtype == torch.uint8
     return Batch(
         ids=joined("ids")[None],
         position=joined("position")[None],
-        features=torch.cat(features) if features else torch.zeros(0, *empty),
+        features=torch.cat(views) if views and not as_pixels else torch.zeros(0, *empty),
+        pixels=torch.cat(views) if as_pixels else None,
         vision_at=torch.nonzero(kind == VISION)[:, 0],
         predict_at=torch.from_numpy(np.concatenate([s.predict_at + start for s, start in zip(samples, starts, strict=True)])),
         predict_id=joined("predict_id"),
@@ -99,7 +135,7 @@ def collate(samples: Sequence[TokenSample], features_of: Callable[[str], Tensor]
         view=joined("view")[None],
         conversation=joined("conversation")[None],
         sample_ids=tuple(sample.sample_id for sample in samples),
-        packing=_packing(samples, tiles, features[0].shape[1] if features else 0),
+        packing=_packing(samples, tiles, empty[0] if as_pixels or not views else views[0].shape[1]),
     )
 
 
@@ -119,7 +155,7 @@ def with_teacher(student: Batch, teacher: Batch) -> Batch:
     """The student's batch with its teacher's. Raises ValueError unless both predict the same ids in order."""
     if not torch.equal(student.predict_id, teacher.predict_id):
         raise ValueError(f"teacher and student do not predict the same tokens in samples {', '.join(student.sample_ids)}")
-    return replace(student, teacher=replace(teacher, features=student.features))
+    return replace(student, teacher=replace(teacher, features=student.features, pixels=None))
 
 
 def collate_cached(samples: Sequence[TokenSample], caches: Sequence[VocoCache | None]) -> CachedBatch:

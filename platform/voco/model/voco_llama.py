@@ -48,6 +48,15 @@ class Distillation:
     teacher: VocoLlama | None = None
 
 
+@dataclass(frozen=True)
+class DetachedTower:
+    """A frozen tower that runs in every forward pass and is not one of the model's modules: no optimizer, shard or checkpoint of
+    training has its weights.
+    """
+
+    tower: VisionTower
+
+
 class VocoLlama(CacheReader):
     """A language model that reads images through <voco> tokens.
 
@@ -90,6 +99,7 @@ class VocoLlama(CacheReader):
         # of the caches that this model reads: hash of the weights on disk and their N; set when they are loaded
         self.compressor, self.compressor_tokens = "", layout.tokens
         self.distillation: Distillation | None = None
+        self.detached_tower: DetachedTower | None = None
         self.preprocessing = tower.identity if tower is not None else ""
 
     @property
@@ -99,10 +109,25 @@ class VocoLlama(CacheReader):
 
     # ---- one masked pass ------------------------------------------------------------------------------------------
 
+    def detach_tower(self) -> DetachedTower:
+        """Take the tower out of the model's modules; it encodes batches of pixels from now on."""
+        if self.tower is None:
+            raise ValueError("this model has no vision tower")
+        self.detached_tower, self.tower = DetachedTower(self.tower), None
+        return self.detached_tower
+
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """(F, V, C) fp16 features of (F, P, P, 3) uint8 pixels, by the model's tower or the one that was detached from it."""
+        tower = self.tower if self.detached_tower is None else self.detached_tower.tower
+        if tower is None:
+            raise ValueError("this model has no vision tower; use features")
+        features: Tensor = tower(pixels)
+        return features
+
     def embed(self, batch: Batch) -> Tensor:
         """(1, L, W): token embeddings with projected features in the vision slots."""
         embeds: Tensor = self.language_model.model.embed_tokens(batch.ids)
-        features = batch.features.to(embeds.dtype)
+        features = batch.encoded(self.encode_pixels).features.to(embeds.dtype)
         if len(features) == 0:
             # every rank must use the projector, or sharded weights and gradients wait for it forever
             blank = features.new_zeros(1, self.layout.vision_slots, self.feature_width)
@@ -135,6 +160,7 @@ class VocoLlama(CacheReader):
 
         For a batch with a teacher's: the sum that includes the distillation, and the sum of the divergences alone.
         """
+        batch = batch if isinstance(batch, CachedBatch) else batch.encoded(self.encode_pixels)  # once, for the teacher too
         text = batch.text if isinstance(batch, CachedBatch) else batch
         soft = None if text.teacher is None else self._distill_target(text.teacher)
         rows = text.predict_at
@@ -170,9 +196,7 @@ class VocoLlama(CacheReader):
     @torch.no_grad()
     def compress(self, pixels: Tensor) -> VocoCache:
         """The joined cache of the F views in `pixels` (F, S, S, 3) uint8, as the tower's `preprocess` makes them."""
-        if self.tower is None:
-            raise ValueError("this model has no vision tower; use compress_features")
-        (cache,) = self.compress_features([list(self.tower(pixels))])
+        (cache,) = self.compress_features([list(self.encode_pixels(pixels))])
         return cache
 
     @torch.no_grad()

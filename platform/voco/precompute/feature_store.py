@@ -2,54 +2,77 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterable
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor
 
 from voco.errors import Refused
-from voco.store import parquet, schemas, storage
+from voco.store import index, schemas, storage
 from voco.store.row_group_cache import LIMIT_BYTES, RowGroupCache
+
+LENGTH_BYTES = 4  # of a value, before it
 
 
 class FeatureStore:
-    """Features by image hash. Row groups stay in memory up to `limit` bytes.
+    """Features by image hash. Opening reads the index and no part; an image is one ranged read. Values stay in memory up to
+    `limit` bytes, with those of the last `load`, and the index takes 56 bytes an image. Thread-safe.
 
-    Raises Refused for an output without features, and for features of several towers.
+    Raises Refused for an output without an index or without features.
     """
 
     def __init__(self, uri: str, limit: int = LIMIT_BYTES) -> None:
         self.uri = uri
-        folder = storage.join(uri, "features")
-        self.files = [parquet.open_parquet(storage.join(folder, name)) for name in storage.list_names(folder)]
-        if not self.files:
+        table = index.read_table_index(uri, schemas.FEATURES_INDEX)
+        facts = index.facts_of(table, schemas.FEATURES_METADATA)
+        if facts is None:
             raise Refused(f"inputs.features: {uri} has no features")
-        metadata = {file.schema_arrow.metadata[schemas.FEATURES_METADATA.encode()] for file in self.files}
-        if len(metadata) > 1:
-            raise Refused(f"inputs.features: {uri} has features of {len(metadata)} towers")
-        facts = json.loads(metadata.pop())
         self.shape: tuple[int, int] = (facts["shape"][0], facts["shape"][1])
         self.tower: str = facts["tower"]
         self.anyres = facts["config"].get("grid_pinpoints") is not None
-        self.index: dict[str, tuple[int, int, int]] = {}  # file, row group, row
-        for number, file in enumerate(self.files):
-            for group in range(file.num_row_groups):
-                for row, sha256 in enumerate(file.read_row_group(group, columns=["sha256"])["sha256"].to_pylist()):
-                    self.index[sha256] = (number, group, row)
-        self.groups: RowGroupCache[int] = RowGroupCache(self._read_group, limit)
+        self.keys = index.Keys(index.fixed_width(table["sha256"]))
+        order = self.keys.take_order()
+        parts = table["part"].combine_chunks().dictionary_encode()
+        self._parts: list[str] = parts.dictionary.to_pylist()
+        self._part = parts.indices.to_numpy()[order]
+        self._offset = table["offset"].to_numpy()[order]
+        self._length = table["length"].to_numpy()[order]
+        self._values: RowGroupCache[int] = RowGroupCache(self._read, limit)
+        self._loaded: dict[int, np.ndarray] = {}  # of the last `load`, which may be more than the limit
 
     def __call__(self, sha256: str) -> Tensor:
         """(V, C) fp16 of one image, or (T, V, C) of its tiles. Raises KeyError for an image that the table lacks."""
-        if sha256 not in self.index:
-            raise KeyError(f"no features for image {sha256}; the features job must read the same samples")
-        number, group, row = self.index[sha256]
-        data = np.frombuffer(self.groups.get(number, group)[row].as_buffer(), dtype=np.float16).reshape(-1, *self.shape)
+        position, loaded = self._position(sha256), self._loaded
+        values = loaded[position] if position in loaded else self._values.get(position)
+        data = values.reshape(-1, *self.shape)
         return torch.from_numpy((data if self.anyres else data[0]).copy())
 
-    def _read_group(self, number: int, group: int) -> pa.Array:
-        return self.files[number].read_row_group(group, columns=["features"])["features"].combine_chunks()
+    def __contains__(self, sha256: str) -> bool:
+        return self.keys.position(bytes.fromhex(sha256)) is not None
+
+    def load(self, names: Iterable[str]) -> None:
+        """Read the images that are not in memory, several at a time, so that the next calls find them there.
+
+        Raises KeyError for an image that the table lacks.
+        """
+        self._loaded = self._values.load([self._position(sha256) for sha256 in names])
+
+    def _position(self, sha256: str) -> int:
+        position = self.keys.position(bytes.fromhex(sha256))
+        if position is None:
+            raise KeyError(f"no features for image {sha256}; the features job must read the same samples")
+        return position
+
+    def _read(self, position: int) -> np.ndarray:
+        """fp16 of one value, and a check of its length before it: PLAIN, little-endian."""
+        uri = storage.join(self.uri, "features", self._parts[self._part[position]])
+        offset, length = int(self._offset[position]), int(self._length[position])
+        fs, path = storage.filesystem(uri)
+        data = storage.read_range(fs, path, offset - LENGTH_BYTES, LENGTH_BYTES + length)
+        if len(data) != LENGTH_BYTES + length or int.from_bytes(data[:LENGTH_BYTES], "little") != length:
+            raise ValueError(f"{uri}: no value of {length} bytes at {offset}: the file is not the one of {schemas.INDEX_FILE}")
+        return np.frombuffer(data, dtype=np.float16, offset=LENGTH_BYTES)
 
 
 def check_tower(features: FeatureStore, preprocessing: str) -> None:

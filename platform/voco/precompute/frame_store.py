@@ -2,59 +2,70 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from functools import cached_property
+from itertools import groupby
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-import torch
 
 from voco.errors import Refused
 from voco.model.cache import CacheKey, VocoCache
-from voco.precompute.frame_tensors import tensor_from_bytes
+from voco.precompute.frame_tensors import read_joined, tensor_columns
 from voco.sequence.sequence import Layout
-from voco.store import parquet, schemas, storage
+from voco.store import index, schemas, storage
+from voco.store.part_files import PartFiles
 from voco.store.row_group_cache import LIMIT_BYTES, RowGroupCache
 from voco.video.sample_frames import thin_evenly
 
 
 class FrameStore:
-    """Caches of the media of each sample. Row groups stay in memory up to `limit` bytes."""
+    """Caches of the media of each sample. Opening reads the index and no part. Row groups stay in memory up to `limit` bytes.
+    Thread-safe.
+
+    Raises Refused for an output without an index or without caches.
+    """
 
     def __init__(self, uri: str, limit: int = LIMIT_BYTES) -> None:
         self.uri = uri
-        self.groups: dict[str, list[tuple[str, int, int]]] = {}  # sample -> (file, row group, frames), media in order
-        folder = storage.join(uri, "rejects")
-        rejects = [parquet.read_table(storage.join(folder, name), ["source"]) for name in storage.list_names(folder)]
-        self.rejected = {source for table in rejects for source in table["source"].to_pylist()}  # samples without a cache
-        for entry in parquet.read_table(storage.join(uri, schemas.FRAME_INDEX_FILE)).to_pylist():
-            self.groups.setdefault(entry["sample_id"], []).append((entry["file"], entry["row_group"], entry["frames"]))
-        self.files: dict[str, pq.ParquetFile] = {}
-        self.tables: RowGroupCache[str] = RowGroupCache(self._read_group, limit)
-
-    @cached_property
-    def facts(self) -> dict[str, Any]:
-        """The files' metadata (`cache_metadata`). Raises Refused when there are no files, or caches of several compressors."""
-        names = storage.list_names(storage.join(self.uri, "frame_cache"))
-        if not names:
-            raise Refused(f"inputs.frame_cache: {self.uri} has no frame caches")
-        metadata = {self._file(name).schema_arrow.metadata[schemas.FRAME_CACHE_METADATA.encode()] for name in names}
-        if len(metadata) > 1:
-            raise Refused(f"inputs.frame_cache: {self.uri} has caches of {len(metadata)} compressors")
-        facts: dict[str, Any] = json.loads(metadata.pop())
-        return facts
+        table = index.read_table_index(uri, schemas.FRAME_INDEX)
+        facts = index.facts_of(table, schemas.FRAME_CACHE_METADATA)
+        if facts is None:
+            raise Refused(f"inputs.frame_cache: {uri} has no frame of any sample; make caches of the samples that this job reads")
+        self.facts: dict[str, Any] = facts  # `cache_metadata` of every file
+        self.rejected = set(index.facts_of(table, schemas.REJECTED_METADATA) or [])  # samples without a cache
+        sample_ids = index.fixed_width(table["sample_id"])
+        starts = np.flatnonzero(np.r_[True, sample_ids[1:] != sample_ids[:-1]]) if len(sample_ids) else np.zeros(0, np.int64)
+        self._samples = index.Keys(sample_ids[starts])  # the row groups of a sample follow each other
+        order = self._samples.take_order()
+        self._starts, self._stops = starts[order], np.append(starts[1:], len(sample_ids))[order]
+        files = table["file"].combine_chunks().dictionary_encode()
+        self._names: list[str] = files.dictionary.to_pylist()
+        self._file, self._group = files.indices.to_numpy(), table["row_group"].to_numpy()
+        self._frames, self._bytes = table["frames"].to_numpy(), table["part_bytes"].to_numpy()
+        self._files = PartFiles()
+        self._tables: RowGroupCache[int] = RowGroupCache(self._read_group, limit)
 
     @property
     def key(self) -> CacheKey:
         return CacheKey.from_description(self.facts)
 
+    def __contains__(self, sample_id: str) -> bool:
+        return self._samples.position(sample_id.encode()) is not None
+
+    def __len__(self) -> int:
+        """Samples that have a cache."""
+        return len(self._samples)
+
+    @property
+    def most_frames(self) -> int:
+        """Frames of the sample that has most of them."""
+        total = np.cumsum(np.append(0, self._frames))
+        return int((total[self._stops] - total[self._starts]).max(initial=0))
+
     def frames(self, sample_id: str) -> int:
         """The number of cached frames of a sample. Raises KeyError for a sample that is not in the store."""
-        if sample_id not in self.groups:
-            raise KeyError(f"no frame caches for sample {sample_id}; the frame_cache job must read the same samples")
-        return sum(frames for _, _, frames in self.groups[sample_id])
+        return int(self._frames[self._rows(sample_id)].sum())
 
     def select_frames(self, sample_id: str, limit: int) -> list[int]:
         """Offsets of the frames to read, in the sample's order: all, or `limit` of them evenly."""
@@ -62,30 +73,31 @@ class FrameStore:
 
     def read(self, sample_id: str, offsets: Sequence[int], n: int | None = None) -> VocoCache:
         """The joined cache of a sample's frames at `offsets`, in that order; `n` rows of each (default: all N)."""
-        facts = self.facts
-        frames: dict[int, tuple[bytes, bytes]] = {}
-        requested, start = set(offsets), 0
-        for file, group, count in self.groups[sample_id]:
-            in_group = [offset for offset in range(start, start + count) if offset in requested]
-            if in_group:
-                table = self.tables.get(file, group)
-                for offset in in_group:
-                    frames[offset] = (table["keys"][offset - start].as_py(), table["values"][offset - start].as_py())
-            start += count
-        keys = tensor_from_bytes([frames[offset][0] for offset in offsets], facts)  # (F, D, H, N, E)
-        values = tensor_from_bytes([frames[offset][1] for offset in offsets], facts)
-        tokens = facts["shape"][2]
-        joined = [torch.cat(list(tensor), dim=2) for tensor in (keys, values)]
-        cache = VocoCache(joined[0], joined[1], (tokens,) * len(offsets), self.key)
+        rows = self._rows(sample_id)
+        ends = np.cumsum(self._frames[rows])
+        first = ends - self._frames[rows]  # offset of each group's first frame
+        group_of = [int(group) for group in np.searchsorted(ends, np.asarray(offsets), side="right")]
+        tables = self._tables.load(rows.start + group for group in group_of)  # more than `limit` are not read twice
+        groups: list[tuple[pa.Table, list[int]]] = []
+        for group, run in groupby(zip(group_of, offsets, strict=True), key=lambda pair: pair[0]):
+            groups.append((tables[rows.start + group], [offset - int(first[group]) for _, offset in run]))
+        keys, values = (read_joined(groups, name, self.facts) for name in ("keys", "values"))
+        tokens = self.facts["shape"][2]
+        cache = VocoCache(keys, values, (tokens,) * len(offsets), self.key)
         return cache if n is None or n == tokens else cache.take(n)
 
-    def _file(self, name: str) -> pq.ParquetFile:
-        if name not in self.files:
-            self.files[name] = parquet.open_parquet(storage.join(self.uri, "frame_cache", name))
-        return self.files[name]
+    def _rows(self, sample_id: str) -> slice:
+        """The rows of the index that are a sample's. Raises KeyError."""
+        position = self._samples.position(sample_id.encode())
+        if position is None:
+            raise KeyError(f"no frame caches for sample {sample_id}; the frame_cache job must read the same samples")
+        return slice(int(self._starts[position]), int(self._stops[position]))
 
-    def _read_group(self, file: str, group: int) -> pa.Table:
-        return self._file(file).read_row_group(group, columns=["keys", "values"]).combine_chunks()
+    def _read_group(self, row: int) -> pa.Table:
+        """Keys and values of the row group in a row of the index."""
+        uri = storage.join(self.uri, "frame_cache", self._names[self._file[row]])
+        group, size = int(self._group[row]), int(self._bytes[row])
+        return self._files.read_values(uri, group, tensor_columns(self.facts), size)
 
 
 def check_compressor(store: FrameStore, config: dict[str, Any], n: int) -> None:

@@ -1,7 +1,7 @@
 """Work in units: a work list without media bytes, cut into units, each written once (docs/data.md).
 
-`work/list.parquet` is the list; its row group k is unit k. Unit k writes its parts and last `units/k.json`. Resuming does
-the units that lack this file, so the output has the same bytes after any kill.
+Files of LIST_UNITS units are the list: `work/list-00000.parquet` has units 0 to 255, a row group each. Unit k writes its parts
+and last its record (`unit_records.py`). Resuming does the units that lack one, so the output has the same bytes after any kill.
 """
 
 from __future__ import annotations
@@ -18,17 +18,21 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from voco.errors import Stopped
+from voco.errors import Refused, Stopped
 from voco.job.config import Resources
 from voco.run import claim
 from voco.run.logs import Progress, get_logger
+from voco.run.unit_records import FinishedUnits, UnitRecords, write_record
 from voco.store import parquet, storage
+from voco.store.part_files import PartFiles
 
 log = get_logger(__name__)
 
 POOL = "voco-pool"  # label of every node of a cluster in `cluster/`: head, cpu or gpu
 CPU_WORK = {POOL: "!gpu"}  # label selector of work without a GPU; it also fits nodes that have no such label
 RETRIES = 8  # of a unit, or restarts of a GPU process: limited, because a unit may kill its process every time
+LIST_UNITS = 256  # of a file of the work list: a process reads the file's footer, which grows with this, and its unit
+WAVE_UNITS = 8192  # that Ray Data is given at once: each costs the driver 3.5 KiB and 1.4 ms before the first one starts
 KEPT_S = 30.0  # that a process without work keeps its worker, and so a model, in memory
 
 
@@ -39,8 +43,14 @@ class UnitWorker(Protocol):
         """Write the unit's files; return its record: {"tables": {name: [entries]}, "counts": {...}, ...}."""
 
 
-def work_list_uri(output: str) -> str:
-    return storage.join(output, "work", "list.parquet")
+def list_count_uri(output: str) -> str:
+    """{"units": number}: written when every file of the work list is there."""
+    return storage.join(output, "work", "list.json")
+
+
+def list_file_uri(output: str, file: int) -> str:
+    """The file of the work list that has units [file * LIST_UNITS, (file + 1) * LIST_UNITS)."""
+    return storage.join(output, "work", f"list-{file:05d}.parquet")
 
 
 def part_uri(output: str, table: str, unit: int, piece: int = 0) -> str:
@@ -55,28 +65,47 @@ def cut_units(rows: Iterable[dict[str, Any]], size: int, schema: pa.Schema) -> I
         yield pa.Table.from_pylist(unit_rows, schema=schema)
 
 
+def is_listed(output: str) -> bool:
+    """True when an output's work list is complete. Raises Refused for the list of an earlier version."""
+    if storage.exists(list_count_uri(output)):
+        return True
+    if storage.exists(storage.join(output, "work", "list.parquet")):
+        raise Refused(f"output: {output} was begun by an earlier version of VoCo, whose work list is not read; use --replace")
+    return False
+
+
 def write_work_list(output: str, units: Iterator[pa.Table], schema: pa.Schema) -> int:
-    """Write the work list, one table a unit, and return the number of units. An existing list is kept."""
-    if not storage.exists(work_list_uri(output)):
-        parquet.write_table(work_list_uri(output), units, schema)
-    with parquet.open_parquet(work_list_uri(output)) as file:
-        return int(file.num_row_groups)
+    """Write the work list, one table a unit, and return the number of units. A complete list is kept.
+
+    What a killed process wrote is written again: the same rows give the same bytes.
+    """
+    if not is_listed(output):
+        total = 0
+
+        def counted(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+            nonlocal total
+            for table in tables:
+                yield table
+                total += 1
+
+        for first in units:
+            of_file = itertools.chain([first], itertools.islice(units, LIST_UNITS - 1))
+            parquet.write_table(list_file_uri(output, total // LIST_UNITS), counted(of_file), schema, statistics=False)
+        storage.write_json(list_count_uri(output), {"units": total})
+    return int(storage.read_json(list_count_uri(output))["units"])
 
 
-def unit_record_uri(output: str, unit: int) -> str:
-    return storage.join(output, "units", f"{unit:05d}.json")
+class WorkList:
+    """Reads units of a work list. A unit costs its bytes, and the first of a file the file's footer, however long the list is."""
 
+    def __init__(self, output: str) -> None:
+        self.output = output
+        self._files = PartFiles(limit=1)  # a process does units in ascending order
 
-def unit_records(output: str) -> list[dict[str, Any]]:
-    """The records of all finished units, in order."""
-    folder = storage.join(output, "units")
-    names = [name for name in storage.list_names(folder) if name.endswith(".json")]  # a kill may leave a partial file
-    return [storage.read_json(storage.join(folder, name)) for name in names]
-
-
-def pending_units(output: str, total: int) -> list[int]:
-    done = set(storage.list_names(storage.join(output, "units")))
-    return [unit for unit in range(total) if f"{unit:05d}.json" not in done]
+    def read(self, unit: int) -> pa.Table:
+        """The rows of a unit."""
+        file, group = divmod(unit, LIST_UNITS)
+        return self._files.read_row_group(list_file_uri(self.output, file), group)
 
 
 class _UnitCall:
@@ -84,16 +113,14 @@ class _UnitCall:
 
     def __init__(self, output: str, worker: type[UnitWorker], arguments: dict[str, Any]) -> None:
         self.output = output
+        self.list = WorkList(output)
         self.worker = worker(**arguments)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         unit = int(batch["unit"][0])
-        with parquet.open_parquet(work_list_uri(self.output)) as file:
-            work = file.read_row_group(unit)
-        record = self.worker(unit, work)
-        storage.write_json(unit_record_uri(self.output, unit), {"unit": unit, **record})
-        written = sum(entry["bytes"] for entries in record["tables"].values() for entry in entries)
-        return {"rows": [work.num_rows], "bytes": [written], "rejected": [json.dumps(record.get("rejected", {}))]}
+        work = self.list.read(unit)
+        line = write_record(self.output, unit, self.worker(unit, work))
+        return {"unit": [unit], "rows": [work.num_rows], "record": [line]}
 
 
 class _ProcessWorker:
@@ -152,14 +179,15 @@ def run_units(
     resources: Resources,
     in_process: bool,
     label: str,
-) -> list[dict[str, Any]]:
-    """Do every unit that is not done and return all records in order.
+) -> UnitRecords:
+    """Do every unit that is not done and return all records in order; each iteration reads them again.
 
     `worker(**arguments)` is built once a process: here when `in_process`, else in an actor pool of Ray Data, for which the
     autoscaler starts nodes. On one machine without GPUs tasks do the units: their processes are used again by later jobs.
     """
-    pending = pending_units(output, total)
-    finished = total - len(pending)
+    done = FinishedUnits(output, total)
+    left = len(done.pending)
+    finished = total - left
     if finished:
         log.info("%s: %d of %d units are done already", label, finished, total)
     started = time.monotonic()
@@ -167,22 +195,25 @@ def run_units(
     rejected: Counter[str] = Counter()
     progress = Progress(label, total, finished)
     try:
-        for done, result in enumerate(_results(output, pending, worker, arguments, resources, in_process), start=1):
+        for count, result in enumerate(_results(output, done.pending, worker, arguments, resources, in_process), start=1):
+            line = str(result["record"][0])
+            done.add(int(result["unit"][0]), line)
+            record = json.loads(line)
             rows += int(result["rows"][0])
-            size += int(result["bytes"][0])
-            rejected.update(json.loads(result["rejected"][0]))
+            size += sum(entry["bytes"] for entries in record["tables"].values() for entry in entries)
+            rejected.update(record.get("rejected", {}))
             seconds = time.monotonic() - started
             rate = f"{rows:,} rows, {rows / seconds:,.0f} rows/s, {size / 1e6:,.1f} MB, {size / seconds / 1e6:,.1f} MB/s"
-            reasons = "".join(f", {reason} {count:,}" for reason, count in sorted(rejected.items()))
-            left = seconds / done * (len(pending) - done)
-            text = f"unit {finished + done}/{total}, {rate}{reasons}, {seconds:.0f} s, {left:.0f} s left"
-            progress.update(finished + done, text)
-            if claim.is_stopping() and done < len(pending):
-                stop = f"{label}: stopped after unit {finished + done} of {total}"
+            reasons = "".join(f", {reason} {number:,}" for reason, number in sorted(rejected.items()))
+            expected = seconds / count * (left - count)
+            text = f"unit {finished + count}/{total}, {rate}{reasons}, {seconds:.0f} s, {expected:.0f} s left"
+            progress.update(finished + count, text)
+            if claim.is_stopping() and count < left:
+                stop = f"{label}: stopped after unit {finished + count} of {total}"
                 raise Stopped(f"{stop}; submitted again, it continues there")
     finally:
         progress.close()
-    return unit_records(output)
+    return UnitRecords(output)
 
 
 def _results(
@@ -201,6 +232,14 @@ def _results(
         for unit in pending:
             yield call({"unit": [unit]})
         return
+    for start in range(0, len(pending), WAVE_UNITS):
+        yield from _wave_results(output, pending[start : start + WAVE_UNITS], worker, arguments, resources)
+
+
+def _wave_results(
+    output: str, pending: list[int], worker: type[UnitWorker], arguments: dict[str, Any], resources: Resources
+) -> Iterator[dict[str, Any]]:
+    """The results of units that Ray Data is given at once, about in their order. It keeps an object for each of them."""
     import ray.data
 
     logging.getLogger("ray.data").setLevel(logging.WARNING)  # progress is reported above, in units

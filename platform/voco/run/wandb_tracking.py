@@ -39,7 +39,7 @@ if TYPE_CHECKING:  # takes half a second to import, so a job without tracking ne
 log = get_logger(__name__)
 
 # columns of schemas.METRICS
-CURVES = ("step", "epoch", "loss", "kl", "lr", "grad_norm", "tokens", "seconds")
+CURVES = ("step", "epoch", "loss", "kl", "lr", "grad_norm", "tokens", "seconds", "wait")
 PREDICTIONS = ("image", "question", "references", "prediction", "correct", "category")
 IMAGE_EDGE = 256  # pixels: pictures in a table are only looked at
 GROUP = "WANDB_RUN_GROUP"

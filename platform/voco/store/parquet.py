@@ -51,22 +51,37 @@ def to_table(rows: Sequence[dict[str, Any]], schema: pa.Schema) -> pa.Table:
 
 
 def write_table(
-    uri: str, groups: Iterable[pa.Table], schema: pa.Schema, metadata: dict[str, str] | None = None
+    uri: str,
+    groups: Iterable[pa.Table],
+    schema: pa.Schema,
+    metadata: dict[str, str] | None = None,
+    encodings: dict[str, str] | None = None,
+    footer: list[pq.FileMetaData] | None = None,
+    statistics: bool = True,
 ) -> dict[str, Any]:
     """Write one Parquet file whose row groups are `groups`; a failure leaves no file.
 
-    Returns the file's manifest entry: path (its name), rows, bytes, sha256. The same rows give the same bytes.
+    Returns the file's manifest entry: path (its name), rows, bytes, sha256. The same rows give the same bytes. `encodings` names
+    columns that have an encoding other than a dictionary, and no statistics; the file's footer is added to `footer`.
+    Without `statistics` the footer is about half as long.
     """
     schema = schema.with_metadata({"voco.schema_version": SCHEMA_VERSION, **(metadata or {})})
     uncompressed = {path for path, name in leaf_columns(schema) if name in UNCOMPRESSED}
     compression = {path: "none" if path in uncompressed else "zstd" for path, _ in leaf_columns(schema)}
-    encoded = [path for path, _ in leaf_columns(schema) if path not in uncompressed]
+    encoded = [path for path, _ in leaf_columns(schema) if path not in uncompressed and path not in (encodings or {})]
     rows = 0
     with (
         storage.open_write(uri) as handle,
         pq.ParquetWriter(
-            handle, schema, compression=compression, use_dictionary=encoded, write_statistics=encoded, store_schema=True
-        ) as writer,
+            handle,
+            schema,
+            compression=compression,
+            use_dictionary=encoded,
+            write_statistics=encoded if statistics else False,
+            store_schema=True,
+            column_encoding=encodings,
+            metadata_collector=footer,
+        ) as writer,  # fmt: skip
     ):
         for group in groups:
             writer.write_table(group.cast(schema), row_group_size=max(1, group.num_rows))

@@ -44,6 +44,7 @@ FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 3.0  # between two attempts; after a server'
 QUIET_S = 1.0  # a shorter wait is not logged
 UPLOAD_STARTS = 3  # of a multipart upload: a server that restarts may have forgotten it
 
+CONNECTIONS = 64  # of a client; more requests than these wait
 PART_BYTES = 16 << 20  # of a multipart upload or a download
 PARALLEL_PARTS = 4  # at a time, all in memory
 MAX_PARTS = 10_000  # S3's own limit
@@ -55,6 +56,14 @@ class StorageLost(JobFailed, ConnectionError):
     """The storage did not answer within `patience_s`."""
 
 
+class ObjectTooLarge(Exception):
+    """An object has more bytes than its reader takes. `size` is the length that the answer states; its body was not read."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.size = size
+
+
 class PatientS3(S3FileSystem):  # type: ignore[misc]
     """s3fs that waits for a server that stops and comes back; `patience_s` 0 fails at once. Listings are never cached."""
 
@@ -62,18 +71,25 @@ class PatientS3(S3FileSystem):  # type: ignore[misc]
     default_block_size = 8 << 20  # read-ahead of an open file, about a row group; s3fs's own default is 50 MiB
 
     def __init__(self, patience_s: float) -> None:
-        config = {"response_checksum_validation": CHECKSUMS, "retries": {"max_attempts": 0}}
+        config = {"response_checksum_validation": CHECKSUMS, "retries": {"max_attempts": 0}, "max_pool_connections": CONNECTIONS}
+        config["user_agent"] = "voco"  # botocore otherwise builds one for each request, an eighth of its work
         super().__init__(config_kwargs=config, use_listings_cache=False)
         self.patience_s = patience_s
 
-    async def _call_s3(self, method: str, *arguments: Any, **named: Any) -> Any:
-        """One request; of a read, with its complete body. Raises StorageLost, or what s3fs raises for an answer."""
+    async def _call_s3(self, method: str, *arguments: Any, most_bytes: float = math.inf, **named: Any) -> Any:
+        """One request; of a read, with its complete body. Raises StorageLost, or what s3fs raises for an answer.
+
+        Raises ObjectTooLarge for a read of more than `most_bytes`, before the body arrives.
+        """
         started = math.inf  # when the waiting began
         wait = FIRST_WAIT_S
         while True:
             try:
                 answer = await super()._call_s3(method, *arguments, **named)
                 if method == "get_object":  # a truncated body is no answer either
+                    if answer.get("ContentLength", 0) > most_bytes:
+                        answer["Body"].close()
+                        raise ObjectTooLarge(int(answer["ContentLength"]))
                     answer["Body"] = await _read_body(answer["Body"])
                 return answer
             except (*NO_ANSWER, OSError) as error:
@@ -90,6 +106,14 @@ class PatientS3(S3FileSystem):  # type: ignore[misc]
             wait = min(2 * wait, LONGEST_WAIT_S)
 
     call_s3 = sync_wrapper(_call_s3)  # for open files
+
+    async def _read_object(self, path: str, most_bytes: int) -> bytes:
+        """A complete object by one request. Raises ObjectTooLarge, and what `_call_s3` raises."""
+        bucket, key, _ = self.split_path(path)
+        answer = await self._call_s3("get_object", Bucket=bucket, Key=key, most_bytes=most_bytes)
+        return bytes(await answer["Body"].read())
+
+    read_object = sync_wrapper(_read_object)
 
     def _endpoint(self) -> str:
         return str(self._s3.meta.endpoint_url) if self._s3 is not None else "S3"

@@ -7,9 +7,12 @@ from itertools import groupby
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from voco.store import parquet, storage
+from voco.store import index, parquet, schemas, storage
+from voco.store.distinct import distinct_rows
+from voco.store.part_files import PartFiles, read_in_order
 
 MEDIA_SHA256, MEDIA_BYTES = "media.list.element.sha256", "media.list.element.bytes"  # column paths
 MEDIA_PATH = "media.list.element.path"
@@ -27,32 +30,69 @@ Row = dict[str, Any]
 class SampleTables:
     """Row groups of one or more `samples/` tables, numbered consecutively over all of them.
 
-    A sample is a complete row under `share_vision`, else one conversation of it (the papers' batch mix).
+    A sample is a complete row under `share_vision`, else one conversation of it (the papers' batch mix). Opening reads the
+    tables' indexes and no part; reading is thread-safe. Raises Refused for an output without an index.
     """
 
     def __init__(self, uris: Sequence[str], share_vision: bool = True) -> None:
-        self.groups: list[tuple[pq.ParquetFile, int]] = []  # file, row group in it
-        sizes: list[int] = []
-        owners: list[int] = []
-        for table, uri in enumerate(uris):
-            for file in map(parquet.open_parquet, part_uris([uri])):
-                for group in range(file.num_row_groups):
-                    self.groups.append((file, group))
-                    sizes.append(_count_samples(file, group, share_vision))
-                    owners.append(table)
-        self.sizes = tuple(sizes)  # samples of each row group
-        self.owners = tuple(owners)  # the table of each row group, by its position in `uris`
+        self.uris = tuple(uris)
+        columns = [name for name in schemas.SAMPLES_INDEX.names if name != "sizes"]
+        tables = index.read_table_indexes(uris, schemas.SAMPLES_INDEX, columns)
+        self._facts = pa.concat_tables([table.replace_schema_metadata(None) for table in tables]).combine_chunks()
+        self._firsts = [table.slice(0, 1).to_pylist() for table in tables]
+        counted = "rows" if share_vision else "conversations"
+        self.sizes: tuple[int, ...] = tuple(self._facts[counted].to_pylist())  # samples of each row group
+        # the table of each row group, by its position in `uris`
+        self.owners = tuple(owner for owner, table in enumerate(tables) for _ in range(table.num_rows))
+        self._files = PartFiles()
 
     def read(self, group: int, columns: Sequence[str] = COLUMNS) -> list[Row]:
         """The rows of one row group. Media bytes only if `columns` names them."""
-        file, number = self.groups[group]
-        rows: list[Row] = file.read_row_group(number, columns=list(columns)).to_pylist()
-        return rows
+        return list(self.read_table(group, columns).to_pylist())
+
+    def read_table(self, group: int, columns: Sequence[str]) -> pa.Table:
+        """The same as a table."""
+        part, number = self.address(group)
+        return self._files.read_row_group(part, number, columns, self._facts["part_bytes"][group].as_py())
+
+    def address(self, group: int) -> tuple[str, int]:
+        """The URI of the part, and the number in it, of a row group."""
+        part = self._facts["part"][group].as_py()
+        return storage.join(self.uris[self.owners[group]], "samples", part), self._facts["row_group"][group].as_py()
+
+    def tables(self, columns: Sequence[str], groups: Iterable[int] | None = None) -> Iterator[tuple[int, pa.Table]]:
+        """Columns of every row group, or of `groups`, in order: its number and its rows. Several are read at a time."""
+        numbers = range(len(self.sizes)) if groups is None else groups
+        return read_in_order(lambda group: (group, self.read_table(group, columns)), numbers)
 
     def rows(self, columns: Sequence[str]) -> Iterator[Row]:
         """Every row of every table, in order."""
-        for group in range(len(self.groups)):
-            yield from self.read(group, columns)
+        for _, table in self.tables(columns):
+            yield from table.to_pylist()
+
+    def groups_with_media(self) -> list[int]:
+        """The row groups that have an image or a video."""
+        media = pc.add(self._facts["image_rows"], self._facts["video_rows"])
+        return list(pc.indices_nonzero(media).to_pylist())
+
+    @property
+    def has_videos(self) -> bool:
+        return bool(pc.sum(self._facts["video_rows"]).as_py())
+
+    @property
+    def most_views(self) -> int:
+        """Media of the row that has most of them."""
+        return int(pc.max(self._facts["views_at_most"]).as_py() or 0)
+
+    def first_rows(self) -> Iterator[tuple[str, bool]]:
+        """The first row of each table that has rows: its `sample_id`, and whether each conversation ends on a user turn."""
+        return ((row["first_id"], row["first_asks"]) for rows in self._firsts for row in rows)
+
+    def media_sizes(self) -> Iterator[list[tuple[int, int]]]:
+        """Every list of heights and widths in pixels that a row's media have, from the indexes; some more than once."""
+        for uri in self.uris:
+            for group in index.read_table_index(uri, schemas.SAMPLES_INDEX, ["sizes"])["sizes"].to_pylist():
+                yield from (list(zip(sizes[::2], sizes[1::2], strict=True)) for sizes in group)
 
 
 def part_uris(uris: Iterable[str]) -> Iterator[str]:
@@ -64,24 +104,26 @@ def part_uris(uris: Iterable[str]) -> Iterator[str]:
 
 def row_addresses(uris: Iterable[str], with_media: bool = False) -> Iterator[Row]:
     """Every row of the tables, or every row that has media: its `ROW_ADDRESS` and `sample_id`."""
-    for part, group, file in _row_groups(part_uris(uris)):
-        table = file.read_row_group(group, columns=["sample_id", "modality"])
+    tables = SampleTables(list(uris))
+    groups = tables.groups_with_media() if with_media else None
+    for number, table in tables.tables(["sample_id", "modality"], groups):
+        part, group = tables.address(number)
         for row, sample in enumerate(table.to_pylist()):
             if sample["modality"] != "text" or not with_media:
                 yield {"part": part, "group": group, "row": row, "sample_id": sample["sample_id"]}
 
 
 def unique_images(uris: Iterable[str]) -> Iterator[Row]:
-    """Every image of the tables once, at the first row that has it: rows of `IMAGE_ADDRESS`."""
-    earlier: set[str] = set()
-    for part, group, file in _row_groups(part_uris(uris)):
-        table = file.read_row_group(group, columns=["modality", MEDIA_SHA256])
+    """Every image of the tables once, at the first row that has it: rows of `IMAGE_ADDRESS`. They wait on disk, not in memory."""
+    return distinct_rows(_images(SampleTables(list(uris))), "sha256", IMAGE_ADDRESS)
+
+
+def _images(tables: SampleTables) -> Iterator[Row]:
+    for number, table in tables.tables(["modality", MEDIA_SHA256], tables.groups_with_media()):
+        part, group = tables.address(number)
         for row, sample in enumerate(table.to_pylist()):
-            names = images_of(sample) if sample["modality"] == "image" else []
-            for medium, sha256 in enumerate(names):
-                if sha256 not in earlier:
-                    earlier.add(sha256)
-                    yield {"sha256": sha256, "part": part, "group": group, "row": row, "medium": medium}
+            for medium, sha256 in enumerate(images_of(sample) if sample["modality"] == "image" else []):
+                yield {"sha256": sha256, "part": part, "group": group, "row": row, "medium": medium}
 
 
 def read_at(addresses: Iterable[Row], columns: Sequence[str] = COLUMNS, media: bool = False) -> Iterator[Row]:
@@ -89,22 +131,20 @@ def read_at(addresses: Iterable[Row], columns: Sequence[str] = COLUMNS, media: b
 
     Under `media` each medium has its bytes, from the row or from `blobs/`; `columns` must then have all of `media`.
     """
-    for part, in_part in groupby(addresses, key=lambda address: address["part"]):
-        with parquet.open_parquet(part) as file:
-            for group, in_group in groupby(in_part, key=lambda address: address["group"]):
-                rows = file.read_row_group(group, columns=list(columns)).to_pylist()
-                for address in in_group:
-                    row = rows[address["row"]]
-                    for medium in (row["media"] or []) if media else []:
-                        medium["bytes"] = medium_bytes(medium, part)
-                    yield row
+    files = PartFiles()
+    for (part, group), in_group in groupby(addresses, key=lambda address: (address["part"], address["group"])):
+        rows = files.read_row_group(part, group, columns).to_pylist()
+        for address in in_group:
+            row = rows[address["row"]]
+            for medium in (row["media"] or []) if media else []:
+                medium["bytes"] = medium_bytes(medium, part)
+            yield row
 
 
 def read_images(addresses: Sequence[Row]) -> list[tuple[str, bytes]]:
     """sha256 and encoded bytes of the images at `IMAGE_ADDRESS`es, all of one row group."""
     part, group = addresses[0]["part"], addresses[0]["group"]
-    with parquet.open_parquet(part) as file:
-        column = file.read_row_group(group, columns=[MEDIA_BYTES])["media"].combine_chunks()
+    column = PartFiles().read_row_group(part, group, [MEDIA_BYTES])["media"].combine_chunks()
     data = column.values.field("bytes")
     offsets = [column.offsets[address["row"]].as_py() + address["medium"] for address in addresses]
     media = [
@@ -183,10 +223,3 @@ def _row_groups(parts: Iterable[str]) -> Iterator[tuple[str, int, pq.ParquetFile
         with parquet.open_parquet(part) as file:
             for group in range(file.num_row_groups):
                 yield part, group, file
-
-
-def _count_samples(file: pq.ParquetFile, group: int, share_vision: bool) -> int:
-    if share_vision:
-        return int(file.metadata.row_group(group).num_rows)
-    conversations = file.read_row_group(group, columns=["conversations.list.element.source_id"])["conversations"]
-    return sum(len(row) for row in conversations.to_pylist())

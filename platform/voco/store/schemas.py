@@ -6,7 +6,8 @@ import pyarrow as pa
 
 SCHEMA_VERSION = "1"
 FEATURES_METADATA, FRAME_CACHE_METADATA = "voco.features", "voco.frame_cache"  # keys of file metadata, with JSON values
-FRAME_INDEX_FILE, METRICS_FILE = "index.parquet", "metrics.parquet"  # tables that are one file in the output itself
+REJECTED_METADATA = "voco.rejected"  # of a frame cache's index: JSON list of the samples without a cache
+INDEX_FILE, METRICS_FILE = "index.parquet", "metrics.parquet"  # tables that are one file in the output itself
 ALL = "all"  # the category of every question
 
 ROW_GROUP_BYTES = 8 << 20  # of media or tensors in one row group; a larger row is a row group alone
@@ -57,7 +58,37 @@ REASONS = (
     "bad_conversation", "empty_text", "duplicate", "download_failed", "download_refused", "decode_timeout", "text_too_large",
 )  # fmt: skip
 
-# One row per unique image; `features` is (V, C) row-major. Dtype, shape, tower hash and preprocessing are file metadata.
+# The index of `samples/`: one row per row group, with what the driver and the training order must know of it.
+SAMPLES_INDEX = pa.schema(
+    [
+        ("part", pa.string()),  # name of the file in `samples/`
+        ("part_bytes", pa.int64()),  # its size, so that no reader asks for it
+        ("row_group", pa.int32()),
+        ("rows", pa.int32()),
+        ("conversations", pa.int32()),
+        ("tokens_at_most", pa.int64()),  # bytes of all turns, and one a turn: no tokenizer with byte fallback makes more of them
+        ("views_at_most", pa.int32()),  # most media of one row
+        ("image_rows", pa.int32()),
+        ("video_rows", pa.int32()),
+        ("sizes", pa.list_(pa.list_(pa.int32()))),  # each distinct list of height, width, height, ... that rows have
+        ("first_id", pa.string()),  # sample_id of the first row
+        ("first_asks", pa.bool_()),  # every conversation of the first row ends on a user turn
+    ]
+)
+
+# The index of `features/`: `length` bytes from `offset` of the part are the value.
+FEATURES_INDEX = pa.schema(
+    [
+        ("sha256", pa.binary(32)),
+        ("part", pa.string()),
+        ("row_group", pa.int32()),
+        ("offset", pa.int64()),
+        ("length", pa.int32()),
+    ]
+)
+
+# One row per unique image, which is a row group: `features` is (V, C) row-major. Dtype, shape, tower hash and preprocessing are
+# file metadata.
 FEATURES = pa.schema([("sha256", pa.string()), ("features", pa.large_binary())])
 
 ANSWERS = pa.schema(
@@ -86,16 +117,23 @@ SCORES = pa.schema(
         ("category", pa.string()),  # ALL or one question type
         ("method", pa.string()),
         ("n", pa.int32()),
+        ("metric", pa.string()),  # what marked the answers
         ("seed", pa.int64()),
         ("score", pa.float64()),  # mean of `correct`, 0 to 1
         ("score_low", pa.float64()),  # 95 % interval by bootstrap over samples
         ("score_high", pa.float64()),
         ("lower_bound", pa.float64()),
         ("upper_bound", pa.float64()),
-        ("retention", pa.float64()),  # (score - lower) / (upper - lower): the paper's Table 1
+        ("official_name", pa.string()),  # the figure that the set's authors publish: accuracy, f1, perception, ...
+        ("official", pa.float64()),  # equal to `score` where that is the mean mark
+        ("official_low", pa.float64()),
+        ("official_high", pa.float64()),
+        ("official_lower_bound", pa.float64()),
+        ("official_upper_bound", pa.float64()),
+        ("retention", pa.float64()),  # (official - lower) / (upper - lower): the paper's Table 1
         ("retention_low", pa.float64()),
         ("retention_high", pa.float64()),
-        ("share_of_upper", pa.float64()),  # score / upper: the supplement's Table 4
+        ("share_of_upper", pa.float64()),  # official / upper: the supplement's Table 4
         ("share_of_upper_low", pa.float64()),
         ("share_of_upper_high", pa.float64()),
         ("questions", pa.int64()),
@@ -109,7 +147,8 @@ SCORES = pa.schema(
     ]
 )
 
-# The row groups of each medium in a frame cache; no row group has frames of two media.
+# The row groups of each medium in a frame cache; no row group has frames of two media. File metadata: that of the parts, and
+# REJECTED_METADATA.
 FRAME_INDEX = pa.schema(
     [
         ("sample_id", pa.string()),
@@ -117,6 +156,7 @@ FRAME_INDEX = pa.schema(
         ("file", pa.string()),
         ("row_group", pa.int32()),
         ("frames", pa.int32()),  # rows of the group
+        ("part_bytes", pa.int64()),  # size of the file
     ]
 )
 
@@ -143,17 +183,20 @@ METRICS = pa.schema(
         ("lr", pa.float64()),
         ("grad_norm", pa.float64()),
         ("seconds", pa.float64()),
+        ("wait", pa.float64()),  # seconds of it that the slowest worker waited for its data
     ]
 )
 
 FRAME_GROUP_BYTES = 16 << 20  # of keys and values in one row group of a frame cache
 
 
-def frame_cache_schema(tensor_bytes: int) -> pa.Schema:
-    """Schema of `frame_cache/`, one row a frame: keys and values of `tensor_bytes` bytes, row-major (layer, kv_head, token, dim).
+def frame_cache_schema(tensor_bytes: int, scale_bytes: int = 0) -> pa.Schema:
+    """Schema of `frame_cache/`, one row a frame: keys and values of `tensor_bytes` bytes, row-major (layer, kv_head, token, dim),
+    and of scaled types their scales, row-major (layer, kv_head) fp32.
 
-    File metadata FRAME_CACHE_METADATA has dtype, shape, compressor, N, prefix ids, preprocessing and rope parameters.
+    File metadata FRAME_CACHE_METADATA has dtypes, shape, compressor, N, prefix ids, preprocessing and rope parameters.
     """
+    scales = [(name, pa.binary(scale_bytes)) for name in ("keys_scales", "values_scales") if scale_bytes]
     return pa.schema(
         [
             ("sample_id", pa.string()),
@@ -162,8 +205,9 @@ def frame_cache_schema(tensor_bytes: int) -> pa.Schema:
             ("timestamp_s", pa.float64()),
             ("keys", pa.binary(tensor_bytes)),
             ("values", pa.binary(tensor_bytes)),
+            *scales,
         ]
     )
 
 
-UNCOMPRESSED = {"bytes", "features", "keys", "values"}  # leaf columns of media or tensors
+UNCOMPRESSED = {"bytes", "features", "keys", "values", "keys_scales", "values_scales"}  # leaf columns of media or tensors

@@ -13,9 +13,10 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
 from typing import IO, TYPE_CHECKING, Any
 
 import fsspec
@@ -26,6 +27,7 @@ from voco.errors import Refused
 if TYPE_CHECKING:  # a third of a second that `voco plan` does not need
     import pyarrow.fs as pafs
 
+HASHED_BESIDE = 1 << 20  # bytes of a write from which it is hashed on another thread meanwhile: the two take equally long
 PATIENCE_S = 180.0  # longer than a restart of a server, shorter than a night
 SHARDS = (".tar", ".parquet")  # of sources that are a folder of files
 PLACEHOLDER = "YOUR-"  # s3://YOUR-BUCKET/...: to be filled in by the user
@@ -122,9 +124,11 @@ def list_names(uri: str) -> list[str]:
     return sorted(name for name in names if not name.startswith("."))
 
 
-def read_bytes(uri: str) -> bytes:
-    """The content of a file. Raises FileNotFoundError."""
+def read_bytes(uri: str, is_small: bool = False) -> bytes:
+    """The content of a file; on S3, of a small one by one request: s3fs asks for the size first. Raises FileNotFoundError."""
     fs, path = filesystem(uri)
+    if is_small and not isinstance(fs, LocalFileSystem):
+        return bytes(fs.cat_file(path, max_concurrency=1))
     return bytes(fs.cat_file(path))
 
 
@@ -166,10 +170,18 @@ class Hashing(io.RawIOBase):
 
     def write(self, data: Any) -> int:
         with memoryview(data).cast("B") as view:
-            self.digest.update(view)
-            done = 0
-            while done < len(view):  # the system writes at most 2 GiB at a time
-                done += self.raw.write(view[done:]) or 0
+            beside = Thread(target=self.digest.update, args=(view,)) if len(view) >= HASHED_BESIDE else None
+            if beside is None:
+                self.digest.update(view)
+            else:
+                beside.start()
+            try:
+                done = 0
+                while done < len(view):  # the system writes at most 2 GiB at a time
+                    done += self.raw.write(view[done:]) or 0
+            finally:
+                if beside is not None:
+                    beside.join()
         self.size += done
         return done
 
@@ -236,7 +248,7 @@ def get_directory(uri: str, local: Path) -> Path:
 
 
 def read_json(uri: str) -> Any:
-    return json.loads(read_bytes(uri))
+    return json.loads(read_bytes(uri, is_small=True))
 
 
 def write_json(uri: str, value: Any) -> None:
@@ -249,6 +261,19 @@ def delete(uri: str) -> None:
     fs, path = filesystem(uri)
     if fs.exists(path):
         fs.rm(path, recursive=True)
+
+
+def delete_files(uris: Sequence[str]) -> None:
+    """Remove files, all of one file system, that may be missing: on S3 a thousand a request, without looking first."""
+    if not uris:
+        return
+    fs, _ = filesystem(uris[0])
+    paths = [filesystem(uri)[1] for uri in uris]
+    if isinstance(fs, LocalFileSystem):
+        for path in paths:
+            Path(path).unlink(missing_ok=True)
+    else:
+        fs.rm(paths)
 
 
 def delete_partials(uri: str) -> None:

@@ -1,27 +1,78 @@
-"""Rows of `samples/` to token samples and batches, row group by row group; each is read once within a window."""
+"""Rows of `samples/` to token samples and batches: each row group is read once, each sample tokenised when a step takes it."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from voco.job.config import Training
-from voco.model.batch import Batch, collate, with_teacher
+from voco.model.batch import Batch, CachedBatch, collate, with_teacher
 from voco.model.voco_llama import VocoLlama
 from voco.precompute.feature_store import FeatureStore
 from voco.sequence.chat_template import Turn
 from voco.sequence.sequence import Layout, TokenSample, build_sample, filler_sample
-from voco.store.samples import SampleTables, images_of, sizes_of
+from voco.store.samples import COLUMNS, MEDIA_BYTES, SampleTables, images_of, medium_bytes, sizes_of
+from voco.train.live_images import LiveImages
 from voco.train.packing import split_evenly
-from voco.train.sampler import WINDOW, Rows
+from voco.train.sampler import LIVE_GROUPS, Rows
+
+BUILT_SAMPLES = 2048  # of tables with a weight above 1: token samples that are kept for their next use, about 40 KB each
+Part = tuple[dict[str, Any], list[list[Turn]]]  # what a sample is made of: its row, and its conversations' turns
+
+
+@dataclass(frozen=True)
+class StepData:
+    """What one worker trains on in one step."""
+
+    batches: list[Batch] | list[CachedBatch]  # micro-batches
+    cut: int  # text tokens that `max_tokens` left out of them
+
+    def pinned(self) -> StepData:
+        """The same in page-locked memory, so that copies to a device overlap with its work. Needs CUDA."""
+        return StepData([batch.pinned() for batch in self.batches], self.cut)  # type: ignore[arg-type]
+
+
+class SampleRows:
+    """The samples of row groups, as parts. The last `limit` row groups are kept (`sampler.live_groups` says how many).
+
+    Under `encoded` each medium of a row has its bytes.
+    """
+
+    def __init__(self, tables: SampleTables, share_vision: bool, limit: int = 2 * LIVE_GROUPS, encoded: bool = False) -> None:
+        self.tables, self.share_vision, self.limit, self.encoded = tables, share_vision, limit, encoded
+        self._groups: OrderedDict[int, list[Part]] = OrderedDict()
+
+    def load(self, groups: Iterable[int]) -> None:
+        """Read the row groups that are not in memory, several at a time. All of these stay, even above the limit."""
+        current = list(dict.fromkeys(groups))
+        columns = [*COLUMNS, MEDIA_BYTES] if self.encoded else COLUMNS
+        for group, table in self.tables.tables(columns, [group for group in current if group not in self._groups]):
+            rows, (part, _) = table.to_pylist(), self.tables.address(group)
+            for medium in (medium for row in rows if self.encoded for medium in row["media"] or []):
+                medium["bytes"] = medium_bytes(medium, part)
+            self._groups[group] = [sample for row in rows for sample in self._parts(row)]
+        for group in current:
+            self._groups.move_to_end(group)
+        while len(self._groups) > max(self.limit, len(current)):
+            self._groups.popitem(last=False)
+
+    def part(self, group: int, index: int) -> Part:
+        """One sample of a row group that was loaded."""
+        return self._groups[group][index]
+
+    def _parts(self, row: dict[str, Any]) -> Iterator[Part]:
+        conversations = [conversation["turns"] for conversation in row["conversations"]]
+        for part in [conversations] if self.share_vision else [[turns] for turns in conversations]:
+            yield row, part
 
 
 class TrainingSamples:
-    """Token samples by (row group, row in it); the last window of row groups is kept. A sample is tokenised when it is taken.
+    """Token samples by (row group, row in it). A sample is tokenised when it is taken.
 
     `views` names the views of a row: images by their hash, or under `cached` the indices of its frames; None for a row whose
-    frames could not be decoded.
+    frames could not be decoded. `rows` are those of a reader of the same tables (default: read here).
     """
 
     def __init__(
@@ -33,41 +84,27 @@ class TrainingSamples:
         views: Callable[[dict[str, Any]], list[str] | None],
         cached: bool = False,
         extra_tokens: int = 0,  # of a view, beyond max_tokens: a teacher's text is cut like the student's
+        rows: SampleRows | None = None,
     ) -> None:
         self.tables, self.tokenizer, self.layout, self.block = tables, tokenizer, layout, block
         self.views, self.cached, self.extra_tokens = views, cached, extra_tokens
-        self._groups: OrderedDict[int, list[tuple[dict[str, Any], list[list[Turn]]]]] = OrderedDict()
-        self._built: dict[int, dict[int, TokenSample]] = {}  # by row group, then by row
-        self.cut = 0  # text tokens left out of the samples that were taken
+        self.rows = SampleRows(tables, block.share_vision) if rows is None else rows
+        self._built: OrderedDict[tuple[int, int], TokenSample] = OrderedDict()
 
     def take(self, rows: Rows) -> list[TokenSample]:
         """The samples at (n, 2) rows; the fill of an epoch's tail is left out."""
-        samples = [self._sample(group, row) for group, row in rows.tolist() if group >= 0]
-        self.cut += sum(sample.cut for sample in samples)
-        return samples
+        addresses = [(group, row) for group, row in rows.tolist() if group >= 0]
+        self.rows.load(group for group, _ in addresses)
+        return [self._sample(*address) for address in addresses]
 
     def _sample(self, group: int, index: int) -> TokenSample:
-        parts = self._group(group)
-        built = self._built[group]
-        if index not in built:
-            built[index] = self._build(*parts[index])
-        return built[index]
-
-    def _group(self, group: int) -> list[tuple[dict[str, Any], list[list[Turn]]]]:
-        """What each sample of the row group is made of: its row, and its conversations' turns."""
-        if group not in self._groups:
-            self._groups[group] = [part for row in self.tables.read(group) for part in self._parts(row)]
-            self._built[group] = {}
-            if len(self._groups) > 2 * WINDOW:
-                oldest, _ = self._groups.popitem(last=False)
-                del self._built[oldest]
-        self._groups.move_to_end(group)
-        return self._groups[group]
-
-    def _parts(self, row: dict[str, Any]) -> Iterator[tuple[dict[str, Any], list[list[Turn]]]]:
-        conversations = [conversation["turns"] for conversation in row["conversations"]]
-        for part in [conversations] if self.block.share_vision else [[turns] for turns in conversations]:
-            yield row, part
+        key = (group, index)
+        if key not in self._built:
+            self._built[key] = self._build(*self.rows.part(group, index))
+            if len(self._built) > BUILT_SAMPLES:
+                self._built.popitem(last=False)
+        self._built.move_to_end(key)
+        return self._built[key]
 
     def _build(self, row: dict[str, Any], conversations: list[list[Turn]]) -> TokenSample:
         views = self.views(row)
@@ -80,28 +117,41 @@ class TrainingSamples:
 
 
 class ImageBatches:
-    """Batches of samples whose images are read as features."""
+    """Batches of samples whose images are read as features, or decoded from their rows."""
 
     def __init__(
-        self, tables: SampleTables, features: FeatureStore, model: VocoLlama, block: Training, teacher: Layout | None = None
+        self,
+        tables: SampleTables,
+        features: FeatureStore | LiveImages,
+        model: VocoLlama,
+        block: Training,
+        teacher: Layout | None = None,
+        live_groups: int = 2 * LIVE_GROUPS,
     ) -> None:
-        self.samples = TrainingSamples(tables, model.tokenizer, model.layout, block, images_of)
+        rows = SampleRows(tables, block.share_vision, live_groups, encoded=isinstance(features, LiveImages))
+        self.samples = TrainingSamples(tables, model.tokenizer, model.layout, block, images_of, rows=rows)
         self.teacher_samples: TrainingSamples | None = None
         if teacher is not None:
             extra = teacher.view_length - model.layout.view_length
-            self.teacher_samples = TrainingSamples(tables, model.tokenizer, teacher, block, images_of, extra_tokens=extra)
+            self.teacher_samples = TrainingSamples(
+                tables, model.tokenizer, teacher, block, images_of, extra_tokens=extra, rows=rows
+            )
         self.features, self.layout, self.width = features, model.layout, model.feature_width
 
-    def micro_batches(self, rows: Rows, count: int) -> list[Batch]:
+    def micro_batches(self, rows: Rows, count: int) -> StepData:
         """The samples at (n, 2) rows as `count` batches of nearly equal length."""
         samples = self.samples.take(rows)
+        if isinstance(self.features, LiveImages):
+            self.features.load(self.samples.rows.part(group, row)[0] for group, row in rows.tolist() if group >= 0)
+        else:
+            self.features.load(dict.fromkeys(name for sample in samples for name in sample.media))
         split = split_evenly([len(sample) for sample in samples], count)
         batches = [self._collate(samples, indices) for indices in split]
-        if self.teacher_samples is None:
-            return batches
-        teacher_samples = self.teacher_samples.take(rows)
-        teachers = [self._collate(teacher_samples, indices) for indices in split]
-        return [with_teacher(batch, teacher) for batch, teacher in zip(batches, teachers, strict=True)]
+        if self.teacher_samples is not None:
+            teacher_samples = self.teacher_samples.take(rows)
+            teachers = [self._collate(teacher_samples, indices) for indices in split]
+            batches = [with_teacher(batch, teacher) for batch, teacher in zip(batches, teachers, strict=True)]
+        return StepData(batches, sum(sample.cut for sample in samples))
 
     def _collate(self, samples: list[TokenSample], indices: list[int]) -> Batch:
         chosen = [samples[index] for index in indices] or [filler_sample(self.layout)]

@@ -56,6 +56,7 @@ def fit(job: Job, run_id: str, output: str) -> dict[str, Any]:
         "samples": [item.model_dump() for item in inputs.samples],
         "features": inputs.features or "",
         "frame_cache": inputs.frame_cache or "",
+        "threads": max(1, int(job.resources.cpus_per_worker) - 1),  # that decode images where no features are given
         "model": model,
         "layout": layout.model_dump(),
         "output": output,

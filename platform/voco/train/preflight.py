@@ -10,9 +10,9 @@ from voco.job.config import ImageSft, Training, VideoSft
 from voco.job.spec import Job
 from voco.job.tables import ATTENTION
 from voco.precompute.feature_store import FeatureStore, check_tower
-from voco.precompute.preflight import check_features, check_frames, media_sample_ids
+from voco.precompute.preflight import check_frames, check_images, media_sample_ids
 from voco.sequence.sequence import Layout
-from voco.store.samples import IMAGES, MEDIA_SHA256, SampleTables, images_of, sizes_of
+from voco.store.samples import SampleTables
 from voco.train.sampler import TableMix
 
 SPECIAL_IDS = ("bos_id", "eos_id", "pad_id", "image_id", "voco_id", "separator_ids")
@@ -49,12 +49,12 @@ def check_training(job: Job, layout: Layout, model: str, tables: SampleTables) -
     if isinstance(block, VideoSft):
         _check_frames(job, block, layout, config, tables)
         return
-    check_features(job, config, tables)
+    check_images(job, config, tables)
     try:
         get_method(layout.method).check(layout)
     except ValueError as error:
         raise Refused(f"compression.{error}") from None
-    images = (sizes_of(row) for row in tables.rows(IMAGES)) if layout.anyres is not None else []
+    images = tables.media_sizes() if layout.anyres is not None else []
     prefix = max((layout.prefix_tokens(sizes) for sizes in images), default=layout.prefix_tokens([None]))
     if prefix >= block.max_tokens:
         raise Refused(f"{job.kind}.max_tokens: expected more than the prefix's {prefix} tokens, got {block.max_tokens}")
@@ -85,14 +85,21 @@ def check_teacher(job: Job, layout: Layout, model: str, tables: SampleTables) ->
         raise Refused(
             f"inputs.teacher: {uri} has another vocabulary than the model; use a teacher that starts from the same base"
         )
-    check_tower(FeatureStore(job.resolved_inputs.features or ""), config["preprocessing"])
-    teacher = teacher.model_copy(update={"template": layout.template, "newlines": layout.newlines})
-    views = max(len(images_of(row)) for row in tables.rows([MEDIA_SHA256]))
-    tokens = job.block.max_tokens + views * (teacher.view_length - layout.view_length)
+    _check_teacher_tower(job, config["preprocessing"], student_config["preprocessing"])
+    teacher = teacher.model_copy(update={key: getattr(layout, key) for key in ("template", "newlines", "system")})
+    tokens = job.block.max_tokens + tables.most_views * (teacher.view_length - layout.view_length)
     positions = max_positions(config["language_model"])
     if tokens > positions:
         raise Refused(f"{job.kind}.max_tokens: the teacher reads up to {tokens} tokens and has {positions} positions; lower it")
     return teacher
+
+
+def _check_teacher_tower(job: Job, teacher: str, student: str) -> None:
+    """Refuse a teacher that does not see the images as they are read: its preprocessing against that of features or student."""
+    if job.inputs.features is not None:
+        check_tower(FeatureStore(job.resolved_inputs.features or ""), teacher)
+    elif teacher != student:
+        raise Refused(f"inputs.teacher: expected the model's tower {student[:12]}, which both see through, got {teacher[:12]}")
 
 
 def _check_frames(job: Job, block: VideoSft, layout: Layout, config: dict[str, Any], tables: SampleTables) -> None:
@@ -101,8 +108,10 @@ def _check_frames(job: Job, block: VideoSft, layout: Layout, config: dict[str, A
             f"video_sft.text.template: {layout.template} starts with the answer, which no cache can predict; use another template"
         )
     store = check_frames(job, config, layout.tokens, tables)
-    cached = [sample_id for sample_id in media_sample_ids(tables) if sample_id in store.groups]
-    frames = max((len(store.select_frames(sample_id, block.max_frames)) for sample_id in cached), default=0)
+    frames = min(store.most_frames, block.max_frames)
+    if frames * layout.tokens >= block.max_tokens:  # the cache may have longer videos than the samples
+        cached = (sample_id for sample_id in media_sample_ids(tables) if sample_id in store)
+        frames = max((min(store.frames(sample_id), block.max_frames) for sample_id in cached), default=0)
     if frames * layout.tokens >= block.max_tokens:
         limit = (block.max_tokens - 1) // layout.tokens
         raise Refused(

@@ -1,7 +1,8 @@
-"""Which samples each step of each rank trains on: one pure function of seed and epoch (docs/data.md).
+"""Which samples each step of each worker trains on: one pure function of seed and epoch (docs/data.md).
 
-A sample is named by (row group, row in it). Row groups are permuted, rows are shuffled in windows of several groups, cut into
-global batches and sliced by rank. An epoch's tail is filled with zero-weight samples, so every rank takes equally many steps.
+A sample is named by (row group, row in it). Row groups are dealt to virtual ranks, whose number depends on the global batch
+alone. Each shuffles its rows, a global batch takes an equal share from each, and a worker serves consecutive virtual ranks: so a
+row group is read by one worker, and the global batches are the same for any number of workers.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-WINDOW = 8  # row groups that are shuffled together, and are in memory at a time
+from voco.job.config import virtual_ranks
+
+LIVE_GROUPS = 128  # row groups from which the samples of one global batch come, about, over all workers
 Rows = npt.NDArray[np.int64]
 
 
@@ -31,15 +34,15 @@ class TableMix:
         return -(-self.epoch_samples() // global_batch)
 
     def _totals(self) -> list[int]:
-        return [
-            sum(size for size, owner in zip(self.sizes, self.owners, strict=True) if owner == table)
-            for table in range(len(self.weights))
-        ]
+        totals = [0] * len(self.weights)
+        for size, owner in zip(self.sizes, self.owners, strict=True):
+            totals[owner] += size
+        return totals
 
 
 @dataclass(frozen=True)
 class EpochOrder:
-    """`rows` (steps, global_batch, 2) int64: (row group, row in it); (-1, -1) fills the tail."""
+    """`rows` (steps, global_batch, 2) int64: (row group, row in it), virtual rank by virtual rank; (-1, -1) fills the tail."""
 
     rows: Rows
 
@@ -54,37 +57,65 @@ class EpochOrder:
         return rows
 
 
-def epoch_order(mix: TableMix, seed: int, epoch: int, global_batch: int, window: int = WINDOW) -> EpochOrder:
-    """Order of one epoch. A table of weight w gives each sample floor(w) times, and a random share of them once more."""
+def epoch_order(mix: TableMix, seed: int, epoch: int, global_batch: int) -> EpochOrder:
+    """Order of one epoch. A table of weight w gives each sample floor(w) times, and a random share of them once more.
+
+    The rows of the permuted row groups are one sequence, rows of a group in random order, that is cut into equal consecutive
+    pieces, one for each virtual rank: of G row groups at most one less than the virtual ranks lie in two pieces.
+    """
     generator = np.random.default_rng([seed, epoch])
-    repeats = _repeats(mix, generator)
-    groups = generator.permutation(len(mix.sizes))
-    windows = []
-    for start in range(0, len(groups), window):
-        parts = []
-        for group in groups[start : start + window]:
-            rows = np.repeat(np.arange(mix.sizes[group]), repeats[group])
-            parts.append(np.stack([np.full(len(rows), group), rows], axis=1))
-        windows.append(generator.permutation(np.concatenate(parts)))
-    order = np.concatenate(windows).astype(np.int64)
-    fill = -len(order) % global_batch
-    order = np.concatenate([order, np.full((fill, 2), -1, dtype=np.int64)])
-    return EpochOrder(order.reshape(-1, global_batch, 2))
+    groups, rows = _epoch_rows(mix, generator)
+    at = np.empty(len(mix.sizes), dtype=np.int64)
+    at[generator.permutation(len(mix.sizes))] = np.arange(len(mix.sizes))
+    sequence = np.lexsort((generator.random(len(groups)), at[groups]))
+    pieces = virtual_ranks(global_batch)
+    lengths = _piece_lengths(len(groups), global_batch, pieces)
+    piece = np.repeat(np.arange(pieces), lengths)
+    # a row moves up to `window` row groups on: they overlap, so that a worker always reads a little and never a window at once
+    moved = at[groups[sequence]] + window(pieces) * generator.random(len(groups))
+    order = sequence[np.lexsort((moved, piece))]
+    steps, share = -(-len(groups) // global_batch), global_batch // pieces
+    filled = np.full((pieces, steps * share, 2), -1, dtype=np.int64)
+    offset = np.arange(len(groups)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    filled[piece, offset, 0] = groups[order]
+    filled[piece, offset, 1] = rows[order]
+    return EpochOrder(filled.reshape(pieces, steps, share, 2).swapaxes(0, 1).reshape(steps, global_batch, 2))
+
+
+def window(pieces: int) -> int:
+    """How many row groups a row may move on in its virtual rank: rows of as many are mixed at any time."""
+    return max(2, LIVE_GROUPS // pieces)
+
+
+def live_groups(global_batch: int, world: int) -> int:
+    """Row groups that a worker keeps so that it reads none twice.
+
+    Between two uses of a row group, a virtual rank takes rows of the `window` groups before it and of those after it.
+    """
+    pieces = virtual_ranks(global_batch)
+    return -(-pieces // world) * 2 * window(pieces)
+
+
+def _piece_lengths(samples: int, global_batch: int, pieces: int) -> Rows:
+    """(pieces,) samples of each: those of all its steps, less its part of the places that the last step leaves empty."""
+    fill = -samples % global_batch
+    return (samples + fill) // pieces - (fill + np.arange(pieces)) // pieces
 
 
 def _weighted(total: int, weight: float) -> int:
     return int(weight) * total + round((weight - int(weight)) * total)
 
 
-def _repeats(mix: TableMix, generator: np.random.Generator) -> list[Rows]:
-    """How often each sample of each row group is used. The random share is one of the entire table, however it is cut."""
-    repeats: list[Rows] = [np.zeros(0, dtype=np.int64)] * len(mix.sizes)
+def _epoch_rows(mix: TableMix, generator: np.random.Generator) -> tuple[Rows, Rows]:
+    """Row group and row of every sample of an epoch, table by table; the random share is one of the entire table."""
+    sizes, owners = np.asarray(mix.sizes, dtype=np.int64), np.asarray(mix.owners)
+    groups, rows = [], []
     for table, weight in enumerate(mix.weights):
-        groups = [group for group, owner in enumerate(mix.owners) if owner == table]
-        total = sum(mix.sizes[group] for group in groups)
-        counts = np.full(total, int(weight), dtype=np.int64)
-        counts[generator.permutation(total)[: _weighted(total, weight) - int(weight) * total]] += 1
-        cuts = np.cumsum([mix.sizes[group] for group in groups])[:-1]
-        for group, part in zip(groups, np.split(counts, cuts), strict=True):
-            repeats[group] = part
-    return repeats
+        own = np.flatnonzero(owners == table)
+        total = int(sizes[own].sum())
+        repeats = np.full(total, int(weight), dtype=np.int64)
+        repeats[generator.permutation(total)[: _weighted(total, weight) - int(weight) * total]] += 1
+        starts = np.cumsum(sizes[own]) - sizes[own]
+        groups.append(np.repeat(np.repeat(own, sizes[own]), repeats))
+        rows.append(np.repeat(np.arange(total) - np.repeat(starts, sizes[own]), repeats))
+    return np.concatenate(groups), np.concatenate(rows)

@@ -18,6 +18,10 @@ class NonFinite(Exception):
     """The loss or gradient is no longer finite. The message names the step and the samples. Raised on every rank."""
 
 
+class UnusableData(Exception):
+    """A rank cannot make its batches of a step. The message is that rank's. Raised on every rank."""
+
+
 class NothingLearned(Exception):
     """No step so far had a supervised token. Raised on every rank."""
 
@@ -31,6 +35,7 @@ class BackwardResult:
     tokens: int  # supervised
     cut: int  # text tokens left out because of max_tokens
     stop: bool  # the run was asked to stop
+    wait: float  # seconds that the slowest rank waited for its data
 
 
 @dataclass(frozen=True)
@@ -53,18 +58,32 @@ def learning_rate(step: int, total: int, peak: float, warmup_share: float, final
     return peak * (final_share + (1 - final_share) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def backward(engine: Any, batches: Sequence[Batch | CachedBatch], step: int, stop: bool, cut: int = 0) -> BackwardResult:
-    """Forward and backward of this rank's micro-batches, whose text lost `cut` tokens to max_tokens.
+def backward(
+    engine: Any,
+    batches: Sequence[Batch | CachedBatch],
+    step: int,
+    stop: bool,
+    cut: int = 0,
+    wait: float = 0.0,
+    problem: str = "",
+) -> BackwardResult:
+    """Forward and backward of this rank's micro-batches, whose text lost `cut` tokens to max_tokens; it waited `wait` s for them.
 
     The gradient is that of sum/count with one count for all ranks. DeepSpeed averages gradients over ranks and divides
     each loss by the accumulation steps, so the local sum is scaled by (ranks x accumulation / count). The count is known
-    before the first backward, from one all-reduce that also carries the cut tokens and the stop flag.
-    Raises NonFinite when the global loss is not finite, naming the samples of the micro-batches whose own loss is not.
+    before the first backward, from one all-reduce that also carries the cut tokens, the stop flag and each rank's wait.
+    Raises NonFinite when the global loss is not finite, naming the samples of the micro-batches whose own loss is not, and
+    UnusableData when a rank has a `problem` instead of batches.
     """
     device = engine.device
-    totals = torch.tensor([sum(len(batch.predict_id) for batch in batches), cut, int(stop)], device=device)
+    waits = [0] * dist.get_world_size()
+    waits[dist.get_rank()] = round(wait * 1e6)
+    supervised = sum(len(batch.predict_id) for batch in batches)
+    totals = torch.tensor([supervised, cut, int(stop), int(bool(problem)), *waits], device=device)
     dist.all_reduce(totals)
-    count, cut_tokens, stops = totals.tolist()
+    count, cut_tokens, stops, problems, *waits = totals.tolist()
+    if problems:
+        raise UnusableData("; ".join(_gather([problem] if problem else [])))
     scale = dist.get_world_size() * len(batches) / max(1, count)
     losses, divergence = torch.zeros(len(batches), device=device), torch.zeros((), device=device)
     distils = False
@@ -84,7 +103,7 @@ def backward(engine: Any, batches: Sequence[Batch | CachedBatch], step: int, sto
         bad = [batch for loss, batch in zip(losses.tolist(), batches, strict=True) if not math.isfinite(loss)]
         sample_ids = _gather([sample_id for batch in bad for sample_id in batch.sample_ids])
         raise NonFinite(f"loss is {mean} at step {step}; samples: {', '.join(sample_ids)}")
-    return BackwardResult(mean, kl if distils else None, count, cut_tokens, bool(stops))
+    return BackwardResult(mean, kl if distils else None, count, cut_tokens, bool(stops), max(waits) / 1e6)
 
 
 def _gather(items: list[str]) -> list[str]:
@@ -103,10 +122,18 @@ def sample_ids_digest(batches: Sequence[Batch | CachedBatch], device: Any) -> st
     return hashlib.sha256(b"".join(rank_digest.cpu().numpy().tobytes() for rank_digest in by_rank)).hexdigest()
 
 
-def train_step(engine: Any, batches: Sequence[Batch | CachedBatch], step: int, stop: bool, cut: int) -> StepResult:
+def train_step(
+    engine: Any,
+    batches: Sequence[Batch | CachedBatch],
+    step: int,
+    stop: bool,
+    cut: int,
+    wait: float,
+    problem: str = "",
+) -> StepResult:
     """One optimizer step over the global batch, of which `batches` are this rank's micro-batches; as `backward`."""
     digest = sample_ids_digest(batches, engine.device)
-    result = backward(engine, batches, step, stop, cut)
+    result = backward(engine, batches, step, stop, cut, wait, problem)
     engine.step()
     norm = float(engine.get_global_grad_norm() or 0.0)
     if not math.isfinite(norm):  # the weights are no longer finite either: end before they reach a checkpoint

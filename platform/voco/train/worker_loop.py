@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import ray.train
@@ -19,11 +20,14 @@ from voco.run import claim, wandb_tracking
 from voco.run.logs import get_logger
 from voco.run.wandb_tracking import TrackedRun
 from voco.sequence.sequence import Layout
+from voco.store.row_group_cache import LIMIT_BYTES
 from voco.store.samples import SampleTables
 from voco.train import checkpoints
-from voco.train.batches import ImageBatches
-from voco.train.sampler import Rows, TableMix, epoch_order
-from voco.train.step import NonFinite, NothingLearned, StepResult, learning_rate, train_step
+from voco.train.batches import ImageBatches, StepData
+from voco.train.live_images import LiveImages, UndecodableImage
+from voco.train.prefetch import Prefetch
+from voco.train.sampler import Rows, TableMix, epoch_order, live_groups
+from voco.train.step import NonFinite, NothingLearned, StepResult, UnusableData, learning_rate, train_step
 from voco.train.video_batches import VideoBatches
 from voco.train.zero import deepspeed_config
 
@@ -31,6 +35,7 @@ log = get_logger(__name__)
 
 STEPS_WITHOUT_TOKENS = 20  # at the start of a run: after this many without a supervised token it ends
 SECONDS_BETWEEN_LINES = 5.0
+FEATURE_BYTES = 8 << 30  # of all workers together: features that are kept for further conversations about the same images
 
 
 def train(config: dict[str, Any]) -> dict[str, Any]:
@@ -51,13 +56,13 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
     deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     engine, _, _, _ = deepspeed.initialize(model=model, model_parameters=trained, config=deepspeed_config(block, world))
-    data = open_data(config, block, model, engine)
+    data = open_data(config, block, model, engine, world)
     with wandb_tracking.start_tracking(config["tracked"] if rank == 0 else None) as record:
         loop = TrainLoop(config, block, engine, data, record, rank, world)
         try:
             loop.resume()
             stopped = loop.run()
-        except (NonFinite, NothingLearned, checkpoints.WorkerCountChanged) as error:
+        except (NonFinite, NothingLearned, UnusableData, checkpoints.WorkerCountChanged) as error:
             record.finish(1)
             return {"failed": str(error)}
         if not stopped:
@@ -67,10 +72,14 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_model(config: dict[str, Any], block: Training) -> VocoLlama:
-    """The model to start from, without its tower, and with gradients for the weights that this kind of job trains."""
+    """The model to start from, with gradients for the weights that this kind of job trains, and without its tower, which is
+    detached from it where images are not read as features.
+    """
     layout = Layout(**config["layout"])
     model = weights.load_checkpoint(config["model"], layout, torch.float32, block.attention, method_seed=config["seed"])
-    model.tower = None  # its features, or the frames' caches, are precomputed
+    if is_live(config):
+        model.detach_tower()
+    model.tower = None  # DeepSpeed takes all that is left, and features or frames' caches are precomputed
     prefixes = tuple(f"{layout.method}." if prefix == "method." else prefix for prefix in STAGES[config["kind"]].trains)
     if "projector." in prefixes and layout.rule.uncompressed:
         prefixes += ("image_newline",)  # LLaVA-1.6's, which only an uncompressed image has
@@ -82,13 +91,34 @@ def load_model(config: dict[str, Any], block: Training) -> VocoLlama:
     return model
 
 
-def open_data(config: dict[str, Any], block: Training, model: VocoLlama, engine: Any) -> ImageBatches | VideoBatches:
-    """The job's samples as batches; with distillation the model also gets its teacher."""
+def is_live(config: dict[str, Any]) -> bool:
+    """Whether the frozen tower runs in each step: the job reads neither features nor frame caches."""
+    return not config["features"] and not config["frame_cache"]
+
+
+def live_images(config: dict[str, Any], block: Training, model: VocoLlama, device: torch.device) -> LiveImages:
+    """Pixels for the model's detached tower, which is moved to its device: in bf16 on a GPU that trains so, else in fp32."""
+    assert model.detached_tower is not None
+    tower = model.detached_tower.tower
+    in_bf16 = device.type == "cuda" and block.precision == "bf16"
+    tower.to(device, torch.bfloat16 if in_bf16 else torch.float32)
+    return LiveImages(lambda image: tower.tiles(image)[0], config["threads"])
+
+
+def open_data(config: dict[str, Any], block: Training, model: VocoLlama, engine: Any, world: int) -> ImageBatches | VideoBatches:
+    """The job's samples as batches of one of `world` workers; with distillation the model also gets its teacher."""
     tables = SampleTables([item["uri"] for item in config["samples"]], block.share_vision)
+    groups = live_groups(block.global_batch, world)
     if isinstance(block, VideoSft):
-        return VideoBatches(tables, FrameStore(config["frame_cache"]), model, block)
+        return VideoBatches(tables, FrameStore(config["frame_cache"]), model, block, groups)
     teacher = Layout(**config["teacher"]["layout"]) if config["teacher"] is not None else None
-    data = ImageBatches(tables, FeatureStore(config["features"]), model, block, teacher)
+    features: FeatureStore | LiveImages
+    if is_live(config):
+        features = live_images(config, block, model, engine.device)
+    else:
+        limit = LIMIT_BYTES if block.share_vision else max(LIMIT_BYTES, FEATURE_BYTES // world)
+        features = FeatureStore(config["features"], limit)
+    data = ImageBatches(tables, features, model, block, teacher, groups)
     if isinstance(block, ImageSft) and block.distill is not None:
         distill = block.distill
         model.distillation = Distillation(distill.weight, distill.temperature, _load_teacher(config, block, engine))
@@ -130,11 +160,9 @@ class TrainLoop:
     def run(self) -> bool:
         """Train to the end. Returns True when the run was asked to stop, after saving a checkpoint."""
         last_line = 0.0
-        while self.step < self.total:
-            epoch, first = divmod(self.step, self.steps_per_epoch)
-            order = epoch_order(self.mix, self.config["seed"], epoch, self.block.global_batch)
-            for index in range(first, self.steps_per_epoch):
-                result = self._step(epoch, order.rank_rows(index, self.rank, self.world))
+        with Prefetch(self._steps(self.step)) as steps:
+            while self.step < self.total:
+                result = self._step(steps)
                 if time.monotonic() - last_line > SECONDS_BETWEEN_LINES or self.step == self.total:
                     last_line = time.monotonic()
                     self._log(result)
@@ -145,6 +173,20 @@ class TrainLoop:
                     return True
         return False
 
+    def _steps(self, first: int) -> Iterator[StepData]:
+        """The data of this rank's steps from `first` on. Runs on the thread that prefetches."""
+        if self.engine.device.type == "cuda":
+            torch.cuda.set_device(self.engine.device)  # each thread has a current device, at first GPU 0
+        for step in range(first, self.total):
+            epoch, index = divmod(step, self.steps_per_epoch)
+            if step == first or index == 0:
+                order = epoch_order(self.mix, self.config["seed"], epoch, self.block.global_batch)
+            yield self._step_data(order.rank_rows(index, self.rank, self.world))
+
+    def _step_data(self, rows: Rows) -> StepData:
+        data = self.data.micro_batches(rows, len(rows) // self.block.micro_batch)
+        return data.pinned() if self.engine.device.type == "cuda" else data
+
     def _check_supervised(self) -> None:
         if self.step in (STEPS_WITHOUT_TOKENS, self.total) and not any(row["tokens"] for row in self.metrics):
             raise NothingLearned(
@@ -152,20 +194,19 @@ class TrainLoop:
                 "leaves no room after the views), or turns end with a question, as evaluation rows do"
             )
 
-    def _step(self, epoch: int, rows: Rows) -> StepResult:
+    def _step(self, steps: Prefetch[StepData]) -> StepResult:
         started = time.monotonic()
         block = self.block
         rate = learning_rate(self.step, self.total, block.learning_rate, block.warmup_share, block.final_lr_share)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
-        cut_before = self.data.samples.cut
-        batches = self.data.micro_batches(rows, len(rows) // block.micro_batch)
+        data, waited, problem = self._take(steps)
         stop = self.rank == 0 and claim.stop_requested(self.config["run"])
-        result = train_step(self.engine, batches, self.step, stop, self.data.samples.cut - cut_before)
+        result = train_step(self.engine, data.batches, self.step, stop, data.cut, waited, problem)
         self.metrics.append(
             {
                 "step": self.step,
-                "epoch": epoch,
+                "epoch": self.step // self.steps_per_epoch,
                 "loss": result.loss,
                 "kl": result.kl,
                 "tokens": result.tokens,
@@ -174,20 +215,30 @@ class TrainLoop:
                 "lr": rate,
                 "grad_norm": result.grad_norm,
                 "seconds": time.monotonic() - started,
+                "wait": result.wait,
             }
         )
         self.step += 1
         self.record.log_steps(self.metrics[-1:])
         return result
 
+    def _take(self, steps: Prefetch[StepData]) -> tuple[StepData, float, str]:
+        """This step's data, the seconds that it was waited for, and what is wrong with the data."""
+        try:
+            return *steps.take(), ""
+        except UndecodableImage as error:  # the other ranks must hear of it, or they wait for this one
+            return StepData([], 0), 0.0, str(error)
+
     def _log(self, result: StepResult) -> None:
         if self.rank:
             return
-        recent = [row["seconds"] for row in self.metrics[-20:]]
-        seconds = sum(recent) / len(recent)
+        recent = self.metrics[-20:]
+        total = sum(row["seconds"] for row in recent)
+        seconds, waiting = total / len(recent), sum(row.get("wait") or 0.0 for row in recent) / total
         rate, left = self.block.global_batch / seconds, seconds * (self.total - self.step)
         name, step = self.config["name"], f"step {self.step}/{self.total}"
-        log.info("%s: %s, loss %.4f, %.0f samples/s, %.0f s left", name, step, result.loss, rate, left)
+        line = "%s: %s, loss %.4f, %.0f samples/s, %.0f %% waiting for data, %.0f s left"
+        log.info(line, name, step, result.loss, rate, 100 * waiting, left)
 
     def save(self) -> None:
         """A checkpoint, and what W&B has recorded up to it."""

@@ -15,9 +15,12 @@ import binascii
 import csv
 import hashlib
 import io
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import IO
+
+from fsspec.implementations.local import LocalFileSystem
 
 from voco.errors import Refused, message_line
 from voco.ingest.evaluation_row import LETTERS, EvaluationQuestion, make_evaluation_row, with_options
@@ -150,11 +153,15 @@ def _rows(handle: IO[bytes]) -> Iterator[TsvRow]:
 
 
 def _with_long_fields(call: Callable[[], list[str]]) -> list[str]:
-    before = csv.field_size_limit(FIELD_CHARACTERS)  # the limit is global to the process
-    try:
-        return call()
-    finally:
-        csv.field_size_limit(before)
+    with _field_limit:
+        before = csv.field_size_limit(FIELD_CHARACTERS)  # the limit is global to the process
+        try:
+            return call()
+        finally:
+            csv.field_size_limit(before)
+
+
+_field_limit = threading.Lock()
 
 
 class TsvImages:
@@ -162,6 +169,7 @@ class TsvImages:
 
     def __init__(self, uri: str) -> None:
         self.fs, self.path = storage.filesystem(uri)
+        self.concurrent = not isinstance(self.fs, LocalFileSystem)
 
     def sources(self, locations: list[str]) -> Iterator[MediaSource]:
         """The source of each location, in order."""

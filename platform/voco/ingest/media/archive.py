@@ -8,7 +8,10 @@ from __future__ import annotations
 import errno
 import os
 import re
+import threading
 import zlib
+from contextlib import suppress
+from itertools import islice
 from typing import Protocol
 
 import numpy as np
@@ -17,7 +20,8 @@ from fsspec.implementations.local import LocalFileSystem
 from voco.errors import JobFailed, Refused, one_line
 from voco.ingest.media import zip_index
 from voco.ingest.media.folder import ARCHIVE, FolderListing, MediaRoot, path_inside
-from voco.ingest.media.source import MediaSource, check_size
+from voco.ingest.media.source import OpenedMedia, TooLarge, check_size
+from voco.ingest.media.span import Range, Span, joined
 from voco.ingest.media.zip_index import ZipIndex
 from voco.ingest.source_row import BadRow, DamagedArchive
 from voco.store import storage
@@ -35,7 +39,7 @@ def is_archive(uri: str) -> bool:
     return uri.lower().endswith(ARCHIVE)
 
 
-def open_media(uri: str) -> MediaSource:
+def open_media(uri: str) -> OpenedMedia:
     """The media at a resolved URI. Raises Refused for an archive that cannot be read."""
     return AnyName(_archive(uri) if is_archive(uri) else MediaFolder(uri))
 
@@ -62,8 +66,12 @@ class AnyName:
     The sample keeps the row's name, so renaming or moving the files changes nothing. The format is recognised by content.
     """
 
-    def __init__(self, source: MediaSource) -> None:
+    def __init__(self, source: OpenedMedia) -> None:
         self.source = source
+        self.concurrent = source.concurrent
+
+    def expect(self, paths: list[str]) -> None:
+        self.source.expect(paths)
 
     def read(self, path: str, limit: int) -> bytes:
         """The bytes at the path, else of the first of `other_names` that exists. Raises what the source raises."""
@@ -96,13 +104,31 @@ class MediaFolder:
 
     A file itself comes first, then the archives in the folders above its own, nearest folder first and by name within a folder;
     for a file in the root, the archives in the root. Folders are listed once, when a first file is missing; after that no
-    request goes to folders that do not exist.
+    request goes to folders that do not exist. In S3 several threads may read: the first read in a folder is alone, because it
+    shows whether the folder exists.
     """
 
     def __init__(self, uri: str) -> None:
         self.root = MediaRoot(uri)
+        self.concurrent = self.root.real is None
         self.listed: dict[str, FolderListing] = {}
         self.opened: dict[str, ZipArchive | str] = {}  # str: why the archive cannot be read
+        self.lock = threading.RLock()  # of the two above, and of the two below
+        self.visited: set[str] = set()  # folders in which a read has ended
+        self.expected: list[str] = []
+        self.first_reads: dict[str, threading.Lock] = {}  # of every folder in which a read has begun
+
+    def expect(self, paths: list[str]) -> None:
+        with self.lock:
+            self.expected = paths
+            for name, archive in self.opened.items():
+                self._announce(name, archive)
+
+    def _announce(self, name: str, archive: ZipArchive | str) -> None:
+        """Give an archive the expected paths that may be its members."""
+        if not isinstance(archive, str):
+            folder = name[: name.rfind("/") + 1]
+            archive.expect([path.removeprefix(folder) for path in self.expected if path.startswith(folder)])
 
     def read(self, path: str, limit: int) -> bytes:
         """The bytes of the file or member at a normalised path (`source_row.normal_path`).
@@ -110,6 +136,23 @@ class MediaFolder:
         Raises BadRow: those of `MediaRoot.read` and of `ZipArchive.read`. An archive that cannot be read counts as empty; the
         detail of missing_media names its fault.
         """
+        folder = path.rpartition("/")[0]
+        if not self.concurrent or folder in self.visited:
+            return self._read(path, limit)
+        with self.lock:
+            first_read = self.first_reads.setdefault(folder, threading.Lock())
+        with first_read:
+            if folder not in self.visited:
+                try:
+                    data = self._read(path, limit)
+                except BadRow:
+                    self.visited.add(folder)
+                    raise
+                self.visited.add(folder)
+                return data
+        return self._read(path, limit)
+
+    def _read(self, path: str, limit: int) -> bytes:
         missing = BadRow("missing_media", f"{path}: no such folder")
         if not self._absent(path):
             try:
@@ -126,6 +169,8 @@ class MediaFolder:
                 continue
             try:
                 return archive.read(member, limit)
+            except TooLarge as bad:
+                raise TooLarge(f"{path}: {bad.path}", bad.size, limit) from bad
             except BadRow as bad:
                 if bad.reason != "missing_media":
                     raise BadRow(bad.reason, f"{path}: {bad.detail}") from bad
@@ -155,22 +200,25 @@ class MediaFolder:
             folder = f"{folder}/{name}".lstrip("/")
 
     def _listing(self, folder: str) -> FolderListing:
-        if folder not in self.listed:
-            self.listed[folder] = self.root.listing(folder)
-        return self.listed[folder]
+        with self.lock:
+            if folder not in self.listed:
+                self.listed[folder] = self.root.listing(folder)
+            return self.listed[folder]
 
     def _open(self, name: str) -> ZipArchive | str:
         """The archive, or why it cannot be read."""
-        if name not in self.opened:
-            try:
-                if self.root.real is not None:
-                    path_inside(self.root.real, name)
-                self.opened[name] = ZipArchive(storage.join(self.root.uri, name))
-            except BadRow as bad:
-                self.opened[name] = bad.detail
-            except (DamagedArchive, PermissionError) as error:
-                self.opened[name] = one_line(error)
-        return self.opened[name]
+        with self.lock:
+            if name not in self.opened:
+                try:
+                    if self.root.real is not None:
+                        path_inside(self.root.real, name)
+                    self.opened[name] = ZipArchive(storage.join(self.root.uri, name))
+                    self._announce(name, self.opened[name])
+                except BadRow as bad:
+                    self.opened[name] = bad.detail
+                except (DamagedArchive, PermissionError) as error:
+                    self.opened[name] = one_line(error)
+            return self.opened[name]
 
 
 class ZipArchive:
@@ -184,6 +232,8 @@ class ZipArchive:
         self.name = uri.rsplit("/", 1)[-1]
         self.folder = f"{self.name[: -len(ARCHIVE)]}/"
         self.file = _open(uri)
+        self.concurrent = isinstance(self.file, _StoredFile)
+        self.spans: dict[str, Span] = {}  # by the path of an expected member, until it is read
         try:
             self.members = ZipIndex(self.file.read_at, self.file.size)
         except BaseException:
@@ -193,6 +243,23 @@ class ZipArchive:
     def close(self) -> None:
         self.file.close()
 
+    def expect(self, paths: list[str]) -> None:
+        """Name the members that will be read next, in order. In S3, those that lie close together are read by one request."""
+        self.spans = {}
+        if not self.concurrent:
+            return
+        members: list[tuple[str, Range]] = []
+        for path in paths:
+            with suppress(BadRow):  # not here
+                members.append((path, _block(*self._find(path))))
+        named = iter(members)
+        for _, run in joined((self.name, *block) for _, block in members):
+            if len(run) > 1:
+                span = Span(self.file.read_at, run)
+                self.spans |= {path: span for path, _ in islice(named, len(run))}
+            else:
+                next(named)
+
     def read(self, path: str, limit: int) -> bytes:
         """The bytes of the member at a normalised path (`source_row.normal_path`).
 
@@ -200,6 +267,7 @@ class ZipArchive:
         (encrypted, or a method other than stored and deflated), media_too_large (more than `limit` bytes by the index),
         corrupt_media (a damaged header, a wrong size or checksum), download_failed (S3 denies access).
         """
+        span = self.spans.pop(path, None)
         name, member = self._find(path)
         if member["kind"] == zip_index.LINK:
             raise BadRow("unsafe_path", f"{path}: a symbolic link in {self.name}")
@@ -209,7 +277,7 @@ class ZipArchive:
             raise BadRow("unsupported_format", f"{path}: compression method {member['method']} in {self.name}")
         check_size(path, int(member["size"]), limit)
         try:
-            return self._unpack(name, member)
+            return self._unpack(name, member, self.file.read_at if span is None else span.read)
         except (DamagedArchive, zlib.error) as error:
             raise BadRow("corrupt_media", f"{path}: {one_line(error)} in {self.name}") from error
         except PermissionError as error:
@@ -231,11 +299,11 @@ class ZipArchive:
         folder = self.members.find(f"{path}/".encode()) is not None
         raise BadRow("missing_media", f"{path}: {'a folder of' if folder else 'not in'} {self.name}")
 
-    def _unpack(self, name: bytes, member: np.void) -> bytes:
+    def _unpack(self, name: bytes, member: np.void, read_at: zip_index.ReadAt) -> bytes:
         offset, packed, size = int(member["offset"]), int(member["packed"]), int(member["size"])
         if packed > 2 * size + 1024:  # no compressor does that; this also bounds the bytes that are read
             raise DamagedArchive(f"{packed} bytes that unpack to {size}")
-        block = self.file.read_at(offset, HEADER_BYTES + len(name) + EXTRA_BYTES + packed)
+        block = read_at(*_block(name, member))
         length, extra = int.from_bytes(block[26:28], "little"), int.from_bytes(block[28:30], "little")
         start = HEADER_BYTES + length + extra
         if block[:4] != zip_index.LOCAL_MARK.to_bytes(4, "little") or block[HEADER_BYTES : HEADER_BYTES + length] != name:
@@ -255,6 +323,11 @@ class ZipArchive:
         if zlib.crc32(data) != member["crc"]:
             raise DamagedArchive("a wrong checksum")
         return data
+
+
+def _block(name: bytes, member: np.void) -> Range:
+    """First byte and size of what is read of a member: its local header and its bytes."""
+    return int(member["offset"]), HEADER_BYTES + len(name) + EXTRA_BYTES + int(member["packed"])
 
 
 class _File(Protocol):

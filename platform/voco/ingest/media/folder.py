@@ -13,7 +13,7 @@ from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
 
-from voco.ingest.media.source import check_size
+from voco.ingest.media.source import TooLarge, check_size
 from voco.ingest.source_row import BadRow
 from voco.store import storage
 
@@ -45,19 +45,21 @@ class MediaRoot:
     def read(self, path: str, limit: int) -> bytes:
         """The bytes at a normalised path (`source_row.normal_path`).
 
-        Raises BadRow: missing_media, unsafe_path (a link leads out of the root), media_too_large (more than `limit` bytes),
-        download_failed (S3 denies access), corrupt_media (the disk cannot read it).
+        In S3 one request, whose answer states the size before the bytes. Raises BadRow: missing_media, unsafe_path (a link leads
+        out of the root), media_too_large (TooLarge), download_failed (S3 denies access), corrupt_media (the disk cannot read it).
         """
         if self.real is not None:
             return _read_local(self.real, path, limit)
         key = f"{self.root}/{path}"
         if len(key.encode()) > KEY_BYTES:
             raise BadRow("missing_media", f"{path[:200]}: longer than a key in S3 may be")
+        from voco.store.s3 import ObjectTooLarge  # an import of half a second, which local files do not need
+
         try:
-            size = int(self.fs.info(key)["size"])
-            check_size(path, size, limit)
-            return bytes(self.fs.cat_file(key, max_concurrency=1))  # more would request the size again
-        except (FileNotFoundError, IsADirectoryError) as error:
+            return bytes(self.fs.read_object(key, limit))
+        except ObjectTooLarge as error:
+            raise TooLarge(path, error.size, limit) from error
+        except FileNotFoundError as error:
             raise BadRow("missing_media", f"{path}: {os.strerror(errno.ENOENT)}") from error
         except PermissionError as error:
             raise BadRow("download_failed", f"{path}: {error}") from error

@@ -14,7 +14,11 @@ from voco.ingest.source_row import BadRow
 
 def read_image(root: MediaSource, path: str, limits: MediaLimits, decoder: Decoder) -> dict[str, Any]:
     """One image as a `store/schemas.py` MEDIUM. Raises BadRow when it is missing, unsafe or damaged."""
-    data = root.read(path, limits.max_media_bytes)
+    return image_medium(path, root.read(path, limits.max_media_bytes), limits, decoder)
+
+
+def image_medium(path: str, data: bytes, limits: MediaLimits, decoder: Decoder) -> dict[str, Any]:
+    """An image file's bytes as a MEDIUM. Raises BadRow when they are damaged."""
     try:
         kind, width, height = check_image(data, limits, decoder)
     except BadRow as bad:

@@ -62,6 +62,8 @@ def image_path(data: bytes) -> str:
 class ParquetImages:
     """The images of the rows at locations `file:row group:row`. Keeps the image columns of one row group."""
 
+    concurrent = False  # the rows of a row group are read together
+
     def __init__(self, uri: str) -> None:
         self.folder = uri.rsplit("/", 1)[0] if uri.endswith(PARQUET) else uri
         self.group: tuple[str, int] | None = None

@@ -23,7 +23,11 @@ def read_video(root: MediaSource, path: str, limits: MediaLimits, decoder: Decod
     Raises BadRow: those of `root.read`, unsupported_format, corrupt_media, media_too_large (`check_dimensions`),
     decode_timeout.
     """
-    name, data = _find(root, path, limits.max_media_bytes)
+    return video_medium(*find_video(root, path, limits.max_media_bytes), limits, decoder)
+
+
+def video_medium(name: str, data: bytes, limits: MediaLimits, decoder: Decoder) -> dict[str, Any]:
+    """A video file's bytes as a MEDIUM. Raises BadRow: as `read_video`, without those of `root.read`."""
     try:
         kind = check_container(data)
         measures = decoder.video(data, limits.check == "full")
@@ -33,7 +37,8 @@ def read_video(root: MediaSource, path: str, limits: MediaLimits, decoder: Decod
     return {"bytes": data, "path": name, "format": kind, "sha256": hashlib.sha256(data).hexdigest(), **measures}
 
 
-def _find(root: MediaSource, path: str, limit: int) -> tuple[str, bytes]:
+def find_video(root: MediaSource, path: str, limit: int) -> tuple[str, bytes]:
+    """The name and bytes of the video at a path, which may lack its extension. Raises what `root.read` raises."""
     if path.lower().endswith((*VIDEO_EXTENSIONS, ".gif")):
         return path, root.read(path, limit)
     folder, _, name = path.rpartition("/")

