@@ -114,10 +114,10 @@ def current_build(tables: Tables, counts: Counter[str]) -> tuple[Any, Callable[[
         def __init__(self, limit: int) -> None:
             self.shape, self.anyres = (1, 1), False
             self._values: RowGroupCache[int] = RowGroupCache(self._read, limit)
+            self._loaded: dict[int, Any] = {}
 
         def load(self, names: Iterable[str]) -> None:  # the threads of the store count the same and take longer
-            for name in names:
-                self._values.get(self._position(name))
+            self._loaded = {position: self._values.get(position) for position in map(self._position, names)}
 
         def _position(self, sha256: str) -> int:
             return int(sha256, 16)

@@ -52,7 +52,12 @@ def checkpoint(folder: Path) -> str:
 def rows(clips: Path) -> list[dict[str, Any]]:
     names = sorted(clips.glob("*.mp4"))
     return [
-        {"sample_id": name.stem, "dataset": "clips", "modality": "video", "media": [{"bytes": name.read_bytes()}]}
+        {
+            "sample_id": name.stem,
+            "dataset": "clips",
+            "modality": "video",
+            "media": [{"bytes": name.read_bytes(), "sha256": name.stem}],
+        }
         for name in names
     ]
 

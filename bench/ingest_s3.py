@@ -29,7 +29,7 @@ import source
 from object_store import ObjectStore, serving
 from side_by_side import OUT, in_turn, median, write
 
-IMAGES, VIDEOS, SHARDS = 500, 120, 2
+IMAGES, VIDEOS, SHARDS = 250, 60, 2
 LATENCY_S, BYTES_PER_S = 0.03, 90e6
 CASES = {"images": IMAGES, "zip": IMAGES, "tar": IMAGES, "videos": VIDEOS}
 COLUMNS = ("sample_id", "modality", "conversations", "media")
