@@ -16,7 +16,7 @@ from voco.errors import JobFailed, Refused
 from voco.job.spec import Job
 from voco.store import parquet
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]  # two workers under ZeRO-3, twice
 
 
 def without_features(job: Job, **changes: Any) -> Job:
