@@ -13,12 +13,12 @@ from voco.commands.rates import Rates
 from voco.commands.shapes import ModelShape, TowerShape, checkpoint_model, new_model, tower_shape, unreachable
 from voco.job.config import Evaluate, Features, FrameCache, Ingest, Resources, Training, VideoSft
 from voco.job.spec import OWN_CHECKPOINT, Job, Sweep
+from voco.job.tables import FORMATS
 from voco.job.trials import sweep_trials
 from voco.report.table import bytes_text, flops_text
 from voco.run.manifest import Manifest, read_manifest
 from voco.store import storage
 
-VIDEO_FORMATS = ("webvid_csv", "video_chatgpt", "video_qa")
 SMALL_SHARE = 0.02  # of the total hours: consecutive stages of a kind below it share a line
 SIZES, EARLIER = "`expect: {rows, bytes}`", "an estimate of earlier stages"  # what a stage may need for an estimate
 
@@ -138,9 +138,7 @@ def _stage_line(job: Job, outputs: _Outputs, rates: Rates) -> _Line:
         training: Training = block
         aligns = "language_model." not in job.stage.trains
         cost = estimate.training(volumes, model, training, job.resources, rates, aligns, stored_features)
-        first = (
-            0.0 if job.model is None else estimate.model_bytes(model)
-        )  # a `model` block's model is written before it is trained
+        first = 0.0 if job.model is None else estimate.model_bytes(model)  # a new model is written before it is trained
         return replace(cost, written=cost.written + first)
 
     if cache is not None:
@@ -202,7 +200,7 @@ def _ingest_volume(job: Job) -> Volume | None:
     finished = None if storage.is_placeholder(job.output) else _finished_volume(job.output)
     if finished is not None:
         return finished
-    return None if job.expect is None else _expected_volume(job, job.block.format in VIDEO_FORMATS)
+    return None if job.expect is None else _expected_volume(job, FORMATS[job.block.format].videos)
 
 
 def _expected_volume(job: Job, video: bool) -> Volume:

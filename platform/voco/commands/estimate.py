@@ -305,18 +305,26 @@ def _saved_bytes(model: ModelShape, block: Training, trained: int, steps: int) -
     return saves * (number * parameters + 12.0 * trained) + model_bytes(model, trained, number)
 
 
+def zero_parts(block: Training, workers: int) -> list[tuple[int, int]]:
+    """Bytes of a parameter, and over how many ranks ZeRO spreads them: as weight, as gradient and in Adam's state.
+
+    bf16: 2 + 2 bytes and 12 of fp32 master weights and moments; fp32: 4 + 4 and 8 of moments.
+    """
+    sizes = (2, 2, 12) if block.precision == "bf16" else (4, 4, 8)
+    return [(size, workers if block.zero_stage >= least else 1) for size, least in zip(sizes, (3, 2, 1), strict=True)]
+
+
 def _training_memory(model: ModelShape, block: Training, workers: int, trained: int, tokens: float) -> dict[str, float]:
     """Bytes of one worker by part: ZeRO's shares, and the activations of `tokens`, those of one micro-batch."""
-    weights, gradients, adam = (2, 2, 12) if block.precision == "bf16" else (4, 4, 8)
-    shares = [workers if block.zero_stage >= least else 1 for least in (3, 2, 1)]
+    (weights, weight_ranks), (gradients, gradient_ranks), (adam, adam_ranks) = zero_parts(block, workers)
     config = model.config
     layer = tokens * config.hidden_size * ACTIVATION_BYTES * (weights / 2)
     kept = tokens * config.hidden_size * weights * config.num_hidden_layers + layer
     activations = kept if block.checkpoint_activations else layer * config.num_hidden_layers
     return {
-        "weights": (model.parameters + model.projector_parameters) * weights / shares[0],
-        "gradients": trained * gradients / shares[1],
-        "Adam": trained * adam / shares[2],
+        "weights": (model.parameters + model.projector_parameters) * weights / weight_ranks,
+        "gradients": trained * gradients / gradient_ranks,
+        "Adam": trained * adam / adam_ranks,
         "activations": activations,
     }
 

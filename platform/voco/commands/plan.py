@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from voco.commands.estimate import zero_parts
 from voco.commands.shapes import cached_frame_bytes, checkpoint_model, count_parameters, llama_config, unreachable
 from voco.errors import Refused
 from voco.job.config import Evaluate, FrameCache, ImageSft, Ingest, Llama, Training
@@ -261,11 +262,9 @@ def training_memory(job: Job, llama: Llama) -> list[str]:
     """Bytes a worker for weights, gradients and Adam's state under ZeRO; activations and the projector come on top."""
     block: Training = job.block
     count, workers, stage = count_parameters(llama_config(llama)), job.resources.workers, block.zero_stage
-    # bf16: 2 + 2 bytes and 12 of fp32 master weights and moments; fp32: 4 + 4 and 8 of moments
-    sizes = (2, 2, 12) if block.precision == "bf16" else (4, 4, 8)
-    shares = [workers if stage >= least else 1 for least in (3, 2, 1)]  # weights, gradients, Adam
-    total = sum(count * size / share for size, share in zip(sizes, shares, strict=True))
-    terms = " + ".join(f"{size}/{share}" if share > 1 else f"{size}" for size, share in zip(sizes, shares, strict=True))
+    parts = zero_parts(block, workers)
+    total = sum(count * size / ranks for size, ranks in parts)
+    terms = " + ".join(f"{size}/{ranks}" if ranks > 1 else f"{size}" for size, ranks in parts)
     memory = f"{count:,} x ({terms}) bytes = {bytes_text(total)}"
     return [
         f"language model: {count:,} parameters",

@@ -97,6 +97,7 @@ class FormatRow:
     """A source format: `ingest/formats/NAME.py` or `module`, which ends in `FORMAT`."""
 
     module: str | None = None
+    videos: bool = False  # its media are videos, for the costs of `voco plan`
 
 
 @dataclass(frozen=True)
@@ -134,12 +135,12 @@ FORMATS = Table(
         "llava_json": FormatRow(),
         "chat_json": FormatRow(),
         "parquet": FormatRow(),
-        "webvid_csv": FormatRow(),
-        "video_chatgpt": FormatRow(),
+        "webvid_csv": FormatRow(videos=True),
+        "video_chatgpt": FormatRow(videos=True),
         "webdataset": FormatRow(),
         "cc3m_tsv": FormatRow(),
         "question_jsonl": FormatRow(),
-        "video_qa": FormatRow(),
+        "video_qa": FormatRow(videos=True),
         "mmbench_tsv": FormatRow(),
         "scienceqa": FormatRow(),
         "seed_json": FormatRow(),

@@ -7,24 +7,21 @@ for any number of threads. A batch says at which index of the list it starts, an
 from __future__ import annotations
 
 import itertools
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar
+from concurrent.futures import Executor, ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from voco.errors import message_line
+from voco.store.part_files import map_ahead
 from voco.store.samples import read_images
 
 UNDECODABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises on damaged bytes
 
 TASK_IMAGES = 8  # decoded by one task: handing over single images costs a thirtieth of their decoding
-
-In = TypeVar("In")
-Out = TypeVar("Out")
 
 
 class PixelBatch(NamedTuple):
@@ -88,14 +85,3 @@ def read_encoded(listed: Iterable[dict[str, Any]], reader: Executor) -> Iterator
     groups = (list(images) for _, images in itertools.groupby(listed, key=lambda image: (image["part"], image["group"])))
     for images in map_ahead(reader, read_images, groups, 2):
         yield from images
-
-
-def map_ahead(pool: Executor, work: Callable[[In], Out], items: Iterable[In], limit: int) -> Iterator[Out]:
-    """`work` of every item, in order, on `pool`: at most `limit` calls are started whose results are not yet used."""
-    started: deque[Future[Out]] = deque()
-    for item in items:
-        started.append(pool.submit(work, item))
-        if len(started) == limit:
-            yield started.popleft().result()
-    while started:
-        yield started.popleft().result()

@@ -11,23 +11,20 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Collection, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator
+from typing import Any
 
 import pyarrow as pa
 
 from voco.store import storage
+from voco.store.part_files import read_in_order
 
 RECORD_UNITS = 256  # of a block file
-READERS = 16  # files that are read at a time
 SUFFIX = ".jsonl.zst"
 HEAD = '{"unit": '  # of a line: lines are distinguished without parsing them
 
 Record = dict[str, Any]
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 def unit_record_uri(output: str, unit: int) -> str:
@@ -49,7 +46,7 @@ class UnitRecords:
     def __iter__(self) -> Iterator[Record]:
         single, blocks = _listed(self.output)
         files = sorted([(block, -1) for block in blocks] + [(unit // RECORD_UNITS, unit) for unit in single])
-        lines = zip(files, _read_ahead(self._read, files), strict=True)
+        lines = zip(files, read_in_order(self._read, files), strict=True)
         for _, of_block in itertools.groupby(lines, key=lambda item: item[0][0]):
             merged: dict[int, str] = {}
             for _, more in of_block:
@@ -70,7 +67,7 @@ class FinishedUnits:
         self.output, self.total = output, total
         single, blocks = _listed(output)
         merged: set[int] = set()
-        in_blocks = _read_ahead(lambda block: _read_block(output, block).keys(), sorted(blocks))
+        in_blocks = read_in_order(lambda block: _read_block(output, block).keys(), sorted(blocks))
         for units in in_blocks:
             merged |= units
         storage.delete_files([unit_record_uri(output, unit) for unit in sorted(single & merged)])  # a kill left them
@@ -98,7 +95,7 @@ class FinishedUnits:
             return
         lines = _read_block(self.output, block) | new
         earlier = [unit for unit in units if unit not in lines]
-        lines |= zip(earlier, _read_ahead(lambda unit: _read_line(self.output, unit), earlier), strict=True)
+        lines |= zip(earlier, read_in_order(lambda unit: _read_line(self.output, unit), earlier), strict=True)
         _write_block(self.output, block, lines)
         storage.delete_files([unit_record_uri(self.output, unit) for unit in units])
 
@@ -149,18 +146,3 @@ def _read_block(output: str, block: int) -> dict[int, str]:
 
 def _read_line(output: str, unit: int) -> str:
     return storage.read_bytes(unit_record_uri(output, unit), is_small=True).decode().rstrip("\n")
-
-
-def _read_ahead(read: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """`read` of each item, in order, READERS at a time. An error surfaces at its item; nothing runs on after it."""
-    remaining = iter(items)
-    with ThreadPoolExecutor(READERS, thread_name_prefix="unit-records") as pool:
-        running: deque[Future[Result]] = deque(pool.submit(read, item) for item in itertools.islice(remaining, READERS))
-        try:
-            while running:
-                result = running.popleft().result()
-                running.extend(pool.submit(read, item) for item in itertools.islice(remaining, 1))
-                yield result
-        finally:
-            for future in running:
-                future.cancel()

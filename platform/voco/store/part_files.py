@@ -10,7 +10,7 @@ import io
 import zlib
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import lru_cache
 from threading import Lock
 from typing import NamedTuple, TypeVar
@@ -119,15 +119,20 @@ def read_in_order(work: Callable[[In], Out], items: Iterable[In], threads: int =
     """`work` of every item, in order, `threads` at a time; no more than that many results wait to be used."""
     pool = ThreadPoolExecutor(threads)
     try:
-        started: deque[Future[Out]] = deque()
-        for item in items:
-            started.append(pool.submit(work, item))
-            if len(started) >= threads:
-                yield started.popleft().result()
-        while started:
-            yield started.popleft().result()
+        yield from map_ahead(pool, work, items, threads)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def map_ahead(pool: Executor, work: Callable[[In], Out], items: Iterable[In], limit: int) -> Iterator[Out]:
+    """`work` of every item, in order, on `pool`: at most `limit` calls are started whose results are not yet used."""
+    started: deque[Future[Out]] = deque()
+    for item in items:
+        started.append(pool.submit(work, item))
+        if len(started) == limit:
+            yield started.popleft().result()
+    while started:
+        yield started.popleft().result()
 
 
 def _read_footer(uri: str, size: int | None) -> Part:
