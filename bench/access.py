@@ -106,7 +106,7 @@ def current_build(tables: Tables, counts: Counter[str]) -> tuple[Any, Callable[[
     from voco.store.row_group_cache import LIMIT_BYTES, RowGroupCache
     from voco.train import batches
     from voco.train.sampler import TableMix, epoch_order, live_groups
-    from voco.train.worker_loop import FEATURE_BYTES
+    from voco.train.worker_model import FEATURE_BYTES
 
     class Counted(FeatureStore):
         """The store without its index: an image is its number."""

@@ -60,7 +60,7 @@ class Run:
         }
         self.started = time.monotonic()
         command = [sys.executable, "-m", "pipelines", "run", str(file)]
-        self.process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, **options)
+        self.process = subprocess.Popen(command, cwd=ROOT, env=environment, **options)
         self.lines: list[tuple[float, str]] = []
         self.peaks: dict[int, tuple[str, float]] = {}
         threading.Thread(target=self._watch, daemon=True).start()

@@ -26,7 +26,7 @@ from voco.store import index, schemas, storage
 from voco.store.samples import SampleTables, blob_uri
 from voco.train.batches import ImageBatches
 from voco.train.live_images import LiveImages, UndecodableImage
-from voco.train.worker_loop import live_images, load_model
+from voco.train.worker_model import live_images, load_model
 
 BLOCK = Training(epochs=1, global_batch=8, micro_batch=4, learning_rate=1e-3, precision="fp32", max_tokens=256)
 TILES = shapes.tower(grid_pinpoints=[[32, 64], [64, 32], [64, 64]])

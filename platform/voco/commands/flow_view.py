@@ -1,6 +1,6 @@
 """A flow on a terminal: a bar for each stage that fills in as lines of the flow's log arrive.
 
-The log itself stays plain lines; this reads the ones that `pipelines/flow.py`, `run/units.py` and `train/worker_loop.py` write.
+The log itself stays plain lines; this reads the ones that `pipelines/flow.py`, `run/units.py` and `train/loop.py` write.
 """
 
 from __future__ import annotations

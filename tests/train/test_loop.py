@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from voco.train import worker_loop
-from voco.train.worker_loop import TrainLoop
+from voco.train import loop as train_loop
+from voco.train.loop import TrainLoop
 
 
 def test_steps_of_a_checkpoint_without_waits_count_as_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Metrics of an earlier version have no column `wait`; a row of it may be null."""
     lines: list[str] = []
-    monkeypatch.setattr(worker_loop, "log", SimpleNamespace(info=lambda text, *values: lines.append(text % values)))
+    monkeypatch.setattr(train_loop, "log", SimpleNamespace(info=lambda text, *values: lines.append(text % values)))
     loop: Any = TrainLoop.__new__(TrainLoop)
     loop.rank, loop.step, loop.total = 0, 3, 5
     loop.config, loop.block = {"name": "align"}, SimpleNamespace(global_batch=10)
