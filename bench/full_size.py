@@ -109,7 +109,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(dir=OUT) as scratch:
         folder = Path(scratch)
         expected = mix665k.write(folder / "source", options.share)
-        mix665k.write(folder / "small", 0.002)
+        mix665k.write(folder / "small", 0.0004)
         with serving(folder / "s3", options.latency / 1000, RATE) as store:
             environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | QUIET
             environment |= store.environment()
@@ -121,7 +121,7 @@ def main() -> int:
             rows = {"read": counts["read"], "written": counts["written"], **counts["rejected"]}
             correct = rows == expected
             figures |= {"ingest_s": run.lines[-1][0], "ingest_driver_mib": run.peaks[run.process.pid][1] / 2**20}
-            llama = {"layers": 4, "width": 128, "heads": 8, "kv_heads": 8, "mlp_width": 256, "vocabulary": 640}
+            llama = {"layers": 2, "width": 64, "heads": 4, "kv_heads": 4, "mlp_width": 128, "vocabulary": 640}
             model = {"llama": llama, "tower": TOWER}
             align = {**TRAINING, "text": {"template": "plain"}}
             for spec in (
