@@ -9,7 +9,7 @@ QUICK := OMP_NUM_THREADS=1 MALLOC_MMAP_THRESHOLD_=1000000000 MALLOC_TRIM_THRESHO
 unexport PYTHONDONTWRITEBYTECODE # some images set it, and then each of hundreds of processes compiles its packages again
 
 .PHONY: help demo demo-stop evidence test test-slow test-cluster test-report lint types env env-demo env-peers efficiency
-.PHONY: bench-ingest bench-ingest-remote bench-ingest-full bench-units bench-memory bench-start bench-loader bench-decode bench-access bench-attention bench-step bench-inference bench-cache cache-scores bench-gpu checkpoint-variants
+.PHONY: bench-ingest bench-ingest-remote bench-ingest-full bench-units bench-memory bench-start bench-loader bench-decode bench-load bench-access bench-attention bench-step bench-train bench-checkpoint bench-inference bench-cache bench-interruptions cache-scores bench-gpu checkpoint-variants
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
@@ -64,7 +64,16 @@ bench-attention: env ## one layer under the VoCo mask: causal segments and a den
 	OMP_NUM_THREADS=1 PYTHONPATH=platform $(RUN) bench/attention.py
 
 bench-step: env ## a training step: packed, in segments; beside transformers with a 4D mask; from storage with 30 ms; with the live tower
-	OMP_NUM_THREADS=1 PYTHONPATH=platform:tests $(RUN) bench/step.py --latency 30 --live
+	OMP_NUM_THREADS=1 PYTHONPATH=platform:tests $(RUN) bench/step.py --latency 30 --live --demo
+
+bench-train: env ## a training on Ray Train beside a bare DeepSpeed loop over the same batches, equal losses
+	$(RUN) bench/train.py
+
+bench-checkpoint: env ## a save of a training: seconds that it blocks, bytes, loading; beside the earlier build's
+	OMP_NUM_THREADS=1 $(RUN) bench/checkpoint.py
+
+bench-load: env ## host memory while a model of 297 million weights loads on four workers, ours and the earlier build's
+	OMP_NUM_THREADS=1 $(RUN) bench/load_memory.py
 
 bench-access: env ## training's reads and tokenised conversations over what it uses, at 8 and 64 workers, beside the earlier build's
 	PYTHONPATH=platform $(RUN) bench/access.py
@@ -74,6 +83,9 @@ bench-inference: env ## first token and decoding after VoCo caches, compared wit
 
 bench-cache: env ## frame caches: a unit over its forward passes, files against torch.load and torch.save, a training step against recomputing
 	OMP_NUM_THREADS=1 PYTHONPATH=platform $(RUN) bench/cache.py
+
+bench-interruptions: env ## seconds that a training loses when a worker, its driver or a node dies, a node is drained, or one joins
+	$(RUN) bench/interruptions.py
 
 cache-scores: env ## a finished demo's video checkpoint, answering from caches in bf16, int8 and fp8: score and bytes of each
 	$(RUN) bench/cache_scores.py

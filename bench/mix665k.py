@@ -88,6 +88,8 @@ def rows(share: float = 1.0) -> Iterator[tuple[Any, str | None]]:
             row["conversations"] = "none"
         elif fault == "unsafe_path":
             row["image"] = f"../{index}.jpg"
+            if not source.folder:
+                row["conversations"][0]["value"] = f"<image>\n{row['conversations'][0]['value']}"
         else:
             previous = row
             lost = image_fault(number) if source.folder else None

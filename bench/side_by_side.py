@@ -22,12 +22,12 @@ QUIET = {
 }  # fmt: skip
 
 
-def call(script: str, *arguments: Any, python: Path | str = sys.executable) -> dict[str, Any]:
+def call(script: str, *arguments: Any, python: Path | str = sys.executable, timeout: float | None = 600) -> dict[str, Any]:
     """Run `bench/SCRIPT arguments` in a separate process; its last line on stdout is its result, one JSON object."""
     path = os.pathsep.join([str(ROOT / "platform"), str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     environment = {**os.environ, **QUIET, "PYTHONPATH": path if str(python) == sys.executable else ""}
     command = [str(python), str(ROOT / "bench" / script), *map(str, arguments)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}: exit code {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
     result: dict[str, Any] = json.loads(done.stdout.strip().rsplit("\n", 1)[-1])

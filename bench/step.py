@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
+import math
 import os
 import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import earlier
 import numpy as np
 import torch
 from side_by_side import in_turn, median, write
@@ -31,6 +34,7 @@ from voco.sequence.sequence import NONE, PAD, TEXT, Layout, TokenSample, prefix_
 
 TEXTS = {"uneven": (60, 110, 180, 420), "even": (120, 125, 130, 135)}  # tokens; the second half of each is trained
 SLOTS, FEATURES, VOCABULARY, N = 576, 1024, 32_000, 1
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": "1000000000", "MALLOC_TRIM_THRESHOLD_": "1000000000"}  # as in the demo
 
 
 def model(dtype: torch.dtype) -> VocoLlama:
@@ -117,11 +121,31 @@ def timed(run: Callable[[], Any]) -> dict[str, float]:
     return {"s": time.process_time() - started}
 
 
+def demo_steps(rounds: int, steps: int = 15) -> dict[str, float]:
+    """Seconds of the demo's step in ours and in the earlier build, by `step_run.py`; equal losses and gradients first."""
+    folders = {"ours": None, "earlier": earlier.source()}
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in folders}
+    for _ in range(rounds):
+        for name, folder in folders.items():
+            output = earlier.run("step_run.py", steps, folder=folder, **MALLOC)
+            runs[name].append(json.loads(output.strip().rsplit("\n", 1)[-1]))
+            print(
+                f"  {name}: engine {runs[name][-1]['engine_s']:.4f} s, plain loop {runs[name][-1]['plain_s']:.4f} s", flush=True
+            )
+    own, before = runs["ours"][0], runs["earlier"][0]
+    close = own["gradients"].keys() == before["gradients"].keys() and math.isclose(own["loss"], before["loss"], rel_tol=1e-5)
+    if not close or any(not math.isclose(norm, before["gradients"][key], rel_tol=1e-4) for key, norm in own["gradients"].items()):
+        raise SystemExit("the two builds do not train the same")
+    seconds = {f"{name}_{key}": median(results, key) for name, results in runs.items() for key in ("engine_s", "plain_s")}
+    return {**seconds, "ratio": seconds["earlier_engine_s"] / seconds["ours_engine_s"]}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtype", choices=["bf16", "fp32"])
     parser.add_argument("--latency", type=float, metavar="MS", help="also a step that reads from storage this late")
+    parser.add_argument("--demo", action="store_true", help="also the demo's step beside the earlier build's")
     parser.add_argument("--live", action="store_true", help="also a step in which the frozen tower runs, at the demo's shapes")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -172,6 +196,11 @@ def main() -> None:
         beside = live(2 * options.rounds + 1)
         print(f"frozen tower in the step, the demo's shapes: {beside}", flush=True)
         ratio["the demo's step with its tower, to stored features"] = beside["ratio"]
+    if options.demo:
+        both = demo_steps(options.rounds)
+        print(f"the demo's step, both builds: {both}", flush=True)
+        ratio["134c529, the demo's step"] = limits["demo_over_134c529"] = both["ratio"]
+        ratio["a plain torch loop, the demo's step"] = both["ours_plain_s"] / both["ours_engine_s"]
     write("step", work, own, figures, ratio, load, limits or None)
 
 

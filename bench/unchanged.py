@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 import yaml
 
 ROOT = Path(__file__).parents[1]
-TIMES = {"seconds", "wait", "latency_s", "train_seconds", "time", "wall_s"}  # columns that no two runs share
+TIMES = {"seconds", "wait", "latency_s", "train_seconds", "time", "wall_s"}  # columns that no two runs share, and rates
+TIMES |= {"samples_per_s", "tokens_per_s", "mfu", "memory_bytes"}
 EXACT = ("samples", "features", "frame_cache", "model", "initial")  # whole files are equal, byte for byte
 TABLES = ("answers", "scores", "trials", "metrics", "summary")  # rows are equal, without the columns of times
 RUN_IDS = """

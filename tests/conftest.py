@@ -35,8 +35,11 @@ def ray_local() -> Iterator[str]:
     os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # a process for each training; nothing takes this node away
     import ray
 
+    from voco.run.ray_init import try_starts
+
     if not ray.is_initialized():
-        ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+        options = {"num_cpus": 4, "include_dashboard": False, "log_to_driver": False}
+        try_starts("Ray did not start", lambda: ray.init(address="local", **options))
     yield ray.get_runtime_context().gcs_address
     ray.shutdown()
 

@@ -35,6 +35,7 @@ def write(folder: Path) -> Path:
         ),
         {**sft("base", "none"), **base},
         sft("voco1", "voco", "@base"),
+        stage("frames", "frame_cache", {"samples": [{"uri": "@scenes-test"}], "checkpoint": "@voco1"}, frame_cache={"fps": 1.0}),
         answers("answers-upper", "@base"),
         answers("answers-lower", "@base", read_as="voco"),
         answers("answers-voco1", "@voco1", upper="@answers-upper", lower="@answers-lower"),

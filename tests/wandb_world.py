@@ -29,7 +29,8 @@ os.environ[wandb_tracking.GROUP] = "flow-11223344"
 job = build_job("job.yaml", json.loads(sys.argv[1]))
 def rows(first, end):
     return [{"step": s, "epoch": 0, "loss": 1 / (1 + s), "tokens": 7 * s, "sample_ids_sha256": "ff", "lr": 1e-3,
-             "grad_norm": 0.5, "seconds": 0.25} for s in range(first, end)]
+             "grad_norm": 0.5, "seconds": 0.25, "tokens_per_s": 100.0 + s, "mfu": None, "attempt": int(s >= 58),
+             "val_loss": 2.0 - s if s % 4 == 3 else None} for s in range(first, end)]
 run = wandb_tracking.start_tracking(wandb_tracking.tracked_job(job, "voco1-sft-0a1b2c3d"))
 """
 

@@ -204,6 +204,32 @@ def test_pods_are_sized_from_the_job() -> None:
     assert sized(workers=4, cpus_per_worker=1, gpus_per_worker=0.5) == [("cpu", 1, 16, 0), ("gpu", 1, 4, 2)]
 
 
+def training(**workers: int) -> Job:
+    block = {"epochs": 1, "global_batch": 64, "micro_batch": 8, "learning_rate": 1e-4}
+    raw = {
+        "name": "train", "kind": "image_sft", "output": "s3://b/o", "image_sft": block,
+        "inputs": {"samples": [{"uri": "s3://b/s"}], "checkpoint": "s3://b/c"}, "compression": {"method": "voco", "tokens": 2},
+        "resources": {"workers": workers, "cpus_per_worker": 8, "gpus_per_worker": 1, "accelerator": "H100"},
+    }  # fmt: skip
+    return build_job("job.yaml", raw)
+
+
+@pytest.mark.parametrize(
+    ("workers", "gpus", "fewest", "most"),
+    [((2, 8), 2, 1, 4), ((8, 32), 8, 1, 4), ((16, 32), 8, 2, 4), ((3, 8), 3, 1, 3)],
+)
+def test_replicas_follow_the_range_of_workers(workers: tuple[int, int], gpus: int, fewest: int, most: int) -> None:
+    """Pods are no larger than the fewest workers fill: in pods of 8 GPUs, 2 to 8 workers would be 8 or none."""
+    resource = render.rayjob_manifest(training(min=workers[0], max=workers[1]))
+    group = resource["spec"]["rayClusterSpec"]["workerGroupSpecs"][-1]
+    assert (group["replicas"], group["minReplicas"], group["maxReplicas"]) == (fewest, fewest, most)
+    pod = group["template"]["spec"]
+    assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == str(gpus)
+    assert any(item["key"] == "cloud.google.com/gke-spot" for item in pod["tolerations"])
+    assert operator_problems(resource) == []
+    assert schema_errors(resource) == []
+
+
 def test_refusals() -> None:
     with pytest.raises(Refused, match="gpus_per_worker: expected at most 8"):
         render.rayjob_manifest(job(workers=1, gpus_per_worker=9))

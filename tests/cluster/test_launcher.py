@@ -111,5 +111,9 @@ def test_the_image_installs_the_gpu_extra_which_is_pinned() -> None:
     text = (CLUSTER / "Dockerfile").read_text()
     assert "\nARG EXTRA=gpu\n" in text
     assert re.search(r'pip install .*--no-build-isolation .*"\.\[\$EXTRA\]"', text)
-    (requirement,) = project()["project"]["optional-dependencies"]["gpu"]
-    assert re.fullmatch(r"flash-attn==[\w.]+", requirement)
+    extras = project()["project"]["optional-dependencies"]
+    kernels, *others = extras["gpu"]
+    assert re.fullmatch(r"flash-attn==[\w.]+", kernels)
+    assert others == extras["lora"], "a job with an adapter runs in the image"
+    pinned = (ROOT / "constraints.txt").read_text().splitlines()
+    assert set(others) <= {line for line in pinned if "==" in line}

@@ -44,6 +44,8 @@ def job_with(raw: dict[str, Any], **resources: Any) -> Job:
         (job_with(TRAIN, workers=2, gpus_per_worker=1), [HEAD, gpu_node(1)], False),  # both workers start at once
         (job_with(TRAIN, workers=2, gpus_per_worker=1), [HEAD, gpu_node(1), gpu_node(1)], True),
         (job_with(TRAIN, workers=2, gpus_per_worker=2), [gpu_node(3), gpu_node(1)], False),  # four GPUs, but not two and two
+        (job_with(TRAIN, workers={"min": 2, "max": 8}, gpus_per_worker=1), [HEAD, gpu_node(1)], False),  # the fewest must fit
+        (job_with(TRAIN, workers={"min": 2, "max": 8}, gpus_per_worker=1), [HEAD, gpu_node(2)], True),
         (job_with(TRAIN, workers=2, gpus_per_worker=0.5), [gpu_node(1)], True),
         (job_with(TRAIN, workers=2, gpus_per_worker=1, cpus_per_worker=20), [gpu_node(2)], False),
         (job_with(TRAIN, workers=1, gpus_per_worker=1, accelerator="H100"), [gpu_node(1)], False),

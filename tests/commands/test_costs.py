@@ -7,6 +7,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,9 +21,11 @@ import pipelines
 from voco.commands import costs, estimate, plan, shapes
 from voco.commands.estimate import Estimate, Volume
 from voco.commands.rates import Rates, read_rates
+from voco.commands.validation_cost import validation_hours, validation_lines, with_validation
 from voco.errors import Refused
-from voco.job.config import FrameCache, Llama, Model, Resources, Tower, Training, VideoSft
+from voco.job.config import FrameCache, Llama, Model, Tower, Training, VideoSft
 from voco.job.load import build_job, load_job
+from voco.job.resources import Resources
 from voco.model.efficiency import SHAPES, TOWER
 from voco.model.flops import image_flops
 from voco.store.s3 import PatientS3
@@ -129,12 +132,12 @@ def test_a_job_that_reads_stored_features_says_so() -> None:
     raw["expect"] = {"rows": 1000, "bytes": 5 << 20}
     lines = costs.cost_lines(build_job("job.yaml", raw), Rates())
     assert lines[0].split()[:4] == ["stage", "read", "written", "steps"]
-    assert [line.split()[0] for line in lines] == ["stage", "train", "vision:", "assumed:"]
-    assert "stored features (this job)" in lines[2]
+    assert [line.split()[0] for line in lines] == ["stage", "train", "saves:", "vision:", "assumed:"]
+    assert "stored features (this job)" in lines[3]
 
 
 def test_a_new_model_is_written_before_it_is_trained() -> None:
-    """What a run of this shape wrote: each checkpoint 4 + 12 bytes a parameter, and the model twice."""
+    """What a run of this shape wrote: each checkpoint 12 bytes a parameter, and the model twice."""
     job = build_job("job.yaml", {**TRAIN, "expect": {"rows": 1000, "bytes": 5 << 20}})
     model = shapes.new_model(job.model)
     assert model is not None
@@ -143,7 +146,47 @@ def test_a_new_model_is_written_before_it_is_trained() -> None:
     number = 2 if job.block.precision == "bf16" else 4
     whole = 2 * 4 * model.tower.parameters + (4 + number) * parameters
     written = costs.stage_estimates(job, Rates())["train"].written
-    assert written == saves * (number + 12) * parameters + whole
+    assert written == saves * 12 * parameters + whole
+
+
+def step_memory(workers: int = 1, gpus: int = 1, **changes: Any) -> Estimate:
+    values = {"epochs": 1, "global_batch": 128, "micro_batch": 8, "learning_rate": 2e-5, "checkpoint_activations": True}
+    block = Training.model_validate(values | changes)
+    volume = Volume(conversations=1280, media=1280, media_bytes=1e6, text_tokens=1280 * 171)
+    resources = Resources(workers=workers, gpus_per_worker=gpus, accelerator="A100")
+    return estimate.training([(volume, 1.0)], shape_7b(), block, resources, Rates(), aligns=False, stored_features=True)
+
+
+def test_a_token_budget_bounds_the_activations() -> None:
+    """750 tokens a sample: 8 samples are 6,000 tokens."""
+    by_samples, by_tokens = step_memory(), step_memory(micro_batch=None, micro_tokens=6000)
+    assert by_tokens.gpu["activations"] == pytest.approx(by_samples.gpu["activations"])
+    half = step_memory(micro_batch=None, micro_tokens=3000)
+    assert half.gpu["activations"] == pytest.approx(by_samples.gpu["activations"] / 2)
+    everything = step_memory(workers=64, micro_batch=None, micro_tokens=1 << 20)
+    assert everything.gpu["activations"] == pytest.approx(by_samples.gpu["activations"] / 4), "a step has 2 samples a worker"
+
+
+def test_offloaded_parts_are_in_host_memory() -> None:
+    plain, states = step_memory(zero_stage=3), step_memory(zero_stage=3, offload="optimizer")
+    all_parts = step_memory(zero_stage=3, offload="parameters")
+    parameters = plain.gpu["weights"] / 2
+    assert plain.gpu["Adam"] == states.host["Adam, from the GPU"] == 12 * parameters
+    assert not {"Adam", "gradients"} & states.gpu.keys()
+    assert "weights" not in all_parts.gpu
+    assert all_parts.host["weights, from the GPU"] == 2 * parameters
+    assert all_parts.host["gradients of the update, fp32"] == 4 * parameters
+    # 7B on a GPU of 24 GB, with all parts in host memory: what is gathered, buckets and activations
+    assert sum(all_parts.gpu.values()) < 8e9 < sum(states.gpu.values()) < 24e9 < sum(plain.gpu.values())
+
+
+def test_buffers_and_sums_in_fp32_are_memory_of_gpus_only() -> None:
+    on_gpu, on_cpu = step_memory(workers=8), step_memory(workers=8, gpus=0)
+    share = on_gpu.gpu["weights"] / 2 / 8
+    assert on_gpu.gpu["gradients"] == pytest.approx(4 * share)  # two micro-batches are added in fp32
+    assert on_cpu.gpu["gradients"] == pytest.approx(2 * share)
+    assert on_gpu.gpu["ZeRO's buffers"] >= 2 * 2 * (1 << 24)
+    assert "ZeRO's buffers" not in on_cpu.gpu
 
 
 def test_a_sweep_takes_the_sum_over_what_runs_at_a_time() -> None:
@@ -210,3 +253,42 @@ def test_prices_are_checked(tmp_path: Path) -> None:
     assert rates.price(Resources(workers=16, gpus_per_worker=1, accelerator="A100"), 2.0) == 120.0
     assert rates.price(Resources(workers=12, gpus_per_worker=1, accelerator="A100"), 2.0) == 120.0  # two whole nodes
     assert rates.price(Resources(workers=4), 2.0) is None
+
+
+def test_elastic_training_has_the_times_of_both_ends_and_the_memory_of_the_fewest() -> None:
+    raw = {**TRAIN, "expect": {"rows": 10**6, "bytes": 10**10}, "output": "s3://YOUR-BUCKET/o"}
+    raw["inputs"] = {"samples": [{"uri": "s3://YOUR-BUCKET/a"}]}
+    rates = Rates.model_validate({"nodes": {"cpu": {"cpus": 2, "per_hour": 60.0}}})
+
+    def lines(workers: object) -> list[str]:
+        return costs.cost_lines(build_job("job.yaml", changed(raw, "resources", {"workers": workers})), rates)
+
+    (_, few, *_), (_, many, *_), (_, elastic, both, *_) = lines(2), lines(8), lines({"min": 2, "max": 8})
+    assert both == "train: 56 min and 56 USD with 2 workers, 14 min and 56 USD with 8; memory is that of 2"
+    assert elastic != many
+    memory = slice(-7, -5)  # before the time of two words, what it is bound by, and the price of two
+    assert elastic.split()[memory] == few.split()[memory] != many.split()[memory]
+    assert elastic.split()[-5:] == many.split()[-5:]
+
+
+def test_a_plan_has_the_time_of_validations() -> None:
+    raw = {**TRAIN, "inputs": {**TRAIN["inputs"], "val": "@held-out"}, "expect": {"rows": 800, "bytes": 1_000_000}}
+    block = TRAIN["image_sft"]
+    rates = Rates()
+
+    def seconds(**settings: object) -> float:
+        job = build_job("job.yaml", {**raw, "image_sft": {**block, "validate": settings}})
+        step = Estimate(steps=100, flops=3 * block["global_batch"] * 2e9, hours={"compute": 1.0, "storage": 0.1})
+        hours = validation_hours(job, step, rates)
+        added = with_validation(job, step, rates).hours
+        assert added == {"compute": 1.0 + hours, "storage": 0.1 + hours}, "it overlaps with nothing"
+        (line,) = validation_lines([job], {job.name: step}, rates)
+        assert "rows of @held-out" in line
+        return 3600 * hours
+
+    workers = build_job("job.yaml", TRAIN).resources.most_workers
+    speed = rates.flops(build_job("job.yaml", TRAIN).resources, True) * workers
+    assert seconds(every=25, rows=50) == pytest.approx(4 * 50 * 2e9 / speed)
+    assert seconds(every=30, rows=50) == pytest.approx(4 * 50 * 2e9 / speed), "every 30 steps, and after the last"
+    answers = seconds(every=25, rows=50, answers=True, max_new_tokens=8) - seconds(every=25, rows=50)
+    assert answers == pytest.approx(4 * 50 * 8 / rates.decode_tokens_s / workers)

@@ -45,6 +45,13 @@ def test_bars_follow_units_steps_and_trials(demo: Job) -> None:
     assert (mark, percentage, text) == ("▶", round(100 * 1.5 / jobs), "none-1: loss 0.4")
 
 
+def test_a_trainings_figures_are_those_that_fit_beside_a_bar(demo: Job) -> None:
+    view, _ = view_of(demo)
+    figures = "loss 0.5000, 81.2 samples/s, 12,345 tokens/s, MFU 41.0%, 2 % waiting for data, gradient norm 1.2, 12 min left"
+    view.feed(f"[12/20] sft: sweep\nvoco-1: step 50/100, {figures}\n")
+    assert row(view, "sft")[2] == "voco-1: loss 0.5000, 81.2 samples/s, MFU 41.0%, 12 min left"
+
+
 def test_answers_scores_and_errors_are_printed_and_nothing_else(demo: Job) -> None:
     view, shown = view_of(demo)
     lines = [

@@ -24,7 +24,8 @@ from voco.errors import JobFailed, Refused
 from voco.evaluate import answering, preflight
 from voco.evaluate.aggregate import example_line
 from voco.evaluate.predictions import short_answer
-from voco.job.config import Evaluate, Model, Resources, Text
+from voco.job.config import Evaluate, Model, Text
+from voco.job.resources import Resources
 from voco.job.spec import Job
 from voco.methods import fastv
 from voco.model import build, weights

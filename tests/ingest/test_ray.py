@@ -13,7 +13,7 @@ from ingest.source import good, job, part_hashes, row, write
 import pipelines
 from voco.ingest.media.source import MediaLimits
 from voco.ingest.write_samples import WriteSamples
-from voco.job.config import Resources
+from voco.job.resources import Resources
 from voco.run import units
 from voco.store.index import join_pieces
 from voco.store.schemas import SAMPLES_INDEX

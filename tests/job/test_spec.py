@@ -81,13 +81,24 @@ def without(job: dict[str, Any], key: str) -> dict[str, Any]:
         (without(TRAIN, "compression"), "compression: expected a block, got nothing"),
         (without(TRAIN, "image_sft"), "image_sft: expected a block, got nothing"),
         (without(TRAIN, "model"), "expected either a `model` block or `inputs.checkpoint`"),
-        (changed(TRAIN, "image_sft.global_batch", 6), "expected a multiple of workers x micro_batch = 4, got 6"),
         (
-            changed(changed(changed(TRAIN, "image_sft.global_batch", 96), "resources.workers", 32), "image_sft.micro_batch", 3),
-            "resources.workers: expected 1, 2, 4, 8, 16 for a global_batch of 96, got 32",
+            changed(TRAIN, "resources.workers", 9),
+            "resources.workers: expected at most 8 for a global_batch of 8, which has so many shares, got 9",
         ),
+        (changed(TRAIN, "resources.workers", {"min": 2, "max": 9}), "resources.workers: expected at most 8 for a global_batch"),
+        (changed(TRAIN, "resources.workers", {"min": 4, "max": 2}), "resources.workers: expected min of at most max, got 4"),
+        (changed(TRAIN, "resources.workers", {"min": 0, "max": 2}), "resources.workers.min: expected greater than or equal to 1"),
+        (changed(TRAIN, "resources.workers", {"min": 2}), "resources.workers.max: expected a value, got nothing"),
+        (changed(TRAIN, "resources.workers", {"min": 2, "mx": 8}), "resources.workers.mx: unknown key; did you mean max?"),
+        (changed(TRAIN, "resources.workers", "2"), "resources.workers: expected integer, got '2'; write it without quotes"),
+        (changed(TRAIN, "resources.workers", [1, 2]), "resources.workers: expected integer, got list"),
         (changed(TRAIN, "image_sft.attention", "flex"), "image_sft.attention: flex trains on GPUs only: expected segments"),
         (changed(without(TRAIN, "model"), "image_sft.attention", "flex"), "image_sft.attention: flex trains on GPUs only"),
+        (changed(TRAIN, "image_sft.micro_tokens", 4096), "image_sft: expected either `micro_batch` or `micro_tokens`, got both"),
+        (changed(TRAIN, "image_sft.micro_batch", None), "expected either `micro_batch` or `micro_tokens`, got neither"),
+        (changed(TRAIN, "image_sft.offload", "parameters"), "offload: parameters can be in host memory under zero_stage 3 only"),
+        (changed(changed(TRAIN, "image_sft.compile", True), "image_sft.zero_stage", 3), "compile: not under zero_stage 3"),
+        (changed(TRAIN, "image_sft.attention", "aut"), "'auto', 'segments', 'dense', 'varlen' or 'flex'"),
         (changed(TRAIN, "name", "Train 1"), "name: "),
         (without(INGEST, "inputs"), "inputs.annotations: expected a value for a job of kind ingest, got nothing"),
         (changed(INGEST, "inputs.checkpoint", "c"), "inputs.checkpoint: not for a job of kind ingest"),
@@ -183,6 +194,23 @@ def test_run_id_follows_content_and_inputs_only() -> None:
     assert run_id(ask, {"x": "1", "y": "1"}) != run_id(swapped, {"x": "1", "y": "1"})
 
 
+@pytest.mark.parametrize(
+    ("changes", "run_id"),
+    [
+        ({}, "train-575a8674"),  # of commit 134c529, where segments were the default
+        ({"attention": "segments"}, "train-575a8674"),
+        ({"compile": True}, "train-575a8674"),
+        ({"offload": "optimizer"}, "train-575a8674"),
+        ({"zero_stage": 3}, "train-62ea3a9a"),
+        ({"zero_stage": 3, "offload": "parameters"}, "train-62ea3a9a"),
+        ({"attention": "dense"}, "train-17838685"),
+    ],
+)
+def test_settings_that_change_no_result_change_no_run_id(changes: dict[str, Any], run_id: str) -> None:
+    raw = {**TRAIN, "model": {"pretrained": "p"}, "image_sft": {**TRAIN["image_sft"], **changes}}
+    assert compute_run_id(build_job("job.yaml", raw), {}) == run_id
+
+
 def test_a_stage_takes_its_defaults_from_the_flow() -> None:
     train = without(without(changed(TRAIN, "inputs.samples", [{"uri": "@take"}]), "resources"), "output")
     stages = [without(INGEST, "output"), train]
@@ -243,3 +271,18 @@ def test_fastv_reads_no_frame_cache() -> None:
     block = {"benchmark": "gqa", "read_as": "fastv", "fastv": {"layer": 2, "keep": 0.5}}
     with pytest.raises(Refused, match=r"evaluate\.fastv: reads uncompressed images: expected no `inputs\.frame_cache`"):
         build_job("j.yaml", {"name": "ask", "kind": "evaluate", "output": "o", "inputs": inputs, "evaluate": block})
+
+
+def test_a_range_of_workers_is_kept_and_changes_no_run_id() -> None:
+    raw = changed(TRAIN, "resources.workers", {"min": 2, "max": 8})
+    job = build_job("job.yaml", raw)
+    assert (job.resources.fewest_workers, job.resources.most_workers, job.resources.workers_text) == (2, 8, "2 to 8")
+    assert build_job("job.yaml", job.model_dump(exclude_none=True)) == job  # as run.json and trials keep it
+    assert compute_run_id(job, {}) == compute_run_id(build_job("job.yaml", TRAIN), {})
+    fixed = build_job("job.yaml", TRAIN).resources
+    assert (fixed.fewest_workers, fixed.most_workers, fixed.workers_text, fixed.is_elastic) == (2, 2, "2", False)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 5, 6, 7, 8])
+def test_workers_need_not_divide_the_batch(workers: int) -> None:
+    assert build_job("job.yaml", changed(TRAIN, "resources.workers", workers)).resources.most_workers == workers

@@ -77,7 +77,7 @@ def test_without_a_trial_of_method_none_there_are_no_bounds() -> None:
         ({"compression.token": [1]}, "sweep.axes: compression.token: unknown key; did you mean tokens?"),
         ({"compression.tokens": [0]}, "sweep.axes: compression.tokens: expected greater than or equal to 1, got 0"),
         ({"compression.tokens": [1, 1]}, "sweep.axes: two trials would be called 1"),
-        ({"image_sft.global_batch": [9]}, "sweep.axes: image_sft.global_batch: expected a multiple of workers x micro_batch = 2"),
+        ({"resources.workers": [9]}, "sweep.axes: resources.workers: expected at most 8 for a global_batch of 8"),
         ({"seed.x": [1]}, "sweep.axes: seed.x: seed is not a block"),
         ({"inputs.checkpoint": ["a"]}, "sweep.axes: inputs.checkpoint: expected a key of a block"),
     ],

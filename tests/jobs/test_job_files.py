@@ -25,7 +25,8 @@ FIRST_ROW = {  # of the local annotations in our job files, by format: `plan` re
 }
 TABLE_1 = {"mmbench": "mmbench", "mme": "mme", "pope": "pope", "seed": "seed", "scienceqa": "scienceqa", "vqav2": "vqa"}
 VIDEO_SETS = ("msvd-qa", "msrvtt-qa", "activitynet-qa")
-HARDWARE = {"micro_batch", "zero_stage", "checkpoint_activations"}  # keys that change memory and speed, not the result
+# keys that change memory and speed, not the result
+HARDWARE = {"micro_batch", "micro_tokens", "zero_stage", "checkpoint_activations", "compile", "offload"}
 
 
 def local_inputs(job: Job) -> list[str]:
@@ -112,7 +113,7 @@ def test_the_sweep_is_tables_1_and_2() -> None:
     assert names == ["none-1", "avg-pool-1", "q-former-1-6", *(f"voco-{2**power}" for power in range(8))]
 
 
-@pytest.mark.parametrize("name", ["paper/flow", "gpu/1x24gb", "gpu/1xh200", "gpu/8xh100"])
+@pytest.mark.parametrize("name", ["paper/flow", "gpu/1x24gb", "gpu/1x24gb-lora", "gpu/1xh200", "gpu/8xh100"])
 def test_on_gpus_the_frozen_tower_runs_inside_training_and_evaluation(name: str) -> None:
     stages = stages_of(name)
     reading = [stage for stage in stages.values() if "features" in stage.stage.may]
@@ -165,16 +166,17 @@ def test_the_paper_evaluates_every_set_of_table_1_and_three_video_sets() -> None
     assert {f"@{name}" for name, stage in stages.items() if stage.kind == "evaluate" and name != "gqa"} - {"@train"} <= reported
 
 
-@pytest.mark.parametrize("name", ["1x24gb", "1xh200", "8xh100"])
+@pytest.mark.parametrize("name", ["1x24gb", "1x24gb-lora", "1xh200", "8xh100"])
 def test_other_gpus_train_with_the_papers_recipe(name: str) -> None:
-    """All but the keys of the hardware; the small model has its own language model, tower and template."""
+    """All but the keys of the hardware; the small model has its own language model, tower and template, an adapter its rate."""
     paper, stages = stages_of("paper/flow"), stages_of(f"gpu/{name}")
     compression = stages["image-sft"].compression
     assert compression is not None
     assert (compression.method, compression.tokens) == ("voco", 1)
     template = {"text"} if name == "1x24gb" else set()
+    adapter = {"lora", "learning_rate"} if name == "1x24gb-lora" else set()
     for stage in ("align", "image-sft"):
-        unlike = HARDWARE | (template if stage == "image-sft" else set())
+        unlike = HARDWARE | (template | adapter if stage == "image-sft" else set())
         assert stages[stage].block.model_dump(exclude=unlike) == paper[stage].block.model_dump(exclude=unlike), stage
     if not template:
         assert stages["align"].model == paper["align"].model

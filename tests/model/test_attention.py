@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from voco.job.tables import ATTENTION, METHODS
 from voco.model import lm_head
-from voco.model.attention.plan import Backend, get_backend, plan_attention
+from voco.model.attention.plan import Backend, get_backend, plan_attention, resolve_backend
 from voco.model.attention.segments import SegmentsPlan
 from voco.model.batch import Batch, CachedBatch, collate, collate_cached
 from voco.model.voco_llama import VocoLlama
@@ -223,3 +223,16 @@ def test_compressing_stops_at_the_last_projections(method: str) -> None:
     projected = 4 if method == "voco" else rows
     assert last == [("model.layers.2.self_attn.k_proj", projected), ("model.layers.2.self_attn.v_proj", projected)]
     assert ("model.layers.1.mlp.down_proj", rows) in ran
+
+
+def test_auto_is_varlen_on_gpus_that_have_its_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = [(torch.bfloat16, 128), (torch.float16, 64), (torch.float32, 128), (torch.bfloat16, 20), (torch.bfloat16, 320)]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert {resolve_backend("auto", *case) for case in cases} == {"segments"}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
+    assert [resolve_backend("auto", *case) for case in cases] == ["varlen", "varlen", "segments", "segments", "segments"]
+    assert resolve_backend("dense", torch.bfloat16, 128) == "dense"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    assert resolve_backend("auto", torch.bfloat16, 128) == "segments"

@@ -10,7 +10,9 @@ import torch
 from talks import cached, caches_of, one_pass, talking_samples
 from transformers import MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
+from voco.model.batch import collate
 from voco.model.voco_llama import VocoLlama
+from voco.sequence.sequence import TEXT, VOCO, filler_sample
 
 FAMILIES = {
     "llama": None,
@@ -68,17 +70,36 @@ def test_pass_over_caches_equals_the_complete_pass() -> None:
     assert tiny.close(model.hidden_cached(text, rows=rows), model.hidden_cached(text)[0, rows])
 
 
-def test_mlp_of_the_last_layer_sees_only_the_rows_that_predict() -> None:
+def test_the_last_layer_sees_only_the_rows_that_predict_and_what_they_read() -> None:
     model = tiny.model()
     samples, store, _ = talking_samples(model)
     batch = one_pass(model, samples, store)
     inputs: list[torch.Size] = []
-    for layer in model.language_model.model.layers:
+    layers = model.language_model.model.layers
+    for layer in layers:
         layer.mlp.register_forward_pre_hook(lambda _module, arguments: inputs.append(arguments[0].shape[:-1]))
+    projected: dict[str, int] = {}
+    for name, module in layers[-1].self_attn.named_children():
+        module.register_forward_pre_hook(lambda _module, arguments, name=name: projected.update({name: len(arguments[0])}))
     model(batch)
-    length = batch.ids.shape[1]
+    length, kind = batch.ids.shape[1], batch.kind[0]
     assert inputs == [(1, length), (1, length), (len(batch.predict_at),)]
+    answers, read = len(batch.predict_at), int(((kind == TEXT) | (kind == VOCO)).sum())
+    assert projected["o_proj"] == answers
+    assert answers <= projected["q_proj"] < int((kind == TEXT).sum())
+    assert projected["q_proj"] < projected["k_proj"] == projected["v_proj"] <= read < length
     inputs.clear()
     prompts = [[1, 2, 3], [4, 5]]
     next(model.decode_steps([None, None], prompts))
     assert inputs == [(2, 3), (2, 3), (2,)]
+
+
+def test_a_batch_that_predicts_nothing_has_no_loss_and_reaches_every_weight() -> None:
+    model = tiny.model()
+    samples, store, _ = talking_samples(model)
+    nothing = collate([filler_sample(model.layout)], store.__getitem__, (tiny.VISION_SLOTS, tiny.FEATURES))
+    total: Any = model(nothing.to("cpu", model.dtype))
+    assert float(total.detach()) == 0.0
+    grads = gradients(model, total)
+    assert grads.keys() == gradients(model, model(one_pass(model, samples, store))).keys()
+    assert all(bool((grad == 0).all()) for grad in grads.values())

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from voco.job.tables import METHODS
-from voco.model.attention.causal_segments import Segment, causal_segments
+from voco.model.attention.causal_segments import Segment, causal_segments, segments_of_rows
 from voco.model.attention.voco_mask import TokenIds, allowed
 from voco.sequence.sequence import NONE, PAD, PREFIX, TEXT, VISION, VOCO
 
@@ -66,6 +66,32 @@ def test_segments_are_the_mask(ids: TokenIds, method: str, data: st.DataObject) 
     real = (ids.kind != PAD)[:, length - queries :]
     mask = allowed(ids, method, queries) & real[:, :, None]
     assert torch.equal(expanded(causal_segments(ids, METHODS[method].views_apart, queries), rows, queries, length), mask)
+
+
+@settings(max_examples=150, deadline=None)
+@given(batches(), st.sampled_from(["voco", "none"]), st.data())
+def test_some_rows_keep_their_pairs_and_lose_the_other_queries(ids: TokenIds, method: str, data: st.DataObject) -> None:
+    rows, length = ids.kind.shape
+    real = np.flatnonzero((ids.kind != PAD).numpy())
+    if not len(real):
+        return
+    chosen = np.array(sorted(data.draw(st.sets(st.sampled_from(real.tolist()), max_size=4))), dtype=np.int64)
+    segments = causal_segments(ids, METHODS[method].views_apart)
+    part = segments_of_rows(segments, chosen)
+    small = expanded(part.segments, 1, len(part.queries), len(part.keys))[0]
+    assert small.any(dim=1).all(), "every query is in a segment"
+    assert small.any(dim=0).all(), "every key is seen"
+    assert np.array_equal(part.keys[part.queries][part.back], chosen)
+    mask = allowed(ids, method)
+    for query, row in enumerate(part.keys[part.queries].tolist()):
+        seen = torch.zeros(rows * length, dtype=torch.bool)
+        seen[part.keys[small[query].numpy()]] = True
+        expected = torch.zeros(rows, length, dtype=torch.bool)
+        expected[row // length] = mask[row // length, row % length]
+        assert torch.equal(seen, expected.flatten())
+    if len(chosen):
+        named = {min(segment.queries) for segment in segments if set(segment.queries) & set(chosen.tolist())}
+        assert len(part.segments) == len(named), "segments without a named row are left out"
 
 
 def test_one_view_and_one_question_are_two_segments_or_a_single_one() -> None:

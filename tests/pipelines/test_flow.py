@@ -24,7 +24,8 @@ from voco.run import manifest
 from voco.store import parquet
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-STAGES = ["scenes", "scenes-test", "features", "base", "voco1", "answers-upper", "answers-lower", "answers-voco1", "report"]
+ANSWERS = ["answers-upper", "answers-lower", "answers-voco1"]
+STAGES = ["scenes", "scenes-test", "features", "base", "voco1", "frames", *ANSWERS, "report"]
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +64,8 @@ def process_of(root: Path, *words: str) -> psutil.Process:
 
 def wait_for_checkpoint(root: Path, deadline_s: float = 400) -> None:
     end = time.monotonic() + deadline_s
-    # Ray lists a checkpoint in its snapshot once it has every worker's part
     folder = root / "out/base/checkpoints"
-    while not any("step-0000" in file.read_text() for file in folder.glob("*/checkpoint_manager_snapshot.json")):
+    while not list(folder.glob("step-*/progress.json")):
         assert time.monotonic() < end, "no checkpoint"
         time.sleep(0.05)
 
@@ -109,8 +109,12 @@ def check_costs(root: Path) -> None:
         estimates = costs.stage_estimates(load_job("flow.yaml"), Rates())
     features = manifest.read_manifest(str(root / "out/features"))
     assert estimates["features"].written == pytest.approx(sum(entry["bytes"] for entry in features.tables["features"]), rel=0.1)
-    checkpoint = max((root / "out/base/checkpoints").glob("*/step-*"))
-    saved = sum(file.stat().st_size for file in checkpoint.glob("state/*.pt"))
+    frames = manifest.read_manifest(str(root / "out/frames"))
+    assert frames.counts["written"] == 40
+    entries = frames.tables["frame_cache"] + frames.tables["index"]
+    assert estimates["frames"].written == pytest.approx(sum(entry["bytes"] for entry in entries), rel=0.1)
+    checkpoint = max((root / "out/base/checkpoints").glob("step-*"))
+    saved = sum(file.stat().st_size for file in checkpoint.glob("rank-*.safetensors"))
     models = [root / f"out/base/{folder}model/model.safetensors" for folder in ("", "initial/")]  # it starts from a new model
     steps = manifest.read_manifest(str(root / "out/base")).counts["steps"]
     assert estimates["base"].steps == steps

@@ -108,7 +108,9 @@ def train_video(root: Path, frame_caches: Path, zero_stage: int) -> Path:
         "checkpoint": str(root / "sweep/runs/voco-2/train"),
     }
     output = root / f"video-{zero_stage}"
-    block = {**SFT, "epochs": 3, "zero_stage": zero_stage}
+    inputs["val"] = str(root / "videos-test")
+    validate = {"every": 1000, "rows": 6, "metric": "gqa", "answers": zero_stage < 3}  # after the last step
+    block = {**SFT, "epochs": 3, "zero_stage": zero_stage, "validate": validate}
     pipelines.run(job("video_sft", output, inputs, compression={"method": "voco", "tokens": 2}, video_sft=block))
     return output
 
@@ -281,6 +283,10 @@ def test_answers_about_videos_in_order_shuffled_and_from_one_frame(root: Path, v
         "all": "voco", "shuffled": "shuffled_frames", "one": "one_frame",
     }  # fmt: skip
     assert [len(answers) for answers in answers_by_frames.values()] == [16, 16, 16]
+    last = parquet.read_table(str(video_model / "metrics.parquet")).to_pylist()[-1]
+    marks = [answer["correct"] for answer in answers_by_frames["all"][:12]]  # of the 6 rows that training validated on
+    assert last["val_loss"] > 0
+    assert last["val_score"] == (pytest.approx(sum(marks) / 12) if video_model.name == "video-2" else None)
 
 
 def test_a_video_model_does_not_compress_images_itself(root: Path, video_model: Path) -> None:

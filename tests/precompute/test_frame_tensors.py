@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,12 +17,11 @@ from voco.precompute.frame_tensors import (
     cache_metadata,
     dequantise,
     dtype_name,
-    join_frames,
     quantise,
-    read_joined,
     split_frames,
     to_column,
 )
+from voco.precompute.stored_frames import StoredFrames, even_runs, stored_tensors
 from voco.store.number_types import SCALED_LIMITS, frame_tensor_bytes
 
 SHAPE = (3, 2, 2, 4)  # layers, key-value heads, tokens, head width
@@ -34,6 +34,19 @@ def numbers(seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     values = torch.randn(FRAMES, *SHAPE, generator=draw) * 2.0 ** torch.arange(-6, 0).view(3, 2, 1, 1).mul(2)
     values[1, 2, 1] = 0
     return values.to(dtype)
+
+
+def join_frames(frames: torch.Tensor) -> torch.Tensor:
+    """(D, H, F * N, E), frame after frame, of (F, D, H, N, E)."""
+    return frames.permute(1, 2, 0, 3, 4).flatten(2, 3)
+
+
+def joined(groups: list[tuple[pa.Table, list[int]]], name: str, facts: dict[str, Any]) -> torch.Tensor:
+    """The numbers of a column of the frames at these rows, as a batch has them."""
+    parts = tuple(part for table, rows in groups for part in stored_tensors(table, rows, name, facts))
+    count, tokens = sum(len(rows) for _, rows in groups), facts["shape"][2]
+    key = CacheKey("c" * 64, "voco", tokens, (1, 13), "p")
+    return StoredFrames(parts, parts, (tokens,) * count, key, getattr(torch, facts["model_dtype"])).joined().keys
 
 
 def e4m3_numbers() -> list[float]:
@@ -144,9 +157,9 @@ def test_extreme_numbers_stay_numbers(name: str) -> None:
 def test_columns_have_the_bytes_of_the_formula_and_read_back_in_any_order(name: str | None) -> None:
     dtype = torch.float32 if name is None else STORED[name]
     layers, heads, tokens, width = SHAPE
-    joined = [join_frames(numbers(seed)) for seed in (1, 2)]
+    exact = [join_frames(numbers(seed)) for seed in (1, 2)]
     key = CacheKey("c" * 64, "voco", tokens, (1, 13), "p")
-    cache = VocoCache(joined[0], joined[1], (tokens,) * FRAMES, key)
+    cache = VocoCache(exact[0], exact[1], (tokens,) * FRAMES, key)
     facts = json.loads(cache_metadata(cache, {"rope_theta": 1e4}, dtype))
     assert (facts["dtype"], facts["model_dtype"], facts["shape"]) == (dtype_name(dtype), "float32", list(SHAPE))
     columns = {}
@@ -165,19 +178,19 @@ def test_columns_have_the_bytes_of_the_formula_and_read_back_in_any_order(name: 
     first, rest = table.slice(0, 2).combine_chunks(), table.slice(2).combine_chunks()
     for column, seed in (("keys", 1), ("values", 2)):
         expected = dequantise(*quantise(numbers(seed), dtype), torch.float32)
-        read = read_joined([(first, [0, 1]), (rest, [0, 1, 2])], column, facts)
+        read = joined([(first, [0, 1]), (rest, [0, 1, 2])], column, facts)
         assert read.dtype == torch.float32
         assert torch.equal(read, join_frames(expected))
-        shuffled = read_joined([(rest, [2, 0]), (first, [1]), (rest, [1])], column, facts)
+        shuffled = joined([(rest, [2, 0]), (first, [1]), (rest, [1])], column, facts)
         assert torch.equal(shuffled, join_frames(expected[[4, 2, 1, 3]]))
 
 
 def test_split_and_join_are_frame_after_frame() -> None:
     frames = numbers()
-    joined = join_frames(frames)
-    assert joined.shape == (3, 2, FRAMES * 2, 4)
-    assert torch.equal(joined[:, :, 6:8], frames[3])
-    assert torch.equal(split_frames(joined, 2), frames)
+    together = join_frames(frames)
+    assert together.shape == (3, 2, FRAMES * 2, 4)
+    assert torch.equal(together[:, :, 6:8], frames[3])
+    assert torch.equal(split_frames(together, 2), frames)
 
 
 def test_a_column_of_a_slice_is_read_at_its_offset() -> None:
@@ -186,5 +199,50 @@ def test_a_column_of_a_slice_is_read_at_its_offset() -> None:
     assert column[2].as_py() == frames[2].numpy().tobytes()
     facts = {"dtype": "float32", "model_dtype": "float32", "shape": list(SHAPE)}
     table = pa.table({"keys": column}).slice(1, 3)
-    assert torch.equal(read_joined([(table, [0, 1, 2])], "keys", facts), join_frames(frames[1:4]))
-    assert torch.equal(read_joined([(table, [2, 0, 0])], "keys", facts), join_frames(frames[[3, 1, 1]]))
+    assert torch.equal(joined([(table, [0, 1, 2])], "keys", facts), join_frames(frames[1:4]))
+    assert torch.equal(joined([(table, [2, 0, 0])], "keys", facts), join_frames(frames[[3, 1, 1]]))
+
+
+@pytest.mark.parametrize("name", [None, "bf16", "int8", "fp8"])
+@pytest.mark.parametrize("model", [torch.float32, torch.bfloat16])
+def test_frames_are_written_into_part_of_a_batch_of_any_type_and_with_fewer_tokens(name: str | None, model: torch.dtype) -> None:
+    """Rounded to the compressor's type first, then to the batch's: what a reader of that type has always got."""
+    stored_as = model if name is None else STORED[name]
+    facts = {"dtype": dtype_name(stored_as), "model_dtype": dtype_name(model), "shape": list(SHAPE)}
+    columns, expected = {}, {}
+    for column, seed in (("keys", 1), ("values", 2)):
+        stored, scales = quantise(numbers(seed, model), stored_as)
+        columns[column] = to_column(stored)
+        if scales is not None:
+            columns[f"{column}_scales"] = to_column(scales)
+        expected[column] = dequantise(stored, scales, model)
+    table = pa.table(columns)
+    key = CacheKey("c" * 64, "voco", SHAPE[2], (1, 13), "p")
+    rows = [0, 2, 4, 1]
+    parts = [tuple(stored_tensors(table, rows, column, facts)) for column in ("keys", "values")]
+    frames = StoredFrames(parts[0], parts[1], (SHAPE[2],) * len(rows), key, model)
+    for n in (1, 2):
+        few = frames.take(n)
+        assert few.tokens == (n,) * len(rows)
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            batch = torch.full((2, *SHAPE[:2], len(rows) * n + 3, SHAPE[3]), 7.0, dtype=dtype)
+            few.copy_to(batch[0][:, :, 2:-1], batch[1][:, :, 2:-1])
+            for written, column in zip(batch, ("keys", "values"), strict=True):
+                assert torch.equal(written[:, :, 2:-1], join_frames(expected[column][rows][..., :n, :]).to(dtype))
+                assert bool((written[:, :, :2] == 7).all())
+                assert bool((written[:, :, -1:] == 7).all())
+    with pytest.raises(ValueError, match="cannot read 3 tokens of frames that have"):
+        frames.take(3)
+
+
+@pytest.mark.parametrize(
+    ("rows", "slices"),
+    [
+        ([], []), ([3], [(3, 4, 1)]), ([0, 1, 2], [(0, 3, 1)]), ([0, 3, 6, 7, 8], [(0, 7, 3), (7, 9, 1)]),
+        ([2, 0, 0, 1], [(2, 3, 1), (0, 1, 1), (0, 2, 1)]), ([5, 4], [(5, 6, 1), (4, 5, 1)]),
+    ],
+)  # fmt: skip
+def test_rows_as_slices(rows: list[int], slices: list[tuple[int, int, int]]) -> None:
+    runs = list(even_runs(rows))
+    assert [(run.start, run.stop, run.step) for run in runs] == slices
+    assert [row for run in runs for row in range(100)[run]] == rows

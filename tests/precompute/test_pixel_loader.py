@@ -50,7 +50,7 @@ def test_order_and_pixels_do_not_depend_on_threads(listed):
     names = [name for batch in four for name in batch.names]
     assert names == [image["sha256"] for index, image in enumerate(listed) if index != 7]
     assert [len(batch.bad) for batch in four] == [0, 1, 0, 0, 0]
-    assert four[1].bad == [listed[7]["sha256"] + ": unsupported_format: begins with b'no image'"]
+    assert four[1].bad == [(listed[7]["sha256"], "unsupported_format: begins with b'no image'")]
     by_name = {row["media"][0]["sha256"]: row["media"][0]["bytes"] for row in world.sample_rows(29) if row["media"]}
     for batch in four:
         assert batch.pixels.dtype == torch.uint8

@@ -92,7 +92,8 @@ def sweep(root: Path) -> None:
         assert trial.train.compression is not None
         claim(trial.train)
         write_checkpoint(trial.train.output, trial.train.compression.method, trial.train.compression.tokens)
-        report_world.write_training(trial.train, 1.1 - SKILLS[trial.name], 0.8, steps=600)
+        restarts = {300: 40.0} if trial.name == "voco-4" else None
+        report_world.write_training(trial.train, 1.1 - SKILLS[trial.name], 0.8, steps=600, restarts=restarts)
         for evaluation in trial.evaluations:
             claim(evaluation)
             low = evaluation.block.read_as == "voco"
@@ -175,7 +176,7 @@ def flow(root: Path) -> Path:
     inputs = {"samples": [{"uri": str(root / "ingest-test")}], "features": str(root / "features-test")}
     inputs["checkpoint"] = str(root / "align")
     base = report_world.job(root, "base", "image_sft", inputs=inputs, compression=AXIS[0], image_sft=SFT)
-    report_world.write_training(base, 0.5, 2.6)
+    report_world.write_training(base, 0.5, 2.6, restarts={240: 95.0, 600: 31.5})
     sweep(root)
     inputs = {**inputs, "checkpoint": str(root / "base")}
     job = report_world.job(root, "answers-base", "evaluate", inputs=inputs, evaluate=SCENES)

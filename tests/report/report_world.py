@@ -121,19 +121,27 @@ def training(root: Path, name: str, method: str, floor: float, steps: int = 900)
     write_training(training_job, floor, 2.6 if name == "base" else 1.1, steps)
 
 
-def write_training(job: Job, floor: float, drop: float, steps: int = 900) -> None:
-    """Metrics of a made-up run, and its manifest."""
+def write_training(job: Job, floor: float, drop: float, steps: int = 900, restarts: dict[int, float] | None = None) -> None:
+    """Metrics of a made-up run, and its manifest. `restarts`: seconds lost by the first step of each later attempt."""
     generator = np.random.default_rng(len(job.name))
     step = np.arange(1, steps + 1)
     loss = floor + drop * np.exp(-step / 160) + generator.normal(0, 0.06, steps)
     loss[0] += 2
-    columns = {
-        "step": step, "epoch": step // 300, "loss": loss, "kl": [None] * steps, "tokens": generator.integers(400, 700, steps),
+    seconds, wait = generator.normal(0.11, 0.01, steps), generator.uniform(0, 0.01, steps)
+    lost = np.array([(restarts or {}).get(int(number), 0.0) for number in step - 1])
+    columns: dict[str, Any] = {
+        "step": step - 1, "epoch": step // 300, "loss": loss, "kl": [None] * steps, "tokens": generator.integers(400, 700, steps),
         "cut": np.zeros(steps, dtype=int), "sample_ids_sha256": ["0" * 64] * steps,
-        "lr": 1e-3 * (1 - step / steps), "grad_norm": np.ones(steps),
-        "seconds": generator.normal(0.11, 0.01, steps), "wait": np.zeros(steps),
+        "lr": 1e-3 * (1 - step / steps), "grad_norm": generator.lognormal(0, 0.4, steps),
+        "seconds": seconds, "wait": wait, "time": 1.8e9 + np.cumsum(seconds + lost), "attempt": np.cumsum(lost > 0),
+        "samples_per_s": 2 / seconds, "tokens_read": [620] * steps, "tokens_per_s": 620 / seconds,
+        "memory_bytes": np.minimum(step, 40) * (90 << 20) // 40, "voco_norm": 0.8 + step / steps,
     }  # fmt: skip
-    parquet.write_table(f"{job.output}/metrics.parquet", [pa.table(columns, schema=schemas.METRICS)], schemas.METRICS)
+    if steps >= 300:  # a validation every 100 steps
+        columns["val_loss"] = [float(loss[i]) + 0.1 if i % 100 == 99 else None for i in range(steps)]
+        columns["val_score"] = [i / steps if i % 100 == 99 else None for i in range(steps)]
+    table = pa.table({name: columns.get(name, [None] * steps) for name in schemas.METRICS.names}, schema=schemas.METRICS)
+    parquet.write_table(f"{job.output}/metrics.parquet", [table], schemas.METRICS)
     finish(job, 104.0, counts={"steps": steps}, statistics={"final_loss": float(loss[-1])})
 
 

@@ -6,6 +6,7 @@ import fcntl
 import io
 import os
 import pty
+import re
 import struct
 import subprocess
 import sys
@@ -44,6 +45,15 @@ progress = Progress("units", 4)
 for done in (1, 4):
     progress.update(done, f"unit {done}/4")
 progress.close()
+"""
+STEPS = """
+import sys
+from voco.run import logs
+logs.quiet_ray()
+worker = "\\x1b[36m(RayTrainWorker pid=7)\\x1b[0m "
+for line in ("sft: the first sample", "sft: step 1/4, loss 6.2, 3 samples/s", "sft: step 3/4, loss 5.1, 3 samples/s",
+             "sft: validation at step 3, loss 5.0", "sft: ends at step 3: 2 validations without a better one", "sft: done"):
+    print(worker + line)
 """
 MESSAGE = """
 from voco.run.logs import Progress, get_logger
@@ -125,6 +135,24 @@ def test_progress_is_a_bar_on_a_terminal(size: tuple[int, int]) -> None:
     assert "100%" in shown
     assert "4/4" in shown
     assert "\n" not in shown.split("100%")[0]
+
+
+def test_steps_of_a_training_are_lines_in_a_file_and_a_bar_on_a_terminal() -> None:
+    lines = python(STEPS, stdout=subprocess.PIPE).stdout.splitlines()
+    assert lines[1:3] == ["sft: step 1/4, loss 6.2, 3 samples/s", "sft: step 3/4, loss 5.1, 3 samples/s"]
+    assert len(lines) == 6
+    parent, child = pty.openpty()
+    fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    python(STEPS, stdout=child)
+    shown = os.read(parent, 65536).decode()
+    os.close(parent)
+    os.close(child)
+    assert "sft: the first sample\r\n" in shown
+    assert re.search(r"\rsft: +25%.*1/4 .*loss 6\.2, 3 samples/s", shown)
+    assert re.search(r"\rsft: +75%.*3/4 .*loss 5\.1, 3 samples/s", shown)
+    assert "\rsft: validation at step 3, loss 5.0\r\n" in shown, "above the bar"
+    assert shown.endswith("sft: done\r\n"), "a training that ends early has no bar any more"
+    assert "step 3/4, loss" not in shown
 
 
 def test_a_message_goes_above_the_bar() -> None:

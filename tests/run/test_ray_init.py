@@ -111,7 +111,7 @@ def test_a_ray_that_does_not_start_is_one_line(job: Path) -> None:
     *warnings, line = done.stderr.splitlines()
     assert line.startswith("failed: Ray did not start on this machine: Failed to start GCS.")
     assert len(warnings) == ray_init.STARTS - 1
-    assert all(warning.startswith("warning: Ray did not start (") for warning in warnings)
+    assert all(warning.startswith("warning: Ray did not start on this machine (") for warning in warnings)
 
 
 def test_a_closed_port_and_a_port_of_something_else_are_one_line(job: Path, proxy: Proxy) -> None:

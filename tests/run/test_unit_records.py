@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from voco.errors import Refused
-from voco.job.config import Resources
+from voco.job.resources import Resources
 from voco.run import unit_records, units
 from voco.run.unit_records import FinishedUnits, UnitRecords, forget_units, write_record
 from voco.store import parquet, storage

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from voco.job.config import Resources
+from voco.job.resources import Resources
 from voco.run import units
 from voco.run.unit_records import UnitRecords
 

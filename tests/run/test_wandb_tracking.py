@@ -95,6 +95,9 @@ def test_curves_have_every_step_once_and_the_summary_has_the_figures(logged_run:
     assert [line["loss"] for line in lines] == [1 / (1 + step) for step in range(8)]
     assert {"epoch", "lr", "grad_norm", "tokens", "seconds"} < set(lines[0])
     assert "sample_ids_sha256" not in lines[0]
+    assert [line["tokens_per_s"] for line in lines] == [100.0 + step for step in range(8)]
+    assert [line.get("val_loss") for line in lines] == [None, None, None, -1.0, None, None, None, -5.0], "where it is known"
+    assert "mfu" not in lines[0]
     summary: dict[str, Any] = {}
     for update in of(records, "summary"):
         summary |= items(update.update)
@@ -186,6 +189,7 @@ def test_no_step_is_logged_twice_after_sigkill(tmp_path: Path, pause: float) -> 
     lines = [line for records in both for line in steps(records)]
     assert sorted(line["step"] for line in lines) == list(range(80))
     assert all(line["loss"] == 1 / (1 + line["step"]) for line in lines)
+    assert {line["attempt"] for line in lines} == {0, 1}, "one run over all attempts"
     attempt(raw, "assert run.recorded == set(range(80)); run.log_steps(rows(0, 80)); run.finish(0)", tmp_path)
     assert sum(len(steps(records)) for records in attempts(raw["output"])) == 80
     listed = subprocess.run(

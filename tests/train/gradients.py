@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 os.environ["DS_ACCELERATOR"] = "cpu"
 import deepspeed
@@ -22,6 +23,7 @@ from voco.train.batches import TrainingSamples
 from voco.train.packing import split_evenly
 from voco.train.sampler import TableMix, epoch_order
 from voco.train.step import backward
+from voco.train.teacher import load_teacher
 from voco.train.zero import deepspeed_config
 
 BATCH = 8
@@ -70,8 +72,12 @@ def main(folder: str, cases: list[str]) -> None:
             rows = split_evenly([len(sample) for sample in own_samples], int(accumulation))
             teacher_batches = [collate([teacher_samples[at] for at in row], store, store.shape) for row in rows]
             batches = [with_teacher(batch, teacher) for batch, teacher in zip(batches, teacher_batches, strict=True)]
-            other = weights.load_checkpoint(f"{folder}/other", plain, torch.float32) if "other" in name else None
-            model.distillation = Distillation(0.7, 2.0, other)
+            other: tuple[Any, ...] = ()
+            if "other" in name:
+                resolved = block.model_copy(update={"attention": "segments"})
+                settings = deepspeed_config(block, world)
+                other = load_teacher(f"{folder}/other", plain, resolved, torch.float32, torch.device("cpu"), settings)
+            model.distillation = Distillation(0.7, 2.0, *other)
         if stage == "1" and name.startswith("plain"):  # the obvious form: one backward, no DeepSpeed
             (batch,) = batches
             summed = model(batch.to("cpu", torch.float32))

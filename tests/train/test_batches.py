@@ -114,6 +114,24 @@ def test_a_step_loads_each_image_once_and_its_teacher_reads_the_same_rows(tmp_pa
     assert first.cut + second.cut > 0
 
 
+def test_batches_of_a_token_budget_have_every_sample_once_and_a_filler(tmp_path) -> None:
+    uri = world.write_samples(str(tmp_path / "out"), world.sample_rows(24))
+    tables = SampleTables([uri])
+    data = ImageBatches(tables, Features(), tiny.model("voco"), BLOCK, tiny.layout("none"))
+    rows = np.array([(group, row) for group, size in enumerate(tables.sizes) for row in range(size)])
+    step = data.token_batches(rows, 256)
+    assert sorted(name for batch in step.batches for name in batch.sample_ids) == sorted(step.sample_ids)
+    lengths = [batch.ids.shape[1] for batch in step.batches]
+    assert len(lengths) > 1
+    assert all(length <= 256 or len(batch.sample_ids) == 1 for length, batch in zip(lengths, step.batches, strict=True))
+    assert max(lengths) - min(lengths) < 0.2 * max(lengths)
+    filler = step.filler
+    assert filler is not None
+    assert (len(filler.predict_id), len(filler.teacher.predict_id), len(filler.features)) == (0, 0, 0)
+    empty = data.token_batches(np.full((4, 2), -1), 256)
+    assert [len(batch.predict_id) for batch in empty.batches] == [0]
+
+
 def test_row_groups_beyond_the_limit_are_dropped_but_never_those_of_the_step(tmp_path) -> None:
     uri = world.write_samples(str(tmp_path / "out"), world.sample_rows(24), rows_per_group=2)
     rows = SampleRows(SampleTables([uri]), share_vision=True, limit=3)

@@ -28,7 +28,9 @@ from voco.train.batches import ImageBatches
 from voco.train.live_images import LiveImages, UndecodableImage
 from voco.train.worker_model import live_images, load_model
 
-BLOCK = Training(epochs=1, global_batch=8, micro_batch=4, learning_rate=1e-3, precision="fp32", max_tokens=256)
+BLOCK = Training(
+    epochs=1, global_batch=8, micro_batch=4, learning_rate=1e-3, precision="fp32", max_tokens=256, attention="segments"
+)
 TILES = shapes.tower(grid_pinpoints=[[32, 64], [64, 32], [64, 64]])
 SIZES = [(64, 64), (64, 20), (30, 64), (40, 40)]  # width and height
 ROWS, IN_GROUP = 16, 4

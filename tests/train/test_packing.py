@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from voco.train.packing import pack, split_evenly
+from voco.train.packing import pack, split_by_tokens, split_evenly
 
 
 def llava_like(count: int, seed: int = 0) -> list[int]:
@@ -45,3 +45,18 @@ def test_samples_are_dealt_nearly_as_evenly_as_possible(lengths: list[int], coun
     ways = itertools.product(range(count), repeat=len(lengths))
     best = min(max(sum(x for x, row in zip(lengths, way, strict=True) if row == at) for at in range(count)) for way in ways)
     assert max(sum(lengths[index] for index in row) for row in rows) <= 13 / 11 * best
+
+
+@given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 60))
+def test_no_row_has_more_tokens_than_the_budget(lengths: list[int], tokens: int) -> None:
+    rows = split_by_tokens(lengths, tokens)
+    assert sorted(index for row in rows for index in row) == list(range(len(lengths)))
+    assert all(sum(lengths[index] for index in row) <= tokens or len(row) == 1 for row in rows)
+    assert len(rows) <= len(pack(lengths, tokens))
+
+
+def test_rows_of_a_budget_are_nearly_equal() -> None:
+    lengths = llava_like(64)
+    sums = [sum(lengths[index] for index in row) for row in split_by_tokens(lengths, 8192)]
+    assert len(sums) == len(pack(lengths, 8192)) == -(-sum(lengths) // 8192)
+    assert max(sums) - min(sums) < 0.02 * max(sums)

@@ -11,8 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from voco.job.config import virtual_ranks
-from voco.train.sampler import EpochOrder, Rows, TableMix, epoch_order, live_groups
+from voco.job.config import Training, virtual_ranks
+from voco.train.sampler import (
+    EpochOrder,
+    Rows,
+    TableMix,
+    epoch_order,
+    live_groups,
+    micro_batches_of,
+    served,
+)
 
 WORKERS = (1, 2, 4, 8, 64)
 LARGE = TableMix(tuple(20 + 7 * number % 40 for number in range(600)), (0,) * 300 + (1,) * 300, (1.0, 1.0))
@@ -66,12 +74,19 @@ def test_virtual_ranks_are_the_largest_divisor_up_to_64_or_an_eighth(global_batc
 
 
 def test_the_global_batches_are_the_same_for_any_number_of_workers() -> None:
+    """Also where it does not divide the 64 virtual ranks: each worker serves floor or ceil of its part of them."""
     order = epoch_order(LARGE, 5, 2, 128)
-    for world in WORKERS:
+    for world in (*WORKERS, 3, 5, 7, 63):
         for step in range(order.steps):
             shares = [order.rank_rows(step, rank, world) for rank in range(world)]
-            assert {len(share) for share in shares} == {128 // world}
+            assert {len(share) for share in shares} == {2 * (64 // world), 2 * -(-64 // world)}
             assert np.array_equal(np.concatenate(shares), order.rows[step])
+
+
+def test_all_workers_run_the_micro_batches_of_the_one_with_most_samples() -> None:
+    block = Training(epochs=1, global_batch=12, micro_batch=2, learning_rate=0.1)
+    assert [len(served(12, rank, 5)) for rank in range(5)] == [2, 2, 3, 2, 3]
+    assert [micro_batches_of(block, world) for world in (1, 2, 3, 5, 12)] == [6, 3, 2, 2, 1]
 
 
 @pytest.mark.parametrize("world", WORKERS)

@@ -6,17 +6,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-import shapes
 import torch
+import torch.distributed as dist
 import world
+from stored_features import write_features
 
 from voco.demo.cluster import free_ports
-from voco.precompute import features
-from voco.store import index, schemas, storage
 from voco.train.initial_model import initial_model
-from voco.train.step import learning_rate
+from voco.train.step import learning_rate, worst_samples
 
 HERE = Path(__file__).parent
 
@@ -33,17 +33,6 @@ def folder(tmp_path_factory):
     initial_model(job, f"{root}/second")
     Path(f"{root}/second/initial").rename(f"{root}/other")
     return root
-
-
-def write_features(output: str, samples: list[str]) -> None:
-    worker = features.FeatureWorker(output, shapes.TOWER, 8, threads=2)
-    count = features.list_images(output, samples, 100)
-    for unit in range(count):
-        from voco.run import units
-
-        worker(unit, units.WorkList(output).read(unit))
-    index.join_pieces(output, count, schemas.FEATURES_INDEX)
-    assert storage.list_names(f"{output}/features")
 
 
 def launch_ranks(folder, ranks, cases):
@@ -96,6 +85,17 @@ def test_distillation_and_queries_do_not_depend_on_the_cut_either(folder, varian
         assert abs(case["kl"] - reference["kl"]) <= 1e-6 * max(1.0, reference["kl"]), name
         for parameter, grad in reference["grads"].items():
             assert (case["grads"][parameter] - grad).abs().max() <= 1e-6 * scale, (name, parameter)
+
+
+def test_the_micro_batch_with_the_largest_loss_is_named(tmp_path):
+    """By token: a long one with the largest sum is not it."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        batches = [SimpleNamespace(predict_id=[0] * count, sample_ids=ids) for count, ids in ((10, ("a",)), (3, ("b", "c")))]
+        result = SimpleNamespace(losses=torch.tensor([20.0, 9.0]))
+        assert worst_samples(result, batches) == ["b", "c"]
+    finally:
+        dist.destroy_process_group()
 
 
 def test_learning_rate_warms_up_and_follows_a_cosine():

@@ -24,8 +24,8 @@ import yaml
 from voco.commands.cluster import ClusterTarget, find_cluster
 from voco.commands.plan import output_state
 from voco.errors import Refused
-from voco.job.config import Resources
 from voco.job.load import resolve_stage
+from voco.job.resources import Resources
 from voco.job.spec import Job, Sweep
 from voco.job.trials import sweep_trials
 from voco.run.units import CPU_WORK
@@ -125,7 +125,7 @@ def check_capacity(file: str, job: Job, capacity: Capacity) -> list[str]:
 
 
 def _stage_needs(stage: Job) -> Iterator[Need]:
-    """Training starts with all its workers or not at all; the other stages work with as many as there are, so they need one."""
+    """Training starts with its fewest workers or not at all; other stages work with as many as there are, so they need one."""
     if stage.stage.in_driver:
         return
     if isinstance(stage.block, Sweep):
@@ -144,7 +144,7 @@ def _need(who: str, resources: Resources, all_at_once: bool = False, optional: b
         if resources.accelerator is not None:
             amounts[f"{ACCELERATOR}{resources.accelerator}"] = 0.001  # what Ray itself asks for
     selector = {} if all_at_once or resources.gpus_per_worker else CPU_WORK
-    return Need(who, resources.workers if all_at_once else 1, amounts, selector, optional)
+    return Need(who, resources.fewest_workers if all_at_once else 1, amounts, selector, optional)
 
 
 def driver_notes(file: str, job: Job) -> list[str]:

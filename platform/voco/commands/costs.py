@@ -10,8 +10,11 @@ from itertools import groupby
 from voco.commands import estimate
 from voco.commands.estimate import Estimate, Volume
 from voco.commands.rates import Rates
+from voco.commands.saving import saving_lines
 from voco.commands.shapes import ModelShape, TowerShape, checkpoint_model, new_model, tower_shape, unreachable
-from voco.job.config import Evaluate, Features, FrameCache, Ingest, Resources, Training, VideoSft
+from voco.commands.validation_cost import validation_lines, with_validation
+from voco.job.config import Evaluate, Features, FrameCache, Ingest, Training, VideoSft, lora_of
+from voco.job.resources import Resources
 from voco.job.spec import OWN_CHECKPOINT, Job, Sweep
 from voco.job.tables import FORMATS
 from voco.job.trials import sweep_trials
@@ -41,6 +44,7 @@ class _Line:
     resources: Resources
     estimate: Estimate
     unknown: str = ""  # what it needs for an estimate
+    fewest: Estimate | None = None  # of elastic training, with the fewest of its workers
     other_vision: Estimate | None = None  # the same stage with the other way to see images, where it has both
     stored: bool = False  # it reads stored features
     images: dict[str, Volume] = field(default_factory=dict)  # that it sees, by the table that they are from
@@ -59,7 +63,10 @@ def cost_lines(job: Job, rates: Rates) -> list[str]:
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER))]  # 0: nothing to show
     widths = [max(width, len(title)) if width else 0 for width, title in zip(widths, _HEADER, strict=True)]
     table = ["  ".join(_aligned(row, widths)).rstrip() for row in (_HEADER, *rows)]
-    return [*table, *_vision_lines(lines, rates), _assumptions(job, lines, rates)]
+    estimates = {line.name: line.estimate for line in lines}
+    notes = [*_range_lines(lines, rates), *validation_lines(job.stages, estimates, rates)]
+    notes += saving_lines(job.stages, estimates, rates)
+    return [*table, *notes, *_vision_lines(lines, rates), _assumptions(job, lines, rates)]
 
 
 def _missing(lines: list[_Line]) -> list[str]:
@@ -89,7 +96,18 @@ def _stage_lines(job: Job, rates: Rates) -> Iterator[_Line]:
     outputs = _Outputs()
     for stage in job.stages:
         if not stage.stage.in_driver:
-            yield _stage_line(stage, outputs, rates)
+            yield _elastic_line(stage, outputs, rates)
+
+
+def _elastic_line(job: Job, outputs: _Outputs, rates: Rates) -> _Line:
+    """A stage at the most of its workers; elastic training with the memory at the fewest, whose shards are the largest."""
+    line, resources = _stage_line(job, outputs, rates), job.resources
+    line = replace(line, estimate=with_validation(job, line.estimate, rates))
+    if not job.stage.trains or not resources.is_elastic or line.unknown:
+        return line
+    smaller = job.model_copy(update={"resources": resources.with_workers(resources.fewest_workers)})
+    fewest = with_validation(smaller, _stage_line(smaller, outputs, rates).estimate, rates)
+    return replace(line, estimate=replace(line.estimate, gpu=fewest.gpu, host=fewest.host), fewest=fewest)
 
 
 def _stage_line(job: Job, outputs: _Outputs, rates: Rates) -> _Line:
@@ -112,8 +130,9 @@ def _stage_line(job: Job, outputs: _Outputs, rates: Rates) -> _Line:
     if isinstance(block, Features):
         return replace(line, estimate=estimate.features(total, tower_shape(block.tower), job.resources, rates))
     model = _model(job, outputs)
-    if model is not None and "language_model." in job.stage.trains:
-        bytes_per_number = 2 if isinstance(block, Training) and block.precision == "bf16" else 4
+    is_training = isinstance(block, Training) and "language_model." in job.stage.trains
+    if model is not None and is_training and lora_of(block) is None:  # with an adapter the stored type stays
+        bytes_per_number = 2 if block.precision == "bf16" else 4
         outputs.models[name] = replace(model, bytes_per_number=bytes_per_number)
     else:
         outputs.models[name] = model
@@ -166,7 +185,7 @@ def _sweep_line(job: Job, outputs: _Outputs, rates: Rates, line: _Line) -> _Line
         others += [member.other_vision or member.estimate for member in members]
     total, other = (estimate.together(estimates, sweep.concurrent) for estimates in (parts, others))
     resources = sweep.train.resources
-    resources = resources.model_copy(update={"workers": resources.workers * sweep.concurrent})
+    resources = resources.with_workers(resources.most_workers * sweep.concurrent)
     vision = replace(line, other_vision=other, stored=trained.stored, images=images, tower=trained.tower)
     return replace(vision, resources=resources, estimate=total)
 
@@ -300,6 +319,20 @@ def _total_cells(lines: list[_Line], rates: Rates) -> tuple[str, ...]:
     bound = f"{slowest.estimate.bottleneck} of {slowest.name}"
     shown = f"{price:,.0f} {rates.currency}{partly}" if price else ""
     return ("all", bytes_text(read), bytes_text(written), "", "", "", "", "", _time_text(hours), bound, shown)
+
+
+def _range_lines(lines: list[_Line], rates: Rates) -> Iterator[str]:
+    """Time and price of elastic training at both ends of its range; the table shows the most workers."""
+    for line in lines:
+        if line.fewest is None:
+            continue
+        few = line.resources.with_workers(line.resources.fewest_workers)
+        ends = [(few, line.fewest), (line.resources, line.estimate)]
+        prices = [rates.price(resources, cost.duration) for resources, cost in ends]
+        shown = ["" if price is None else f" and {price:,.0f} {rates.currency}" for price in prices]
+        times = [f"{_time_text(cost.duration)}{price}" for (_, cost), price in zip(ends, shown, strict=True)]
+        numbers = f"{times[0]} with {few.most_workers} workers, {times[1]} with {line.resources.most_workers}"
+        yield f"{line.name}: {numbers}; memory is that of {few.most_workers}"
 
 
 def _vision_lines(lines: list[_Line], rates: Rates) -> list[str]:

@@ -11,10 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from voco.commands.rates import Rates
-from voco.commands.shapes import ModelShape, TowerShape
-from voco.job.config import Evaluate, FrameCache, ImageSft, Resources, Training, VideoSft
+from voco.commands.shapes import ModelShape, TowerShape, adapter_parameters
+from voco.commands.training_memory import CHECKPOINT_BYTES, loading_memory, pass_samples, worker_memory
+from voco.job.config import Evaluate, FrameCache, ImageSft, Training, VideoSft, lora_of
+from voco.job.resources import Resources
 from voco.job.tables import METHODS
 from voco.model.flops import cache_bytes, compress_flops, layer_flops, read_flops
+from voco.store.number_types import FRAME_GROUP_BYTES
 
 TEXT_BYTES_PER_TOKEN = 4  # of English under a large vocabulary
 TEXT_TOKENS = 171  # of a conversation, where nothing says how long they are
@@ -23,8 +26,9 @@ TRAINED_TEXT = 0.5  # share of the text that is answers, whose logits the loss r
 
 # What the tables of Parquet take beside media and tensors, in bytes
 SAMPLE_BYTES, TEXT_SHARE = 64, 0.3  # of a sample: ids and hashes; and of its text, compressed
-FEATURE_BYTES, FRAME_BYTES = 150, 100  # of an image's and of a frame's row, with its share of the file's footer and the index
-ACTIVATION_BYTES = 34  # of a token, as a multiple of the layer's width in bf16: Korthikanti et al., arXiv 2205.05198, eq. 2
+FEATURE_BYTES = 150  # of an image's row, with its share of the file's footer and the index
+# Of frame caches: a row; a row group, its columns (of scales, where there are any) and its row of the index; a file; the index
+FRAME_BYTES, FRAME_GROUP, SCALE_COLUMNS, FRAME_FILE, FRAME_INDEX = 57, 455, 175, 2200, 3000
 
 
 @dataclass(frozen=True)
@@ -141,16 +145,19 @@ def training(
     forward = views * _view_flops(model) + conversations * _text_flops(model, text / max(1.0, conversations))
     if isinstance(block, ImageSft) and block.distill is not None:
         forward *= 4 / 3  # the teacher's forward pass, of a step's three
-    passes = (2 if aligns else 3) + block.checkpoint_activations
+    # frozen weights have no gradient, which is a third of a step; an adapter's operations are few
+    passes = (2 if aligns or lora_of(block) else 3) + block.checkpoint_activations
     tower = 0.0 if stored_features else views * model.tower.flops
     flops = passes * forward + tower
-    trained = model.projector_parameters + (0 if aligns else model.parameters)
+    trained = model.projector_parameters + (0 if aligns else trained_parameters(model, block))
     vision = features_bytes(volume, model.tower) if stored_features else volume.media_bytes
     text_bytes = TEXT_SHARE * TEXT_BYTES_PER_TOKEN * volume.text_tokens + SAMPLE_BYTES * volume.media
     read = block.epochs * (vision + text_bytes)
     written = _saved_bytes(model, block, trained, steps)
     decode = 0.0 if stored_features else steps * views / rates.images_s
-    gpu = _training_memory(model, block, resources.workers, trained, tokens / block.global_batch * block.micro_batch)
+    tokens_each = tokens / block.global_batch
+    pass_tokens = pass_samples(block, tokens_each, resources.most_workers) * tokens_each
+    gpu, host = worker_memory(model, block, resources, trained, pass_tokens)
     if not stored_features:
         gpu["tower"] = (2.0 if block.precision == "bf16" else 4.0) * model.tower.parameters
     return Estimate(
@@ -160,7 +167,11 @@ def training(
         tokens=tokens,
         flops=flops,
         gpu=gpu,
-        host={"weights while they load": 4.0 * model.parameters, "two batches ahead": 3.0 * share * vision / resources.workers},
+        host={
+            **host,
+            "weights while they load": loading_memory(model, block, resources, trained),
+            "two batches ahead": 3.0 * share * vision / resources.most_workers,
+        },
         hours=_hours(resources, rates, read + written, decode, flops * steps, block.precision == "bf16"),
     )
 
@@ -181,11 +192,15 @@ def video_training(
     share = block.global_batch / samples if samples else 0.0
     conversations, text = share * volume.conversations, share * volume.text_tokens
     cached = frames / max(1.0, volume.media) * model.tokens
-    flops = (3 + block.checkpoint_activations) * conversations * _text_flops(model, volume.tokens_each, cached)
+    passes = (2 if block.lora else 3) + block.checkpoint_activations
+    flops = passes * conversations * _text_flops(model, volume.tokens_each, cached)
     read = block.epochs * frames * model.frame_bytes(cache.dtype)
-    written = _saved_bytes(model, block, model.parameters, steps)
-    memory = _training_memory(model, block, resources.workers, model.parameters, text / block.global_batch * block.micro_batch)
-    memory["cached frames"] = float(cache_bytes(model.config, round(cached * block.micro_batch), model.bytes_per_number))
+    trained = trained_parameters(model, block)
+    written = _saved_bytes(model, block, trained, steps)
+    text_each = text / block.global_batch
+    items = pass_samples(block, text_each + cached, resources.most_workers)
+    memory, host = worker_memory(model, block, resources, trained, items * text_each)
+    memory["cached frames"] = float(cache_bytes(model.config, round(cached * items), model.bytes_per_number))
     return Estimate(
         read=read,
         written=written,
@@ -193,7 +208,7 @@ def video_training(
         tokens=text,
         flops=flops,
         gpu=memory,
-        host={"weights while they load": 4.0 * model.parameters},
+        host={**host, "weights while they load": loading_memory(model, block, resources, trained)},
         hours=_hours(resources, rates, read + written, 0.0, flops * steps, block.precision == "bf16"),
     )
 
@@ -203,7 +218,11 @@ def frame_cache(
 ) -> Estimate:
     """Every frame compressed alone."""
     frames = volume.frames(block)
-    written = frames * (model.frame_bytes(block.dtype) + FRAME_BYTES)
+    numbers = model.frame_bytes(block.dtype)
+    groups = max(volume.media, frames * numbers / FRAME_GROUP_BYTES)
+    group_bytes = FRAME_GROUP + (SCALE_COLUMNS if block.dtype in ("int8", "fp8") else 0)
+    files = math.ceil(volume.media / block.unit_samples)
+    written = frames * (numbers + FRAME_BYTES) + groups * group_bytes + files * FRAME_FILE + FRAME_INDEX
     images = volume.media - volume.videos
     read = volume.media_bytes
     flops = frames * (_view_flops(model) + model.tower.flops) - (images * model.tower.flops if stored_features else 0.0)
@@ -241,7 +260,7 @@ def evaluation(
     new_tokens = volume.conversations * block.max_new_tokens * counts
     flops = compressing + prefill
     hours = _hours(resources, rates, read, decode, flops, model.bytes_per_number == 2)
-    hours["generation"] = new_tokens / rates.decode_tokens_s / resources.workers / 3600
+    hours["generation"] = new_tokens / rates.decode_tokens_s / resources.most_workers / 3600
     return Estimate(
         read=read,
         written=volume.conversations * counts * 100.0,
@@ -249,6 +268,15 @@ def evaluation(
         gpu=_reading_memory(model, tower=cache is None and not stored_features),
         hours=hours,
     )
+
+
+def trained_parameters(model: ModelShape, block: Training) -> int:
+    """Weights of the language model that learn: all of them, or an adapter and, with pixels, the row of <voco>."""
+    lora = lora_of(block)
+    if lora is None:
+        return model.parameters
+    learns_voco = not isinstance(block, VideoSft) and model.tokens > 0 and not METHODS[model.method].pooled
+    return adapter_parameters(model.config, lora) + learns_voco * int(model.config.hidden_size)
 
 
 def together(parts: Sequence[Estimate], at_a_time: int = 1) -> Estimate:
@@ -298,42 +326,18 @@ def model_bytes(model: ModelShape, trained: int = 0, number: float = 0.0) -> flo
 
 
 def _saved_bytes(model: ModelShape, block: Training, trained: int, steps: int) -> float:
-    """Checkpoints on the way (weights, and Adam's fp32 state of what is trained), and the complete model at the end."""
+    """Checkpoints on the way (fp32 weights and Adam's moments of what is trained), and the complete model at the end."""
     number = 2.0 if block.precision == "bf16" else 4.0
+    adapted = 0 if lora_of(block) is None else trained_parameters(model, block)  # also written beside the merged weights
     saves = math.ceil(steps / block.save_every) if steps else 0
-    parameters = model.parameters + model.projector_parameters
-    return saves * (number * parameters + 12.0 * trained) + model_bytes(model, trained, number)
-
-
-def zero_parts(block: Training, workers: int) -> list[tuple[int, int]]:
-    """Bytes of a parameter, and over how many ranks ZeRO spreads them: as weight, as gradient and in Adam's state.
-
-    bf16: 2 + 2 bytes and 12 of fp32 master weights and moments; fp32: 4 + 4 and 8 of moments.
-    """
-    sizes = (2, 2, 12) if block.precision == "bf16" else (4, 4, 8)
-    return [(size, workers if block.zero_stage >= least else 1) for size, least in zip(sizes, (3, 2, 1), strict=True)]
-
-
-def _training_memory(model: ModelShape, block: Training, workers: int, trained: int, tokens: float) -> dict[str, float]:
-    """Bytes of one worker by part: ZeRO's shares, and the activations of `tokens`, those of one micro-batch."""
-    (weights, weight_ranks), (gradients, gradient_ranks), (adam, adam_ranks) = zero_parts(block, workers)
-    config = model.config
-    layer = tokens * config.hidden_size * ACTIVATION_BYTES * (weights / 2)
-    kept = tokens * config.hidden_size * weights * config.num_hidden_layers + layer
-    activations = kept if block.checkpoint_activations else layer * config.num_hidden_layers
-    return {
-        "weights": (model.parameters + model.projector_parameters) * weights / weight_ranks,
-        "gradients": trained * gradients / gradient_ranks,
-        "Adam": trained * adam / adam_ranks,
-        "activations": activations,
-    }
+    return saves * CHECKPOINT_BYTES * trained + model_bytes(model, trained - adapted, number) + number * adapted
 
 
 def _hours(
     resources: Resources, rates: Rates, storage: float, decode_s: float = 0.0, flops: float = 0.0, bf16: bool = True
 ) -> dict[str, float]:
     """Hours by part: storage bytes and operations spread over the workers; media, `decode_s` of one core, over their cores."""
-    workers = resources.workers
+    workers = resources.most_workers
     hours = {
         "storage": storage / (rates.storage_mb_s * 1e6) / workers / 3600,
         "media": decode_s / (workers * resources.cpus_per_worker) / 3600,

@@ -1,6 +1,6 @@
 """A flow on a terminal: a bar for each stage that fills in as lines of the flow's log arrive.
 
-The log itself stays plain lines; this reads the ones that `pipelines/flow.py`, `run/units.py` and `train/loop.py` write.
+The log itself stays plain lines; this reads the ones that `pipelines/flow.py`, `run/units.py` and `train/watch.py` write.
 """
 
 from __future__ import annotations
@@ -19,6 +19,15 @@ STAGE_END = re.compile(r"^\[\d+/\d+\] (\S+): [\d.]+ s$")
 PROGRESS = re.compile(r"^(\S+): (?:unit|step) (\d+)/(\d+), (.*)$")
 IMPORTANT = re.compile(r"^\S+: '.*' -> |^\S+: .*% of \d+ questions|^(warning|error|refused|failed|stopped): |: failed")
 OTHER_ROWS = 3  # of the terminal, besides the stages'
+
+
+def short_figures(text: str) -> str:
+    """The figures of a progress line that fit beside a bar: of a training's those that a glance is for."""
+    figures = text.split(", ")
+    if not figures[0].startswith("loss "):
+        return text
+    chosen = [figure for figure in figures[1:] if figure.endswith((" samples/s", " left")) or "MFU" in figure]
+    return ", ".join([figures[0], *chosen])
 
 
 class FlowView:
@@ -66,7 +75,7 @@ class FlowView:
         elif match := STAGE_START.match(line):
             self._start(match[1])
         elif match := PROGRESS.match(line):
-            self._advance(match[1], int(match[2]) / max(1, int(match[3])), f"{match[1]}: {match[4]}")
+            self._advance(match[1], int(match[2]) / max(1, int(match[3])), f"{match[1]}: {short_figures(match[4])}")
         elif IMPORTANT.search(line):
             self.progress.console.print(line, markup=False, highlight=False)
 

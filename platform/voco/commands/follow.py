@@ -12,9 +12,10 @@ from voco.errors import Refused, message_line
 from voco.job.load import load_job
 from voco.run import manifest
 from voco.run.claim import STOP_WAIT_S
+from voco.run.logs import QuietStream
 
 RUNNING = ("PENDING", "RUNNING")
-Write = Callable[[str], None]  # takes pieces of a log, of any size
+Write = Callable[[str], Any]  # takes pieces of a log, of any size
 
 
 def write_stdout(text: str) -> None:
@@ -37,9 +38,12 @@ def find_job(client: Any, run: str) -> Any:
 
 
 def follow(client: Any, submission_id: str, write: Write = write_stdout) -> int:
-    """Print the job's log until it ends; returns its exit code. Ctrl-C ends the printing; the job continues."""
+    """Print the job's log until it ends, on a terminal with bars; returns its exit code. Ctrl-C ends the printing; the job
+    continues.
+    """
+    on_terminal = write is write_stdout and sys.stdout.isatty()
     try:
-        asyncio.run(_print_log(client, submission_id, write))
+        asyncio.run(_print_log(client, submission_id, QuietStream(sys.stdout).write if on_terminal else write))
     except KeyboardInterrupt:
         if write is not write_stdout:  # the caller owns the terminal, and knows what becomes of the job
             raise

@@ -5,16 +5,27 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from voco.commands.estimate import zero_parts
-from voco.commands.shapes import cached_frame_bytes, checkpoint_model, count_parameters, llama_config, unreachable
+from voco.commands.estimate import trained_parameters
+from voco.commands.shapes import (
+    ModelShape,
+    cached_frame_bytes,
+    checkpoint_model,
+    count_parameters,
+    llama_config,
+    new_model,
+    unreachable,
+)
+from voco.commands.training_memory import CHECKPOINT_BYTES, zero_parts
 from voco.errors import Refused
-from voco.job.config import Evaluate, FrameCache, ImageSft, Ingest, Llama, Training
+from voco.job.config import Evaluate, FrameCache, ImageSft, Ingest, Llama, Training, lora_of
 from voco.job.load import resolve_stage
 from voco.job.spec import Flow, Job, Sweep
 from voco.job.trials import sweep_trials
 from voco.report.table import bytes_text
 from voco.run import manifest
 from voco.store import storage
+
+Models = dict[str, ModelShape | None]  # of trained models, by output
 
 
 @dataclass(frozen=True)
@@ -85,6 +96,7 @@ def plan_lines(file: str, job: Job) -> list[str]:
         lines.append(f"  free disk there: {bytes_text(free)}")
     stage_sizes: dict[str, InputSize] = {}
     outputs: dict[str, str] = {}
+    models: Models = {}
     for number, stage in enumerate(job.stages, 1):
         resolved = resolve_stage(stage, outputs) if is_flow else stage
         if is_flow:
@@ -103,7 +115,9 @@ def plan_lines(file: str, job: Job) -> list[str]:
         except Refused as error:
             raise Refused(f"{prefix}{error}") from None
         lines.append(f"  resources: {_resources(stage)}")
-        lines += [f"  {line}" for line in stage_details(resolved, sizes)]
+        lines += [f"  {line}" for line in stage_details(resolved, sizes, models)]
+        if stage.stage.trains:
+            models[stage.output] = _model_shape(resolved, models)
         outputs[stage.name] = stage.output
         stage_sizes[f"@{stage.name}"] = _output_size(stage)
     return lines
@@ -183,18 +197,26 @@ def _resources(job: Job) -> str:
     resources = job.resources
     gpus = f", {resources.gpus_per_worker:g} GPU each" if resources.gpus_per_worker else ""
     accelerator = f" ({resources.accelerator})" if resources.accelerator else ""
-    return f"{resources.workers} x {resources.cpus_per_worker:g} CPU{gpus}{accelerator}"
+    return f"{resources.workers_text} x {resources.cpus_per_worker:g} CPU{gpus}{accelerator}"
 
 
-def stage_details(job: Job, sizes: dict[str, InputSize]) -> list[str]:
-    """Details of a stage's work: steps and memory, frames and bytes, or trials."""
+def _model_shape(job: Job, models: Models) -> ModelShape | None:
+    """The shape of the model that a stage starts from; None where neither an earlier stage nor a file says it."""
+    uri = job.inputs.checkpoint or ""
+    if job.model is not None:
+        return new_model(job.model)
+    return models[uri] if uri in models else checkpoint_model(uri)
+
+
+def stage_details(job: Job, sizes: dict[str, InputSize], models: Models | None = None) -> list[str]:
+    """Details of a stage's work: steps and memory, frames and bytes, or trials. `models` are those of earlier stages' outputs."""
     block = job.block
     if job.stage.trains:
-        return training_plan(job, sizes)
+        return training_plan(job, sizes, models)
     if isinstance(block, Sweep):
         trials = sweep_trials(job)
         train_sizes = {key.removeprefix("sweep.train."): size for key, size in sizes.items()}
-        lines = [_resources(block.train), *training_plan(block.train, train_sizes)]
+        lines = [_resources(block.train), *training_plan(block.train, train_sizes, models)]
         names = ", ".join(trial.name for trial in trials)
         return [f"{len(trials)} trials, {block.concurrent} at a time: {names}", *(f"each trial: {line}" for line in lines)]
     if isinstance(block, FrameCache):
@@ -224,7 +246,7 @@ def _frame_plan(job: Job) -> str:
     return f"{formula} = {model.frame_bytes(block.dtype):,}"
 
 
-def training_plan(job: Job, sizes: dict[str, InputSize]) -> list[str]:
+def training_plan(job: Job, sizes: dict[str, InputSize], models: Models | None = None) -> list[str]:
     """Steps of a training job, and the memory of a new model, with the arithmetic."""
     block: Training = job.block
     tables = [(sizes[f"inputs.samples[{index}].uri"], item.weight) for index, item in enumerate(job.inputs.samples)]
@@ -253,20 +275,46 @@ def training_plan(job: Job, sizes: dict[str, InputSize]) -> list[str]:
         own = job.inputs.teacher is None
         teacher = "the same network under the plain mask" if own else "inputs.teacher, unsharded on every worker"
         lines.append(f"distillation: a second forward pass a step, of {teacher}")
+    if lora_of(block) is not None:
+        lines.append(_lora_plan(job, _model_shape(job, models or {})))
     if job.model is not None and job.model.llama is not None:
         lines += training_memory(job, job.model.llama)
     return lines
 
 
+def _lora_plan(job: Job, model: ModelShape | None) -> str:
+    """What an adapter trains, in numbers where the model's shape is known."""
+    lora = lora_of(job.block)
+    assert lora is not None
+    name = "DoRA" if lora.dora else "LoRA"
+    text = f"{name}: rank {lora.rank}, alpha {lora.full_alpha:g}, on {', '.join(lora.layers)}"
+    if model is None:
+        return f"{text}: rank x (inputs + outputs) trained parameters each"
+    count = trained_parameters(model.compressed(job.compression), job.block)
+    saved = count + ("projector." in job.stage.trains) * model.projector_parameters
+    share = f"{count / model.parameters:.2%} of the language model's"
+    return f"{text}: {count:,} trained parameters, {share}; a checkpoint has {bytes_text(CHECKPOINT_BYTES * saved)}"
+
+
 def training_memory(job: Job, llama: Llama) -> list[str]:
     """Bytes a worker for weights, gradients and Adam's state under ZeRO; activations and the projector come on top."""
     block: Training = job.block
-    count, workers, stage = count_parameters(llama_config(llama)), job.resources.workers, block.zero_stage
-    parts = zero_parts(block, workers)
-    total = sum(count * size / ranks for size, ranks in parts)
-    terms = " + ".join(f"{size}/{ranks}" if ranks > 1 else f"{size}" for size, ranks in parts)
-    memory = f"{count:,} x ({terms}) bytes = {bytes_text(total)}"
+    count, workers, stage = count_parameters(llama_config(llama)), job.resources.fewest_workers, block.zero_stage
+    parts = zero_parts(block, workers, job.resources.gpus_per_worker > 0)
+    frozen, terms = 0, [f"{size}/{ranks}" if ranks > 1 else f"{size}" for size, ranks in parts]
+    memory = f"{count:,} x ({' + '.join(terms)}) bytes"
+    shape = new_model(job.model) if job.model is not None and lora_of(block) is not None else None
+    if shape is not None:  # frozen weights have no gradient and no state
+        trained = trained_parameters(shape.compressed(job.compression), block)
+        frozen = count - trained
+        memory = f"({count:,} x {terms[0]} + {trained:,} x ({' + '.join(terms[1:])})) bytes"
+    each = [size / ranks * (count - frozen * (part > 0)) for part, (size, ranks) in enumerate(parts)]
+    memory += f" = {bytes_text(sum(each))}"
+    if block.offload != "none":  # Adam's state, gradients where they are split, and the weights
+        first = 0 if block.offload == "parameters" else 1 if block.zero_stage >= 2 else 2
+        memory += f", of which {bytes_text(sum(each[first:]))} in host memory"
+    of = f" of {workers}" if job.resources.is_elastic else ""  # the fewest, whose shards are the largest
     return [
         f"language model: {count:,} parameters",
-        f"memory a worker, ZeRO-{stage}: {memory}, plus activations, projector and tower",
+        f"memory a worker{of}, ZeRO-{stage}: {memory}, plus activations, projector and tower",
     ]

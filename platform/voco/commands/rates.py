@@ -13,8 +13,10 @@ import yaml
 from pydantic import Field, ValidationError
 
 from voco.errors import Refused, one_line
-from voco.job.config import Resources, Strict
+from voco.job.config import Strict
+from voco.job.resources import Resources
 from voco.job.validation_errors import first_error
+from voco.model.flops import PEAK_TFLOPS
 
 Positive = Annotated[float, Field(gt=0)]
 
@@ -34,6 +36,7 @@ class Rates(Strict):
     peak_tflops: dict[str, Positive] = Field(default={})  # dense, bf16; by Ray's accelerator type. Adds to PEAK_TFLOPS
     cpu_gflops: Positive = 20.0  # of one core, fp32, as reached
     storage_mb_s: Positive = 300.0  # read or written by one worker
+    host_copy_gb_s: Positive = 10.0  # from a worker's GPU to page-locked memory, all GPUs of a node at a time
     images_s: Positive = 150.0  # JPEGs of about 640 x 480, decoded and resized by one core
     headers_s: Positive = 1500.0  # images read, hashed and checked by their header, by one core
     frames_s: Positive = 60.0  # video frames, decoded and resized by one core
@@ -45,6 +48,8 @@ class Rates(Strict):
         """Operations a second of one worker; 0.0 for a GPU whose peak is unknown."""
         if not resources.gpus_per_worker:
             return self.cpu_gflops * 1e9 * resources.cpus_per_worker
+        if resources.peak_tflops is not None:
+            return resources.peak_tflops * 1e12 * self.mfu
         peak = ({**PEAK_TFLOPS, **self.peak_tflops}).get(resources.accelerator or "", 0.0)
         return peak * 1e12 * self.mfu * resources.gpus_per_worker * (1.0 if bf16 else 0.5)
 
@@ -53,16 +58,9 @@ class Rates(Strict):
         node = self.nodes.get(resources.accelerator or "" if resources.gpus_per_worker else "cpu")
         if node is None:
             return None
-        gpus = resources.workers * resources.gpus_per_worker
-        number = gpus / node.gpus if gpus and node.gpus else resources.workers * resources.cpus_per_worker / node.cpus
+        gpus = resources.most_workers * resources.gpus_per_worker
+        number = gpus / node.gpus if gpus and node.gpus else resources.most_workers * resources.cpus_per_worker / node.cpus
         return math.ceil(number) * hours * node.per_hour
-
-
-# Dense bf16 peaks of the makers' data sheets, in TFLOP/s
-PEAK_TFLOPS = {
-    "A100": 312.0, "A100-40G": 312.0, "A100-80G": 312.0, "H100": 989.0, "H200": 989.0, "B200": 2250.0, "L4": 121.0, "L40S": 362.0,
-    "A10G": 70.0, "T4": 65.0, "V100": 125.0, "RTX4090": 165.0,
-}  # fmt: skip
 
 
 def read_rates(path: str | None) -> Rates:

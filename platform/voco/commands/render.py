@@ -94,15 +94,14 @@ def _group(group: WorkerGroup, image: str) -> dict[str, Any]:
     pod["terminationGracePeriodSeconds"] = grace
     # an eviction drains the node, so that training saves a checkpoint: shorter than the grace, or it is cut off
     pod["containers"][0]["env"] = [{"name": "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "value": str(grace - 15)}]
-    if group.gpus:
-        pod["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
-    else:
+    pod["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}] if group.gpus else []
+    if group.spot:
         spot = {"key": "karpenter.sh/capacity-type", "operator": "Equal", "value": "spot", "effect": "NoSchedule"}
-        pod["tolerations"] = [{"key": "cloud.google.com/gke-spot", "operator": "Exists", "effect": "NoSchedule"}, spot]
+        pod["tolerations"] += [{"key": "cloud.google.com/gke-spot", "operator": "Exists", "effect": "NoSchedule"}, spot]
     spec: dict[str, Any] = {
         "groupName": group.name,
-        "replicas": 0,
-        "minReplicas": 0,
+        "replicas": group.fewest,
+        "minReplicas": group.fewest,
         "maxReplicas": group.pods,
         "idleTimeoutSeconds": 600 if group.gpus else 300,
         "priority": 0 if group.gpus else 10,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
-from voco.job.config import Compression, Llama, Model, Tower
+from voco.job.config import Compression, Llama, Lora, Model, Tower
 from voco.job.tables import METHODS
 from voco.model.checkpoint_layout import config_uri, has_model, head_width
 from voco.store import storage
@@ -91,6 +91,16 @@ def count_parameters(config: Any) -> int:
     layer = attention + 3 * width * config.intermediate_size + 2 * width
     embeddings = (1 if getattr(config, "tie_word_embeddings", False) else 2) * config.vocab_size * width
     return int(config.num_hidden_layers * layer + embeddings + width)
+
+
+def adapter_parameters(config: Any, lora: Lora) -> int:
+    """Weights of an adapter: in each layer and for each target rank x (inputs + outputs), and with DoRA a length a row."""
+    width, head, mlp = int(config.hidden_size), head_width(config), int(config.intermediate_size)
+    queries, keys = head * config.num_attention_heads, head * config.num_key_value_heads
+    sizes = {"q_proj": (width, queries), "k_proj": (width, keys), "v_proj": (width, keys), "o_proj": (queries, width)}
+    sizes |= {"gate_proj": (width, mlp), "up_proj": (width, mlp), "down_proj": (mlp, width)}
+    layer = sum(lora.rank * sum(sizes[name]) + lora.dora * sizes[name][1] for name in lora.layers)
+    return int(config.num_hidden_layers * layer)
 
 
 def llama_config(llama: Llama) -> Any:

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 from voco.errors import Refused
-from voco.job.config import Resources
+from voco.job.resources import Resources
 from voco.job.spec import Flow, Job, Sweep
 
 CPU_POD_CPUS = 16
@@ -18,23 +18,26 @@ StageDemands = list["WorkerDemand"]  # at the same time
 
 @dataclass(frozen=True)
 class WorkerDemand:
-    """`count` Ray workers of one size that run at the same time."""
+    """`count` Ray workers of one size that run at the same time; elastic training starts with `fewest`."""
 
     count: int
     cpus: float
     gpus: float
     accelerator: str | None
+    fewest: int
 
 
 @dataclass(frozen=True)
 class WorkerGroup:
-    """One worker group: at most `pods` pods of this size."""
+    """One worker group: at most `pods` pods of this size, and at least `fewest`. What is elastic may run on spot nodes."""
 
     name: str
     pods: int
     cpus: int
     gpus: int
     accelerator: str | None
+    fewest: int = 0
+    spot: bool = True
 
 
 def worker_demands(job: Job) -> list[StageDemands]:
@@ -56,12 +59,15 @@ def most_cpus(job: Job) -> float:
 
 
 def _demand(resources: Resources, times: int = 1) -> WorkerDemand:
-    return WorkerDemand(resources.workers * times, resources.cpus_per_worker, resources.gpus_per_worker, resources.accelerator)
+    most = resources.most_workers * times
+    fewest = resources.fewest_workers if resources.is_elastic else most
+    return WorkerDemand(most, resources.cpus_per_worker, resources.gpus_per_worker, resources.accelerator, fewest)
 
 
 def worker_groups(job: Job) -> list[WorkerGroup]:
     """Worker groups for the largest stage: `cpu`, and a group for every kind of GPU. Pods are started only when needed.
 
+    A job that is nothing but elastic training keeps the pods of its fewest workers, so that a restart waits for none.
     Raises Refused for a worker that no pod could hold.
     """
     stages = worker_demands(job)
@@ -73,7 +79,8 @@ def worker_groups(job: Job) -> list[WorkerGroup]:
         if demand.accelerator is not None and not demand.gpus:
             raise Refused(f"resources.accelerator: expected gpus_per_worker above 0 with {demand.accelerator}, got 0")
     accelerators = sorted({demand.accelerator or "" for demand in demands if demand.gpus})
-    return [_cpu_group(stages), *(_gpu_group(demands, accelerator or None) for accelerator in accelerators)]
+    alone = bool(job.stage.trains) and job.resources.is_elastic
+    return [_cpu_group(stages), *(_gpu_group(demands, accelerator or None, alone) for accelerator in accelerators)]
 
 
 def _cpu_group(stages: list[StageDemands]) -> WorkerGroup:
@@ -84,11 +91,14 @@ def _cpu_group(stages: list[StageDemands]) -> WorkerGroup:
     return WorkerGroup("cpu", max([1, *pods]), cpus, 0, None)
 
 
-def _gpu_group(demands: list[WorkerDemand], accelerator: str | None) -> WorkerGroup:
+def _gpu_group(demands: list[WorkerDemand], accelerator: str | None, alone: bool) -> WorkerGroup:
+    """Pods of at most GPU_POD_GPUS, and no larger than the fewest workers of elastic training fill: or it is all or nothing."""
     same = [demand for demand in demands if demand.gpus and demand.accelerator == accelerator]
-    gpus = min(GPU_POD_GPUS, max(math.ceil(max(demand.gpus, demand.count * demand.gpus)) for demand in same))
+    gpus = min(GPU_POD_GPUS, max(math.ceil(max(demand.gpus, demand.fewest * demand.gpus)) for demand in same))
     per_pod = [min(demand.count, math.floor(gpus / demand.gpus)) for demand in same]
     cpus = max(math.ceil(count * demand.cpus) for count, demand in zip(per_pod, same, strict=True))
     pods = max(math.ceil(demand.count / count) for count, demand in zip(per_pod, same, strict=True))
     suffix = "" if accelerator is None else "-" + re.sub(r"[^a-z0-9]+", "-", accelerator.lower()).strip("-")
-    return WorkerGroup(f"gpu{suffix}", pods, cpus, gpus, accelerator)
+    fewest = max(math.ceil(demand.fewest / count) for count, demand in zip(per_pod, same, strict=True)) if alone else 0
+    spot = any(demand.fewest < demand.count for demand in same)
+    return WorkerGroup(f"gpu{suffix}", pods, cpus, gpus, accelerator, fewest, spot)

@@ -27,6 +27,7 @@ from pathlib import Path
 import psutil
 
 from voco.errors import JobFailed
+from voco.run.ray_init import STARTS
 
 FOLDER = Path(".demo")
 LOGICAL_CPUS = 6  # may be more than the real CPUs: a driver that only waits must not keep its workers from starting
@@ -54,24 +55,37 @@ class Cluster:
 def start(folder: Path = FOLDER, cpus: int = LOGICAL_CPUS) -> Cluster:
     """The folder's running cluster, or a new one. Prints the dashboard's address and the seconds that starting took.
 
-    Raises JobFailed when Ray does not respond within START_S.
+    Raises JobFailed when Ray does not respond within START_S, STARTS times.
     """
     folder = folder.absolute()
     running = read_cluster(folder)
     if running is not None and alive(running):
         print(f"Ray cluster is already running: dashboard {running.dashboard}", flush=True)
         return running
-    stop(folder)
     started = time.monotonic()
-    cluster = _launch(folder, cpus)
-    while not responds(cluster):
-        if not psutil.pid_exists(cluster.pid) or time.monotonic() - started > START_S:
-            stop(folder)
-            raise JobFailed(f"Ray did not start in {time.monotonic() - started:.0f} s; see {folder / 'ray.log'}")
-        time.sleep(0.2)
+    for number in range(1, STARTS + 1):
+        stop(folder)
+        cluster = _launch(folder, cpus)
+        if _responds_in_time(cluster):
+            break
+        stop(folder)
+        failure = f"Ray did not start in {time.monotonic() - started:.0f} s"
+        if number == STARTS:
+            raise JobFailed(f"{failure}; see {folder / 'ray.log'}")
+        print(f"{failure}; starting it again", flush=True)
     seconds = time.monotonic() - started
     print(f"Ray cluster started in {seconds:.1f} s: dashboard {cluster.dashboard}, token in {cluster.token_path}", flush=True)
     return cluster
+
+
+def _responds_in_time(cluster: Cluster) -> bool:
+    """Wait until the cluster responds and its node has joined, which Ray gives 30 s; False when it ends, or after START_S."""
+    deadline = time.monotonic() + START_S
+    while not (responds(cluster) and alive_nodes(cluster)):
+        if _has_ended(cluster.pid) or time.monotonic() > deadline:
+            return False
+        time.sleep(0.2)
+    return True
 
 
 def stop(folder: Path = FOLDER) -> int:
@@ -143,13 +157,27 @@ def alive(cluster: Cluster) -> bool:
 
 def responds(cluster: Cluster) -> bool:
     """True when the dashboard answers a request with the cluster's token."""
+    return fetch(cluster, "/api/jobs/") is not None
+
+
+def alive_nodes(cluster: Cluster) -> list[str]:
+    """Ids of the nodes that have joined and are alive; none where the dashboard does not answer."""
+    try:
+        nodes = json.loads(fetch(cluster, "/api/v0/nodes?limit=100") or b"{}")["data"]["result"]["result"]
+        return [node["node_id"] for node in nodes if node["state"] == "ALIVE"]
+    except (LookupError, TypeError, ValueError):
+        return []
+
+
+def fetch(cluster: Cluster, path: str) -> bytes | None:
+    """The dashboard's answer to a request with the cluster's token; None when there is none."""
     token = Path(cluster.token_path).read_text().strip()
-    request = urllib.request.Request(f"{cluster.dashboard}/api/jobs/", headers={"Authorization": f"Bearer {token}"})
+    request = urllib.request.Request(f"{cluster.dashboard}{path}", headers={"Authorization": f"Bearer {token}"})
     try:
         with urllib.request.urlopen(request, timeout=5) as answer:
-            return bool(answer.status == 200)
+            return bytes(answer.read()) if answer.status == 200 else None
     except (urllib.error.URLError, OSError):
-        return False
+        return None
 
 
 def members(mark: str) -> list[psutil.Process]:
@@ -172,6 +200,13 @@ def _runs(process: psutil.Process) -> bool:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
+
+
+def _has_ended(pid: int) -> bool:
+    try:
+        return not _runs(psutil.Process(pid))
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _signal(process: psutil.Process, hard: bool) -> None:
@@ -257,8 +292,7 @@ def _environment(cluster: Cluster) -> dict[str, str]:
         | {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
             "VOCO_CLUSTER": cluster.mark,
-            # without it, Ray Train's cleaner of placement groups asks whichever cluster of the machine started last
-            "RAY_API_SERVER_ADDRESS": cluster.dashboard,
+            "RAY_API_SERVER_ADDRESS": cluster.dashboard,  # else the state API asks the cluster that started last
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": cluster.token_path,
             "RAY_USAGE_STATS_ENABLED": "0",

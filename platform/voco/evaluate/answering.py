@@ -209,7 +209,7 @@ class AnswerWorker:
         keys = list(dict.fromkeys(self._media_key(sample) for sample in samples if sample["media"]))
         if self.frames is not None:
             n = max(self.counts)
-            return {key: self.frames.read(key[0], [int(offset) for offset in key[1:]], n) for key in keys}
+            return {key: self.frames.read(key[0], [int(offset) for offset in key[1:]], n).joined() for key in keys}
         if live is not None:
             of_image = live.take([image["sha256"] for image in image_addresses([samples])])
             keys = [key for key in keys if of_image.keys() >= set(key)]

@@ -29,6 +29,7 @@ from voco.ingest.source_row import Reject, SourceRow, sample_id
 from voco.job.config import Ingest
 from voco.run import units
 from voco.run.logs import get_logger
+from voco.run.prometheus import current_stage
 from voco.store import parquet, schemas, storage
 
 log = get_logger(__name__)
@@ -75,7 +76,9 @@ def list_samples(block: Ingest, annotations: str, output: str, answers: str | No
     if not units.is_listed(output):
         with _no_collector():
             units.write_work_list(output, _units(block, _rows(block, annotations, answers), annotations, output, counts), WORK)
-    return SourceListing(**storage.read_json(counts))
+    listing = SourceListing(**storage.read_json(counts))
+    current_stage().count_rows(sum(listing.rejected.values()), 0, listing.rejected)
+    return listing
 
 
 def _rows(block: Ingest, annotations: str, answers: str | None) -> Iterable[SourceRow | Reject]:

@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from voco.job.chat_templates import CHAT_TEMPLATES
-from voco.job.tables import ATTENTION, FORMATS, METHODS, METRICS
+from voco.job.tables import ATTENTION, AUTO, FORMATS, METHODS, METRICS
 
 MAX_FRAMES = 4096  # of one video, by default; more are dropped evenly
 PILLOW_MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs
 VIRTUAL_RANKS = 64  # shares of a global batch below 1,024 samples, and so its most workers (docs/data.md, "Order in training")
+
+# linear layers of a decoder layer of every supported language model, by what `lora.targets` calls them
+LINEAR_GROUPS: dict[str, tuple[str, ...]] = {"attention": ("q_proj", "k_proj", "v_proj", "o_proj")}
+LINEAR_GROUPS["linear"] = (*LINEAR_GROUPS["attention"], "gate_proj", "up_proj", "down_proj")
 
 if TYPE_CHECKING:  # for the type checker a name is any string; at run time it is a name of its table
     TrainedMethod: TypeAlias = str
@@ -21,13 +25,15 @@ if TYPE_CHECKING:  # for the type checker a name is any string; at run time it i
     MetricName: TypeAlias = str
     AttentionName: TypeAlias = str
     ChatTemplateName: TypeAlias = str
+    LinearName: TypeAlias = str
 else:
     TrainedMethod = Literal[tuple(name for name, row in METHODS.items() if row.trains)]
     ReadAs = Literal["own", "voco", "fastv"]
     FormatName = Literal[tuple(FORMATS)]
     MetricName = Literal[tuple(METRICS)]
-    AttentionName = Literal[tuple(ATTENTION)]
+    AttentionName = Literal[(AUTO, *ATTENTION)]
     ChatTemplateName = Literal[tuple(CHAT_TEMPLATES)]
+    LinearName = Literal[LINEAR_GROUPS["linear"]]
 
 
 class Strict(BaseModel):
@@ -44,7 +50,7 @@ class WeightedSamples(Strict):
 
 
 # inputs that are one URI
-SINGLE = ("annotations", "answers", "media", "features", "frame_cache", "checkpoint", "teacher", "upper", "lower")
+SINGLE = ("annotations", "answers", "media", "val", "features", "frame_cache", "checkpoint", "teacher", "upper", "lower")
 
 
 class Inputs(Strict):
@@ -54,6 +60,7 @@ class Inputs(Strict):
     answers: str | None = None  # the answers to an evaluation set's questions, where they are a separate file
     media: str | None = None  # the folder, or the zip file, that media paths are relative to
     samples: list[WeightedSamples] = []  # outputs of ingest
+    val: str | None = None  # training with `validate`: another output of ingest, whose first rows it looks at on the way
     features: str | None = None  # output of features: vision features by image hash; default: the checkpoint's tower runs
     frame_cache: str | None = None  # output of frame_cache: keys and values of every frame's <voco> tokens
     checkpoint: str | None = None  # output of a training job
@@ -81,15 +88,6 @@ class Inputs(Strict):
         changes["vocabulary"] = [resolved(uri) for uri in self.vocabulary]
         changes["outputs"] = [resolved(uri) for uri in self.outputs]
         return self.model_copy(update=changes)
-
-
-class Resources(Strict):
-    """Resources of the job's Ray workers."""
-
-    workers: int = Field(default=1, ge=1)
-    cpus_per_worker: float = Field(default=1, gt=0)
-    gpus_per_worker: float = Field(default=0, ge=0)
-    accelerator: str | None = None  # Ray accelerator type, e.g. A100
 
 
 class Compression(Strict):
@@ -214,6 +212,22 @@ class Features(Strict):
     batch: int = Field(default=64, ge=1)
 
 
+class Validate(Strict):
+    """Validation during training, on the first rows of `inputs.val`."""
+
+    every: int = Field(ge=1)  # steps
+    rows: int = Field(default=200, ge=1)  # of samples/, over all workers: each with all its conversations
+    answers: bool = False  # also answer their questions, by the cached path, and mark the answers
+    metric: MetricName = "gqa"  # the rule that marks them
+    max_new_tokens: int = Field(default=8, ge=1)
+    stop_after: int | None = Field(default=None, ge=1)  # end early after so many validations without a better one
+    export: Literal["best", "last"] | None = None  # which step's weights are the output; default: best with `stop_after`
+
+    @property
+    def exports_best(self) -> bool:
+        return self.export == "best" or (self.export is None and self.stop_after is not None)
+
+
 def virtual_ranks(global_batch: int) -> int:
     """How many equal shares a global batch is drawn from; each is one worker's.
 
@@ -228,7 +242,9 @@ class Training(Strict):
 
     epochs: int = Field(ge=1)
     global_batch: int = Field(ge=1)  # samples of one optimizer step, over all workers
-    micro_batch: int = Field(ge=1)  # samples of one forward pass of one worker, on average: passes get equal numbers of tokens
+    micro_batch: int | None = Field(default=None, ge=1)  # samples of one forward pass of one worker, on average: passes get
+    # equal numbers of tokens. Or instead:
+    micro_tokens: int | None = Field(default=None, ge=8)  # most tokens of one forward pass; only a longer sample exceeds them
     learning_rate: float = Field(gt=0)
     warmup_share: float = Field(default=0.03, ge=0, le=1)  # of all steps; then a cosine to `final_lr_share`
     final_lr_share: float = Field(default=0.0, ge=0, le=1)
@@ -239,10 +255,63 @@ class Training(Strict):
     zero_stage: Literal[1, 2, 3] = 2
     save_every: int = Field(default=500, ge=1)  # steps between checkpoints
     share_vision: bool = True  # a row is one sample: its vision prefix once, each conversation a separate text segment
-    attention: AttentionName = "segments"  # all give the same result; varlen: GPU, flash-attn or torch's
+    attention: AttentionName = "auto"  # all give the same result; auto: varlen on GPUs that have its kernel, else segments
     checkpoint_activations: bool = False  # keep only each layer's input and recompute the rest: less memory, a third slower
+    compile: bool = False  # torch.compile of the decoder's layers: docs/operations.md, "GPU settings"
+    offload: Literal["none", "optimizer", "parameters"] = "none"  # to host memory: Adam's state; and under ZeRO-3 also weights
     max_tokens: int = Field(default=2048, ge=8)  # of a prefix with one conversation; text is cut at its end, never the prefix
     text: Text | None = None  # default: the checkpoint's, or Text() for a new model
+    validation: Validate | None = Field(default=None, alias="validate")
+
+    @model_validator(mode="after")
+    def _check_settings(self) -> Self:
+        if (self.micro_batch is None) == (self.micro_tokens is None):
+            got = "neither" if self.micro_batch is None else "both"
+            raise ValueError(f"expected either `micro_batch` or `micro_tokens`, got {got}")
+        if self.offload == "parameters" and self.zero_stage != 3:
+            raise ValueError(f"offload: parameters can be in host memory under zero_stage 3 only, got {self.zero_stage}")
+        if self.compile and self.zero_stage == 3:
+            raise ValueError("compile: not under zero_stage 3, which gathers weights while a layer runs: expected 1 or 2")
+        return self
+
+
+class Lora(Strict):
+    """Low-rank adapters (LoRA, arXiv 2106.09685; DoRA, arXiv 2402.09353): the language model is frozen and they are trained."""
+
+    rank: int = Field(ge=1)
+    alpha: float | None = Field(default=None, gt=0)  # a layer's change is alpha / rank x BA; default: 2 x rank
+    targets: Literal["linear", "attention"] | Annotated[list[LinearName], Field(min_length=1)] = "linear"
+    dropout: float = 0.0  # training here has none, so 0 only
+    dora: bool = False  # also train the length of each row of the sum
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the adapted layers, which every decoder layer has."""
+        return LINEAR_GROUPS[self.targets] if isinstance(self.targets, str) else tuple(self.targets)
+
+    @property
+    def full_alpha(self) -> float:
+        """`alpha`, or its default."""
+        return 2 * self.rank if self.alpha is None else self.alpha
+
+    @model_validator(mode="after")
+    def _check_adapter(self) -> Self:
+        if self.dropout:
+            raise ValueError(f"dropout: expected 0, because a step may not depend on the number of workers, got {self.dropout}")
+        if len(set(self.layers)) != len(self.layers):
+            raise ValueError(f"targets: expected each layer once, got {list(self.layers)}")
+        return self
+
+
+class FineTuning(Training):
+    """Training of the language model: all of it, or an adapter."""
+
+    lora: Lora | None = None  # default: every weight of the language model is trained
+
+
+def lora_of(block: Training) -> Lora | None:
+    """The adapter that a job trains instead of its language model, if any."""
+    return block.lora if isinstance(block, FineTuning) else None
 
 
 class Distill(Strict):
@@ -252,13 +321,13 @@ class Distill(Strict):
     temperature: float = Field(default=1.0, gt=0)
 
 
-class ImageSft(Training):
+class ImageSft(FineTuning):
     """Supervised fine-tuning on images under the job's compression method."""
 
     distill: Distill | None = None  # the teacher is `inputs.teacher`, or the same network under the plain mask
 
 
-class VideoSft(Training):
+class VideoSft(FineTuning):
     """Supervised fine-tuning on videos, which reads frame caches and no pixel."""
 
     max_frames: int = Field(default=MAX_FRAMES, ge=1)  # of one sample; more are dropped evenly
@@ -286,23 +355,6 @@ class Report(Strict):
     """One HTML file from any outputs."""
 
     title: str = "VoCo report"
-
-
-class Expect(Strict):
-    """Sizes of inputs that `plan` cannot see."""
-
-    rows: int = Field(ge=1)
-    bytes: int = Field(ge=1)
-    media: int | None = Field(default=None, ge=0)  # distinct images or videos; default: one for each row
-    text_tokens: float | None = Field(default=None, gt=0)  # of one row, on average
-    seconds: float | None = Field(default=None, gt=0)  # of one video, on average
-
-
-class Tracking(Strict):
-    """Weights & Biases; offline unless WANDB_MODE says otherwise. Not part of a run's id."""
-
-    wandb: bool = True
-    project: str = "voco"
 
 
 class FastV(Strict):

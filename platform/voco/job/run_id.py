@@ -9,11 +9,13 @@ from typing import Any
 from voco.job.benchmarks import DEFAULT_METRIC, default_metric
 from voco.job.config import Evaluate
 from voco.job.spec import Flow, Job, Sweep
+from voco.job.tables import AUTO
 
 # keys that do not change what a job writes: limits at which it fails, and where and how parallel it works
 UNHASHED = {"max_missing_share", "max_reject_share", "allow_empty", "in_process_rows", "download_threads", "expect"}
+UNHASHED |= {"micro_tokens", "compile", "offload"}
 # keys added later: left out while unset, so that older run ids stay valid
-UNHASHED_DEFAULTS = {"metric", "limit", "adam_beta2", "system", "dtype"}
+UNHASHED_DEFAULTS = {"metric", "limit", "adam_beta2", "system", "dtype", "lora", "validate"}
 
 
 def hashed_content(job: Job) -> dict[str, Any]:
@@ -30,6 +32,8 @@ def hashed_content(job: Job) -> dict[str, Any]:
 
 def _hashed(block: Any) -> dict[str, Any]:
     dumped: dict[str, Any] = block.model_dump(exclude=UNHASHED)
+    if dumped.get("attention") == AUTO:  # the default was segments, and all backends give the same result
+        dumped["attention"] = "segments"
     if isinstance(block, Evaluate) and block.metric is None and (metric := default_metric(block.benchmark)) != DEFAULT_METRIC:
         dumped["metric"] = metric  # under gqa run ids stay what they were when it marked every benchmark
     return _without_unset(dumped)

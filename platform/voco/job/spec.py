@@ -14,7 +14,6 @@ from voco.job.chat_templates import CHAT_TEMPLATES
 from voco.job.config import (
     Compression,
     Evaluate,
-    Expect,
     Features,
     FrameCache,
     ImageSft,
@@ -22,14 +21,13 @@ from voco.job.config import (
     Inputs,
     Model,
     Report,
-    Resources,
     Strict,
-    Tracking,
     Training,
     VideoSft,
     virtual_ranks,
 )  # fmt: skip
-from voco.job.tables import ATTENTION, METHODS, Table
+from voco.job.resources import Resources
+from voco.job.tables import ATTENTION, AUTO, METHODS, Table
 from voco.store import storage
 
 OWN_CHECKPOINT = "@train"  # in a sweep's `evaluate`: the checkpoint of the trial
@@ -82,7 +80,7 @@ STAGES = Table(
             Training,
             "Alignment",
             needs=_inputs("samples"),
-            may=_inputs("checkpoint features vocabulary"),
+            may=_inputs("checkpoint features val vocabulary"),
             beside=_inputs("model"),
             trains=("projector.",),
         ),
@@ -91,7 +89,7 @@ STAGES = Table(
             ImageSft,
             "Image SFT",
             needs=_inputs("samples"),
-            may=_inputs("checkpoint features teacher vocabulary"),
+            may=_inputs("checkpoint features teacher val vocabulary"),
             beside=_inputs("compression model"),
             trains=("projector.", "method.", "language_model."),
         ),
@@ -101,6 +99,7 @@ STAGES = Table(
             VideoSft,
             "Video SFT",
             needs=_inputs("samples frame_cache checkpoint"),
+            may=_inputs("val"),
             beside=_inputs("compression"),
             trains=("language_model.",),
         ),
@@ -117,6 +116,23 @@ STAGES = Table(
     },
     Stage,
 )
+
+
+class Expect(Strict):
+    """Sizes of inputs that `plan` cannot see."""
+
+    rows: int = Field(ge=1)
+    bytes: int = Field(ge=1)
+    media: int | None = Field(default=None, ge=0)  # distinct images or videos; default: one for each row
+    text_tokens: float | None = Field(default=None, gt=0)  # of one row, on average
+    seconds: float | None = Field(default=None, gt=0)  # of one video, on average
+
+
+class Tracking(Strict):
+    """Weights & Biases; offline unless WANDB_MODE says otherwise. Not part of a run's id."""
+
+    wandb: bool = True
+    project: str = "voco"
 
 
 class _Job(Strict):
@@ -216,21 +232,25 @@ class _Job(Strict):
             _check_video(block, self.compression)
         if isinstance(block, ImageSft):
             self._check_distillation(block)
+        self._check_validation(block)
         self._check_template(block)
         self._check_attention(block)
         if (self.model is None) == (self.inputs.checkpoint is None):
             got = "neither" if self.model is None else "both"
             raise ValueError(f"model: expected either a `model` block or `inputs.checkpoint`, got {got}")
-        step = self.resources.workers * block.micro_batch
-        if block.global_batch % step:
-            got = f"got {block.global_batch}"
-            raise ValueError(f"{self.kind}.global_batch: expected a multiple of workers x micro_batch = {step}, {got}")
         shares = virtual_ranks(block.global_batch)
-        if shares % self.resources.workers:
-            fitting = [count for count in range(1, shares + 1) if shares % count == 0]
-            fitting = [count for count in fitting if block.global_batch % (count * block.micro_batch) == 0]
-            got = f"{', '.join(map(str, fitting))} for a global_batch of {block.global_batch}, got {self.resources.workers}"
-            raise ValueError(f"resources.workers: expected {got}")
+        if self.resources.most_workers > shares:
+            got = f"for a global_batch of {block.global_batch}, which has so many shares, got {self.resources.most_workers}"
+            raise ValueError(f"resources.workers: expected at most {shares} {got}")
+
+    def _check_validation(self, block: Training) -> None:
+        key, validation = f"{self.kind}.validate", block.validation
+        if (validation is None) != (self.inputs.val is None):
+            given, missing = ("inputs.val", key) if validation is None else (key, "inputs.val")
+            raise ValueError(f"{missing}: expected a value with `{given}`, got nothing")
+        if validation is not None and validation.answers and block.zero_stage == 3:
+            ways = "expected zero_stage 1 or 2, or no answers"
+            raise ValueError(f"{key}.answers: under ZeRO-3 each token would gather every weight: {ways}")
 
     def _check_template(self, block: Training) -> None:
         is_new_llama = self.model is not None and self.model.llama is not None
@@ -241,6 +261,8 @@ class _Job(Strict):
             )
 
     def _check_attention(self, block: Training) -> None:
+        if block.attention == AUTO:
+            return
         name, row = block.attention, ATTENTION[block.attention]
         if not row.trains_on_cpu and not self.resources.gpus_per_worker:
             raise ValueError(f"{self.kind}.attention: {name} trains on GPUs only: expected segments, or gpus_per_worker")

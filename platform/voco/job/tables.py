@@ -185,6 +185,7 @@ METRICS = Table(
     lambda _name, module: MetricRow(module),
 )
 
+AUTO = "auto"  # as `attention`: the fastest backend that a worker's GPU has (model/attention/plan.py), else segments
 ATTENTION = Table(
     "attention",
     {

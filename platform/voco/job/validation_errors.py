@@ -24,13 +24,14 @@ def first_error(error: ValidationError, root: type[BaseModel]) -> str:
     mistakes = sorted(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
     item = mistakes[0]
     path = ""
-    for part in item["loc"]:
+    location = tuple(part for part in item["loc"] if not str(part).startswith("("))  # without the tags of a union
+    for part in location:
         path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
     got = item["input"]
     shown = repr(got) if isinstance(got, str | int | float | bool | type(None)) else type(got).__name__
     kind = item["type"]
     if kind == "extra_forbidden":
-        key, known = str(item["loc"][-1]), _fields_at(root, item["loc"][:-1])
+        key, known = str(location[-1]), _fields_at(root, location[:-1])
         hint = broken_hint(key) or did_you_mean(key, known) or "; expected one of " + ", ".join(known)
         return f"{path}: unknown key{hint}"
     if kind == "missing":
@@ -64,7 +65,8 @@ def _fields_at(root: type[BaseModel], location: tuple[int | str, ...]) -> list[s
     for part in location:
         if isinstance(part, int):
             continue
-        annotation: Any = model.model_fields[part].annotation
+        names = {field.alias or name: name for name, field in model.model_fields.items()}
+        annotation: Any = model.model_fields[names[part]].annotation
         candidates = [annotation, *getattr(annotation, "__args__", ())]
         candidates += [inner for outer in candidates for inner in getattr(outer, "__args__", ())]
         model = next(kind for kind in candidates if isinstance(kind, type) and issubclass(kind, BaseModel))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from voco.model.attention.voco_mask import TokenIds
-from voco.model.cache import VocoCache
+from voco.model.cache import ReadableCache
 from voco.sequence.anyres import NEWLINE
 from voco.sequence.sequence import VISION, TokenSample
 
@@ -32,7 +32,8 @@ class Batch:
     vision_at: Tensor  # (vision slots,) int64, index of each in the row
     predict_at: Tensor  # (S,) int64, index of the token whose output predicts
     predict_id: Tensor  # (S,) int64
-    kind: Tensor  # (1, L) int64, on the host as the next three
+    predict_rows: Tensor  # (S,) int64, predict_at again, on the host as the next four
+    kind: Tensor  # (1, L) int64
     sample: Tensor  # (1, L) int64, index into sample_ids
     view: Tensor  # (1, L) int64
     conversation: Tensor  # (1, L) int64
@@ -85,7 +86,7 @@ class CachedBatch:
     """Text of several samples, and the cache that each reads; None for a sample without views."""
 
     text: Batch
-    caches: tuple[VocoCache | None, ...]
+    caches: tuple[ReadableCache | None, ...]
 
     @property
     def predict_id(self) -> Tensor:
@@ -122,13 +123,15 @@ def collate(samples: Sequence[TokenSample], features_of: Callable[[str], Tensor]
             raise ValueError(f"sample {sample.sample_id}: expected features of {sample.tiles} tiles, got {tiles[-1]}")
         views += images
     as_pixels = bool(views) and views[0].dtype == torch.uint8
+    predict_at = torch.from_numpy(np.concatenate([s.predict_at + start for s, start in zip(samples, starts, strict=True)]))
     return Batch(
         ids=joined("ids")[None],
         position=joined("position")[None],
         features=torch.cat(views) if views and not as_pixels else torch.zeros(0, *empty),
         pixels=torch.cat(views) if as_pixels else None,
         vision_at=torch.nonzero(kind == VISION)[:, 0],
-        predict_at=torch.from_numpy(np.concatenate([s.predict_at + start for s, start in zip(samples, starts, strict=True)])),
+        predict_at=predict_at,
+        predict_rows=predict_at,
         predict_id=joined("predict_id"),
         kind=kind[None],
         sample=torch.from_numpy(np.repeat(np.arange(len(samples)), [len(sample) for sample in samples]))[None],
@@ -158,7 +161,7 @@ def with_teacher(student: Batch, teacher: Batch) -> Batch:
     return replace(student, teacher=replace(teacher, features=student.features, pixels=None))
 
 
-def collate_cached(samples: Sequence[TokenSample], caches: Sequence[VocoCache | None]) -> CachedBatch:
+def collate_cached(samples: Sequence[TokenSample], caches: Sequence[ReadableCache | None]) -> CachedBatch:
     """A batch of samples that were built with `cached`, and the caches that they read."""
     text = [replace(sample, media=(), tiles=None) for sample in samples]  # their views are not in the row
     return CachedBatch(collate(text, lambda _: torch.empty(0), (0, 0)), tuple(caches))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -45,6 +45,27 @@ class CacheKey:
         return cls(**{**values, "prefix_ids": tuple(values["prefix_ids"])})
 
 
+class ReadableCache(Protocol):
+    """What text can read: keys and values of the cached tokens of views, in view order, not yet rotated."""
+
+    @property
+    def key(self) -> CacheKey: ...
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """Cached tokens of each view."""
+
+    @property
+    def text_ids(self) -> tuple[int, ...]:
+        """Text after the views that is cached too."""
+
+    def take(self, n: int) -> Self:
+        """The first `n` tokens of each view."""
+
+    def copy_to(self, keys: Tensor, values: Tensor) -> None:
+        """Write all keys and values into (D, H, M, E) tensors of any number type and device, which may be parts of others."""
+
+
 @dataclass(frozen=True)
 class VocoCache:
     """Keys and values of the cached tokens of one or more views, in view order."""
@@ -58,6 +79,11 @@ class VocoCache:
     @property
     def bytes(self) -> int:
         return 2 * self.keys.numel() * self.keys.element_size()
+
+    def copy_to(self, keys: Tensor, values: Tensor) -> None:
+        """Write keys and values into tensors of the same shape and of any number type and device."""
+        keys.copy_(self.keys)
+        values.copy_(self.values)
 
     def take(self, n: int) -> VocoCache:
         """The first `n` tokens of each view: what the same model makes with n <voco>. Raises ValueError if a view has fewer."""

@@ -9,10 +9,23 @@ import torch
 from torch import Tensor
 
 
-def hash_tensors(named: Iterable[tuple[str, Tensor]]) -> str:
-    """sha256 over the sorted lines `name dtype shape sha256-of-the-bytes` (docs/method.md, Compressor)."""
-    lines = []
-    for name, tensor in named:
+class WeightHash:
+    """sha256 over the sorted lines `name dtype shape sha256-of-the-bytes` (docs/method.md, Compressor), tensor by tensor."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+
+    def add(self, name: str, tensor: Tensor) -> None:
         data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
-        lines.append(f"{name} {tensor.dtype} {tuple(tensor.shape)} {hashlib.sha256(data).hexdigest()}")
-    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
+        self._lines.append(f"{name} {tensor.dtype} {tuple(tensor.shape)} {hashlib.sha256(data).hexdigest()}")
+
+    def hexdigest(self) -> str:
+        return hashlib.sha256("\n".join(sorted(self._lines)).encode()).hexdigest()
+
+
+def hash_tensors(named: Iterable[tuple[str, Tensor]]) -> str:
+    """The `WeightHash` of tensors by name."""
+    digest = WeightHash()
+    for name, tensor in named:
+        digest.add(name, tensor)
+    return digest.hexdigest()

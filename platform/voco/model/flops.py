@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from voco.model.checkpoint_layout import head_width
+
+# Dense bf16 peaks of the makers' data sheets, in TFLOP/s, by Ray's accelerator type
+PEAK_TFLOPS = {
+    "A100": 312.0, "A100-40G": 312.0, "A100-80G": 312.0, "H100": 989.0, "H200": 989.0, "B200": 2250.0, "L4": 121.0, "L40S": 362.0,
+    "A10G": 70.0, "T4": 65.0, "V100": 125.0, "RTX4090": 165.0,
+}  # fmt: skip
+PCIE_TFLOPS = {"H100": 756.0}  # of cards whose PCIe form is slower
+
+
+def device_peak_tflops(name: str) -> float | None:
+    """Dense bf16 peak of a GPU by its driver's name, such as `NVIDIA H100 80GB HBM3`, in TFLOP/s; None for an unknown one."""
+    words = re.findall(r"[A-Z0-9]+", re.sub(r"RTX\s+", "RTX", name).upper())
+    device = next((word for word in words if word in PEAK_TFLOPS), None)
+    if device is None:
+        return None
+    return PCIE_TFLOPS.get(device, PEAK_TFLOPS[device]) if "PCIE" in words else PEAK_TFLOPS[device]
 
 
 def _head_widths(config: Any) -> tuple[int, int]:
@@ -27,6 +44,17 @@ def read_flops(config: Any, cached: int, text: int, dense: bool = False) -> floa
     """
     pairs = text * cached + (text * text if dense else text * (text + 1) / 2)
     return float(config.num_hidden_layers * layer_flops(config, text, pairs) + 2 * config.hidden_size * config.vocab_size)
+
+
+def training_flops(config: Any, tokens: int, pairs: float, predictions: int, projected: int, features: int) -> float:
+    """Operations of one forward pass of training over `tokens` with `pairs` of them in attention, as `voco plan` counts them.
+
+    The output head runs for `predictions` tokens, the projector for `projected` vision tokens of `features` channels. Every
+    layer counts in full, also the last one, of which only what predictions need is run.
+    """
+    width = config.hidden_size
+    layers = config.num_hidden_layers * layer_flops(config, tokens, pairs)
+    return float(layers + 2 * predictions * width * config.vocab_size + 2 * projected * (features * width + width * width))
 
 
 def fastv_flops(config: Any, tokens: int, dropped: int, layer: int, dense: bool = False) -> float:

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from voco.model.attention.dense import DensePlan
-from voco.model.attention.plan import AttentionPlan, plan_attention
+from voco.model.attention.plan import AttentionPlan, RowsPlan, plan_attention
 from voco.model.attention.voco_mask import TokenIds
-from voco.model.cache import CacheKey, VocoCache, join_caches
+from voco.model.cache import CacheKey, ReadableCache, VocoCache, join_caches
 from voco.model.checkpoint_layout import head_width
 from voco.model.kv_capture import capture_keys_values
 from voco.model.last_layer import states_of_rows
@@ -60,11 +60,22 @@ class CacheReader(nn.Module):
                 f"a sample of {int(position.max()) + 1} positions is longer than the model's window of {self.window}"
             )
 
-    def _run(self, embeds: Tensor, plan: AttentionPlan, position: Tensor, past: Any = None, rows: Tensor | None = None) -> Tensor:
-        """(B, L, W) normalised states of the last layer; with `rows` (M,), of the flattened (B x L), only theirs: (M, W)."""
+    def _run(
+        self,
+        embeds: Tensor,
+        plan: AttentionPlan,
+        position: Tensor,
+        past: Any = None,
+        rows: Tensor | None = None,
+        part: RowsPlan | None = None,
+    ) -> Tensor:
+        """(B, L, W) normalised states of the last layer; with `rows` (M,), of the flattened (B x L), only theirs: (M, W).
+
+        `part`, of the plan for these rows, spares the last layer the others.
+        """
         self._check_window(position)
         if rows is not None:
-            return states_of_rows(self.language_model.model, embeds, position, plan, rows, past)
+            return states_of_rows(self.language_model.model, embeds, position, plan, rows, past, part)
         states: Tensor = self.language_model.model(
             inputs_embeds=embeds, position_ids=position, past_key_values=past, use_cache=past is not None, plan=plan
         ).last_hidden_state
@@ -75,7 +86,7 @@ class CacheReader(nn.Module):
         layout = self.layout
         return CacheKey(self.compressor, layout.method, self.compressor_tokens, layout.prefix_ids, self.preprocessing)
 
-    def place_keys(self, caches: Sequence[VocoCache | None]) -> tuple[Tensor, Tensor]:
+    def place_keys(self, caches: Sequence[ReadableCache | None]) -> tuple[Tensor, Tensor]:
         """Keys, rotated to their slots, and values of all samples' caches, one sample after the other: (D, H, M, E) each.
 
         None stands for a sample without views. Raises ValueError for a cache of another compressor.
@@ -85,23 +96,27 @@ class CacheReader(nn.Module):
             if cache.key != self.cache_key():
                 raise ValueError(f"this cache was made by {cache.key}, this model reads {self.cache_key()}")
         config, like = self.language_model.config, torch.empty(0, device=self.device, dtype=self.dtype)
+        sizes = [cached_tokens(cache) for cache in cached]
+        shape = (config.num_hidden_layers, config.num_key_value_heads, sum(sizes), head_width(config))
+        keys, values = like.new_empty(shape), like.new_empty(shape)
         if not cached:
-            shape = (config.num_hidden_layers, config.num_key_value_heads, 0, head_width(config))
-            return like.new_empty(shape), like.new_empty(shape)
-        keys = torch.cat([cache.keys.to(like) for cache in cached], dim=2)
-        values = torch.cat([cache.values.to(like) for cache in cached], dim=2)
-        slots = torch.cat([torch.arange(cached_tokens(cache), device=self.device) for cache in cached])
+            return keys, values
+        start = 0
+        for cache, size in zip(cached, sizes, strict=True):
+            cache.copy_to(keys[:, :, start : start + size], values[:, :, start : start + size])
+            start += size
+        slots = torch.cat([torch.arange(size, device=self.device) for size in sizes])
         cos, sin = self.language_model.model.rotary_emb(keys, self.layout.cached_from + slots[None])
         return rotate(keys, cos, sin), values
 
-    def text_starts(self, caches: Sequence[VocoCache | None]) -> Tensor:
+    def text_starts(self, caches: Sequence[ReadableCache | None]) -> Tensor:
         """(B,) int64: the position of the first text token after each cache."""
         sizes = [cached_tokens(cache) for cache in caches]
         return torch.tensor([size and self.layout.cached_from + size for size in sizes], device=self.device)
 
     @torch.no_grad()
     def decode_steps(
-        self, caches: Sequence[VocoCache | None], prompts: Sequence[Sequence[int]], sampling: Sampling = GREEDY
+        self, caches: Sequence[ReadableCache | None], prompts: Sequence[Sequence[int]], sampling: Sampling = GREEDY
     ) -> Iterator[Tensor]:
         """Answers to one prompt (token ids) a sample: yields (B,) int64, the next token of each, without end.
 
@@ -121,7 +136,7 @@ class CacheReader(nn.Module):
             position = position + 1
 
     def _prefill(
-        self, caches: Sequence[VocoCache | None], prompts: Sequence[Sequence[int]]
+        self, caches: Sequence[ReadableCache | None], prompts: Sequence[Sequence[int]]
     ) -> tuple[Tensor, DynamicCache, Tensor, Tensor]:
         """States (B, W) of each prompt's last token, keys and values so far, which of them are real (B, M), and the next
         position (B,).
@@ -176,7 +191,7 @@ class CacheReader(nn.Module):
 
     def stream_answers(
         self,
-        caches: Sequence[VocoCache | None],
+        caches: Sequence[ReadableCache | None],
         prompts: Sequence[Sequence[int]],
         max_new_tokens: int,
         sampling: Sampling = GREEDY,
@@ -200,7 +215,7 @@ class CacheReader(nn.Module):
         yield from collect_answers(self.decode_steps(caches, prompts, sampling), answers, max_new_tokens)
 
     def answer_ids(
-        self, caches: Sequence[VocoCache | None], prompts: Sequence[Sequence[int]], max_new_tokens: int
+        self, caches: Sequence[ReadableCache | None], prompts: Sequence[Sequence[int]], max_new_tokens: int
     ) -> list[list[int]]:
         """Greedy answers to one prompt (token ids) a sample, as ids; prompts and caches may be of any lengths.
 
@@ -255,7 +270,7 @@ def prompt_ids(turns: list[Turn], tokenizer: Any, layout: Layout, has_views: boo
     return ids
 
 
-def _uncached(cache: VocoCache | None, prompt: Sequence[int]) -> list[int]:
+def _uncached(cache: ReadableCache | None, prompt: Sequence[int]) -> list[int]:
     """The part of a prompt after the text in its cache."""
     cached = () if cache is None else cache.text_ids
     if tuple(prompt[: len(cached)]) != cached or len(prompt) <= len(cached):
@@ -263,9 +278,9 @@ def _uncached(cache: VocoCache | None, prompt: Sequence[int]) -> list[int]:
     return list(prompt[len(cached) :])
 
 
-def cached_tokens(cache: VocoCache | None) -> int:
+def cached_tokens(cache: ReadableCache | None) -> int:
     """M of a cache; 0 without one."""
-    return 0 if cache is None else cache.keys.shape[2]
+    return 0 if cache is None else sum(cache.tokens) + len(cache.text_ids)
 
 
 def to_dynamic_cache(keys: Tensor, values: Tensor) -> DynamicCache:

@@ -19,15 +19,35 @@ def show_sample(sample: TokenSample, tokenizer: Any, layout: Layout) -> str:
 
     A run is one row and one column of the grid: up to causality, its tokens may all attend to the same tokens.
     """
+    grid = _grid(sample, layout, _runs(sample))
+    head = "mask (rows attend to columns; # all of a run, + a part of it):"
+    return "\n".join([*_run_lines(sample, tokenizer, layout), head, *grid])
+
+
+def show_trained(sample: TokenSample, tokenizer: Any, layout: Layout, most_lines: int, width: int) -> str:
+    """The same without the mask, in at most `most_lines` lines of at most `width` characters, each cut in its middle."""
+    lines = _run_lines(sample, tokenizer, layout)
+    if len(lines) > most_lines:
+        lines = [*lines[: most_lines - 1], f"  ... {len(lines) - most_lines + 1} more runs"]
+    return "\n".join(_cut(line, width) for line in lines)
+
+
+def _cut(line: str, width: int) -> str:
+    """The line, or its ends: the end of a conversation is what is trained."""
+    half = (width - 5) // 2
+    return line if len(line) <= width else f"{line[:half]} ... {line[-half:]}"
+
+
+def _run_lines(sample: TokenSample, tokenizer: Any, layout: Layout) -> list[str]:
+    """A head, and a line for each run of tokens."""
     trained = set(_trained(sample))
-    runs = _runs(sample)
     lines = [f"sample {sample.sample_id}: {len(sample)} tokens, method {layout.method}, {len(sample.predict_id)} trained"]
-    for first, last in runs:
+    for first, last in _runs(sample):
         kind, span = int(sample.kinds[first]), f"{sample.position[first]}..{sample.position[last]}"
         part = f"view {sample.view[first]}" if kind != TEXT else f"conversation {sample.conversation[first]}"
         text = "" if kind in (VISION, VOCO) else _marked(sample, tokenizer, trained, first, last)
         lines.append(f"  {NAMES[kind]:<7} x{last - first + 1:<4} positions {span:<11} {part:<16} {text}")
-    return "\n".join([*lines, "mask (rows attend to columns; # all of a run, + a part of it):", *_grid(sample, layout, runs)])
+    return lines
 
 
 def _trained(sample: TokenSample) -> list[int]:

@@ -6,7 +6,7 @@ slots, C feature width, W model width, S predictions, D layers, H key-value head
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from voco.job.config import Lora
 from voco.methods import get_method
-from voco.model.attention.plan import NAME, check_backend
+from voco.model.attention.plan import NAME, RowsPlanner, check_backend
 from voco.model.batch import Batch, CachedBatch, collate
 from voco.model.cache import VocoCache, join_caches
 from voco.model.generation import CacheReader, cached_tokens, reading_token_ids, to_dynamic_cache
@@ -41,11 +42,16 @@ class Projector:
 
 @dataclass(frozen=True)
 class Distillation:
-    """How a model learns from an uncompressed one: `teacher`, or itself under the plain mask. Not one of its modules."""
+    """How a model learns from an uncompressed one: `teacher`, or itself under the plain mask. Not one of its modules.
+
+    Where ZeRO-3 has sharded the teacher, `states` computes its states for a batch's predictions, and `head` is its output head.
+    """
 
     weight: float
     temperature: float
     teacher: VocoLlama | None = None
+    states: Callable[[Batch], Tensor] | None = None
+    head: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,8 @@ class VocoLlama(CacheReader):
         self.feature_width = feature_width
         # of the caches that this model reads: hash of the weights on disk and their N; set when they are loaded
         self.compressor, self.compressor_tokens = "", layout.tokens
+        self.lora: Lora | None = None  # of the adapter that is attached, and (W,) the row of <voco> that learns beside it
+        self.voco_embedding: nn.Parameter | None = None
         self.distillation: Distillation | None = None
         self.detached_tower: DetachedTower | None = None
         self.preprocessing = tower.identity if tower is not None else ""
@@ -127,6 +135,8 @@ class VocoLlama(CacheReader):
     def embed(self, batch: Batch) -> Tensor:
         """(1, L, W): token embeddings with projected features in the vision slots."""
         embeds: Tensor = self.language_model.model.embed_tokens(batch.ids)
+        if self.voco_embedding is not None:  # in every batch, as the projector below
+            embeds = torch.where((batch.ids == self.layout.voco_id)[..., None], self.voco_embedding, embeds)
         features = batch.encoded(self.encode_pixels).features.to(embeds.dtype)
         if len(features) == 0:
             # every rank must use the projector, or sharded weights and gradients wait for it forever
@@ -148,7 +158,11 @@ class VocoLlama(CacheReader):
         With `rows` (M,) int64 only the states of those positions, (M, W).
         """
         apart = self.layout.rule.views_apart if views_apart is None else views_apart
-        return self._run(self.embed(batch), self._plan(batch.token_ids, apart), batch.position, rows=rows)
+        plan = self._plan(batch.token_ids, apart)
+        part = None
+        if rows is not None and isinstance(plan, RowsPlanner):
+            part = plan.for_rows(batch.predict_rows if rows is batch.predict_at else rows.cpu())  # the first without a wait
+        return self._run(self.embed(batch), plan, batch.position, rows=rows, part=part)
 
     def logits(self, batch: Batch) -> Tensor:
         """(1, L, vocabulary) logits of every token. For tests and display; training needs only supervised rows."""
@@ -173,9 +187,12 @@ class VocoLlama(CacheReader):
         """The teacher's states for its predictions, and its head; None stands for ours, which ZeRO-3 may have sharded here."""
         distillation = self.distillation
         assert distillation is not None
-        teacher = distillation.teacher or self
-        states = teacher.hidden(batch, views_apart=False, rows=batch.predict_at)
-        head = None if distillation.teacher is None else distillation.teacher.language_model.lm_head.weight
+        teacher, head = distillation.teacher, distillation.head
+        if distillation.states is not None:
+            states = distillation.states(batch)
+        else:
+            states = (teacher or self).hidden(batch, views_apart=False, rows=batch.predict_at)
+            head = None if teacher is None else teacher.language_model.lm_head.weight
         return DistillTarget(states, head, distillation.weight, distillation.temperature)
 
     def hidden_cached(self, batch: CachedBatch, rows: Tensor | None = None) -> Tensor:

@@ -58,7 +58,7 @@ class FeatureWorker:
     def _features(self, listed: pa.Table, bad: list[str]) -> Iterator[tuple[str, bytes]]:
         """sha256 and value of each image of the list; those that cannot be decoded are added to `bad`."""
         for batch in PixelLoader(listed.to_pylist(), self._tiles, self.batch, self.threads).batches():
-            bad += batch.bad
+            bad += (f"{image.sha256}: {image.error}" for image in batch.bad)
             if batch.names:
                 views = torch.cat([self.tower(pixels).cpu() for pixels in torch.split(batch.pixels, self.batch)])
                 for sha256, image in zip(batch.names, torch.split(views, batch.views), strict=True):

@@ -27,7 +27,7 @@ from voco.precompute.pixel_loader import UNDECODABLE
 from voco.run import units
 from voco.run.unit_records import forget_units
 from voco.run.units import part_uri
-from voco.store import index, parquet, schemas
+from voco.store import index, number_types, parquet, plain_parquet, schemas
 from voco.store.distinct import distinct_rows
 from voco.store.number_types import frame_tensor_bytes
 from voco.store.samples import ROW_ADDRESS, images_of, read_at, row_addresses
@@ -71,10 +71,11 @@ class CacheWriter:
 
     def write(self, uri: str, batches: Iterable[CompressedFrames], index: list[dict[str, Any]]) -> dict[str, Any]:
         """Write a part, return its manifest entry. Adds each row group to `index`: one medium, at most FRAME_GROUP_BYTES."""
-        return parquet.write_table(uri, self._groups(batches, index), self.schema, {schemas.FRAME_CACHE_METADATA: self.facts})
+        metadata = {schemas.FRAME_CACHE_METADATA: self.facts}
+        return plain_parquet.write_plain_table(uri, self._groups(batches, index), self.schema, metadata)
 
     def _groups(self, batches: Iterable[CompressedFrames], index: list[dict[str, Any]]) -> Iterator[pa.Table]:
-        size = max(1, schemas.FRAME_GROUP_BYTES // self.frame_bytes)
+        size = max(1, number_types.FRAME_GROUP_BYTES // self.frame_bytes)
         groups = itertools.count()
         runs = itertools.chain.from_iterable(map(self._runs, batches))
         for (sample_id, medium), of_medium in itertools.groupby(runs, key=lambda run: run[0]):
@@ -218,7 +219,7 @@ def _accepted(decoded: Iterator[Frame | Reject], rejects: list[Reject]) -> Itera
 
 
 def cut_rows(tables: Iterable[pa.Table], size: int) -> Iterator[pa.Table]:
-    """The rows of the tables as tables of `size` rows, the last of what remains, of one chunk each: files would show chunks."""
+    """The rows of the tables as tables of `size` rows, the last of what remains. Their columns may have several chunks."""
     pieces: list[pa.Table] = []
     rows = 0
     for table in tables:
@@ -228,14 +229,10 @@ def cut_rows(tables: Iterable[pa.Table], size: int) -> Iterator[pa.Table]:
             pieces.append(piece)
             start, rows = start + piece.num_rows, rows + piece.num_rows
             if rows == size:
-                yield _one_chunk(pieces)
+                yield pa.concat_tables(pieces)
                 pieces, rows = [], 0
     if pieces:
-        yield _one_chunk(pieces)
-
-
-def _one_chunk(pieces: list[pa.Table]) -> pa.Table:
-    return pieces[0] if len(pieces) == 1 else pa.concat_tables(pieces).combine_chunks()
+        yield pa.concat_tables(pieces)
 
 
 def check_method(checkpoint: str) -> None:

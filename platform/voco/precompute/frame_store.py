@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from voco.errors import Refused
-from voco.model.cache import CacheKey, VocoCache
-from voco.precompute.frame_tensors import read_joined, tensor_columns
+from voco.model.cache import CacheKey
+from voco.precompute.frame_tensors import DTYPES, tensor_columns
+from voco.precompute.stored_frames import StoredFrames, stored_tensors
 from voco.sequence.sequence import Layout
 from voco.store import index, schemas, storage
 from voco.store.part_files import PartFiles
@@ -71,8 +72,10 @@ class FrameStore:
         """Offsets of the frames to read, in the sample's order: all, or `limit` of them evenly."""
         return thin_evenly(list(range(self.frames(sample_id))), limit)
 
-    def read(self, sample_id: str, offsets: Sequence[int], n: int | None = None) -> VocoCache:
-        """The joined cache of a sample's frames at `offsets`, in that order; `n` rows of each (default: all N)."""
+    def read(self, sample_id: str, offsets: Sequence[int], n: int | None = None) -> StoredFrames:
+        """The cache of a sample's frames at `offsets`, in that order; `n` rows of each (default: all N). It is in memory, or in
+        mapped files whose pages are.
+        """
         rows = self._rows(sample_id)
         ends = np.cumsum(self._frames[rows])
         first = ends - self._frames[rows]  # offset of each group's first frame
@@ -81,10 +84,15 @@ class FrameStore:
         groups: list[tuple[pa.Table, list[int]]] = []
         for group, run in groupby(zip(group_of, offsets, strict=True), key=lambda pair: pair[0]):
             groups.append((tables[rows.start + group], [offset - int(first[group]) for _, offset in run]))
-        keys, values = (read_joined(groups, name, self.facts) for name in ("keys", "values"))
+        keys, values = (
+            tuple(chain.from_iterable(stored_tensors(table, group_rows, name, self.facts) for table, group_rows in groups))
+            for name in ("keys", "values")
+        )
+        for part in (*keys, *values):
+            part.touch()
         tokens = self.facts["shape"][2]
-        cache = VocoCache(keys, values, (tokens,) * len(offsets), self.key)
-        return cache if n is None or n == tokens else cache.take(n)
+        frames = StoredFrames(keys, values, (tokens,) * len(offsets), self.key, DTYPES[self.facts["model_dtype"]])
+        return frames if n is None or n == tokens else frames.take(n)
 
     def _rows(self, sample_id: str) -> slice:
         """The rows of the index that are a sample's. Raises KeyError."""

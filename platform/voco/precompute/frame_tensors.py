@@ -6,10 +6,8 @@ Legend: F frames, D layers, H key-value heads, N tokens of a frame, E head width
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
@@ -72,11 +70,6 @@ def split_frames(joined: Tensor, tokens: int) -> Tensor:
     return joined.view(layers, heads, count // tokens, tokens, width).permute(2, 0, 1, 3, 4)
 
 
-def join_frames(frames: Tensor) -> Tensor:
-    """(D, H, F * N, E), frame after frame, of (F, D, H, N, E)."""
-    return frames.permute(1, 2, 0, 3, 4).flatten(2, 3)
-
-
 def to_column(frames: Tensor) -> pa.FixedSizeBinaryArray:
     """One value of a table's column for each of the F frames: its numbers, row-major, in their own dtype."""
     data = frames.contiguous().cpu().view(torch.uint8).reshape(len(frames), -1).numpy()
@@ -86,32 +79,3 @@ def to_column(frames: Tensor) -> pa.FixedSizeBinaryArray:
 def tensor_columns(facts: dict[str, Any]) -> list[str]:
     """The columns of a file with these `facts` that have numbers."""
     return ["keys", "values", *(["keys_scales", "values_scales"] if facts["dtype"] in SCALED_LIMITS else [])]
-
-
-def read_joined(groups: Sequence[tuple[pa.Table, Sequence[int]]], name: str, facts: dict[str, Any]) -> Tensor:
-    """(D, H, F * N, E) in the model's dtype: "keys" or "values" of the frames at the given rows of each table, in order.
-
-    `facts` is the decoded `cache_metadata`. The tables have one chunk.
-    """
-    (layers, heads, tokens, width), model_dtype = facts["shape"], DTYPES[facts["model_dtype"]]
-    parts = []
-    for table, rows in groups:
-        stored = _by_head(table[name], rows, layers * heads).view(DTYPES[facts["dtype"]])
-        stored, scales = stored.view(layers, heads, len(rows), tokens, width), None
-        if facts["dtype"] in SCALED_LIMITS:
-            scales = _by_head(table[f"{name}_scales"], rows, layers * heads).view(torch.float32).view(layers, heads, len(rows))
-        parts.append(dequantise(stored, scales, model_dtype).flatten(2, 3))
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
-
-
-def _by_head(column: pa.ChunkedArray, rows: Sequence[int], heads: int) -> Tensor:
-    """(heads, F, B) uint8: the bytes of each of `heads` equal parts of the values at `rows`, copied once, in pieces of B."""
-    array = column.chunk(0)
-    size = array.type.byte_width
-    # numpy copies a void type as a piece of memory, several times as fast as number by number
-    piece = np.dtype((np.void, size // heads))
-    values = np.frombuffer(array.buffers()[1], piece, len(array) * heads, array.offset * size).reshape(len(array), heads)
-    chosen = values if list(rows) == list(range(len(array))) else values[list(rows)]
-    joined = np.empty((heads, len(rows)), piece)
-    joined[...] = chosen.T
-    return torch.from_numpy(joined.view(np.uint8).reshape(heads, len(rows), -1))

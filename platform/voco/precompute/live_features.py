@@ -56,7 +56,7 @@ class LiveFeatures:
     def _decoded(self) -> Any:  # a generator, which has `close`
         """sha256, and pixels (T, P, P, 3) or the error, of each image of the list."""
         for batch in self._loader.batches():
-            bad = dict(line.split(": ", 1) for line in batch.bad)
+            bad = dict(batch.bad)
             good: Iterator[Tensor] = iter(torch.split(batch.pixels, batch.views))
             for image in self.listed[batch.first : batch.first + len(batch.names) + len(batch.bad)]:
                 name = image["sha256"]

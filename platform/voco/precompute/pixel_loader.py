@@ -24,13 +24,20 @@ UNDECODABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  
 TASK_IMAGES = 8  # decoded by one task: handing over single images costs a thirtieth of their decoding
 
 
+class BadImage(NamedTuple):
+    """An image that cannot be decoded."""
+
+    sha256: str
+    error: str
+
+
 class PixelBatch(NamedTuple):
     """Consecutive images of the list, without those that cannot be decoded."""
 
     first: int  # index in the list of the batch's first image
     names: list[str]  # sha256 of each image in `pixels`
     pixels: Tensor  # (F, S, S, 3) uint8, F may be 0
-    bad: list[str]  # sha256 and error of the others
+    bad: list[BadImage]  # the others
     views: list[int]  # how many of the F views each image has: 1, or its tiles
 
 
@@ -76,7 +83,7 @@ def _to_batch(first: int, results: list[tuple[str, Tensor | str]]) -> PixelBatch
     good = [(name, result) for name, result in results if isinstance(result, Tensor)]
     views = [pixels.reshape(-1, *pixels.shape[-3:]) for _, pixels in good]
     pixels = torch.cat(views) if views else torch.empty(0, dtype=torch.uint8)
-    bad = [f"{name}: {result}" for name, result in results if isinstance(result, str)]
+    bad = [BadImage(name, result) for name, result in results if isinstance(result, str)]
     return PixelBatch(first, [name for name, _ in good], pixels, bad, [len(view) for view in views])
 
 

@@ -19,15 +19,6 @@ WIDTH = 680
 
 
 @dataclass(frozen=True)
-class Curve:
-    """One line, y over x: both (K,)."""
-
-    label: str
-    x: Floats
-    y: Floats
-
-
-@dataclass(frozen=True)
 class Bar:
     """One value in percent with its interval. `muted`: grey, for a bound."""
 
@@ -66,40 +57,6 @@ def downsample(x: Floats, y: Floats, limit: int = 400) -> tuple[Floats, Floats]:
     cuts = np.linspace(0, len(x), limit + 1).astype(int)[:-1]
     sizes = np.diff(np.append(cuts, len(x)))
     return np.add.reduceat(x, cuts) / sizes, np.add.reduceat(y, cuts) / sizes
-
-
-def curves(title: str, lines: Sequence[Curve], x_label: str, y_label: str) -> str:
-    """Lines on shared axes: pale raw points under their strong running mean."""
-    height, left, right, top, bottom = 320, 58, 30, 14, 42
-    all_y = np.concatenate([line.y for line in lines])
-    # The axis ends at the 99.5th percentile of raw points, so that an outlier in the first steps does not flatten the rest.
-    low, high = float(np.min(all_y)), float(np.quantile(all_y, 0.995))
-    y_ticks, x_ticks = nice_ticks(low, high), nice_ticks(0, max(float(line.x.max()) for line in lines))
-
-    def x_of(value: Floats | float) -> Floats | float:
-        return left + (value - x_ticks[0]) / (x_ticks[-1] - x_ticks[0]) * (WIDTH - left - right)
-
-    def y_of(value: Floats | float) -> Floats | float:
-        return height - bottom - (value - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]) * (height - top - bottom)
-
-    parts = []
-    for tick in y_ticks:
-        y = y_of(tick)
-        parts.append(f'<line class="grid" x1="{left}" x2="{WIDTH - right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(svg_text(left - 8, float(y) + 4, f"{tick:g}", "end"))
-    for tick in x_ticks:
-        parts.append(svg_text(float(x_of(tick)), height - bottom + 18, f"{tick:,g}", "middle"))
-    parts.append(svg_text((left + WIDTH - right) / 2, height - 6, x_label, "middle", "axis"))
-    parts.append(
-        f'<text class="axis" text-anchor="middle" transform="translate(14 {(height - bottom + top) / 2}) rotate(-90)">'
-        f"{escape(y_label)}</text>"
-    )
-    for index, line in enumerate(lines):
-        for kind, values in (("raw", line.y), ("mean", smooth(line.y))):
-            x, y = downsample(line.x, np.minimum(values, y_ticks[-1]))
-            points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x_of(x), y_of(y), strict=True))  # type: ignore[arg-type]
-            parts.append(f'<polyline class="{kind} s{index % COLOURS}" points="{points}"/>')
-    return svg_document(title, height, parts)
 
 
 def bars(title: str, items: Sequence[Bar], bounds: Sequence[tuple[str, float]]) -> str:
@@ -184,9 +141,9 @@ def svg_text(x: float, y: float, text: str, anchor: str, kind: str = "tick") -> 
     return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
-def svg_document(title: str, height: float, parts: list[str]) -> str:
-    """A complete SVG element of WIDTH x `height`."""
+def svg_document(title: str, height: float, parts: list[str], width: float = WIDTH, kind: str = "plot") -> str:
+    """A complete SVG element of `width` x `height` and of class `kind`."""
     return (
-        f'<svg class="plot" viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(title)}">'
+        f'<svg class="{kind}" viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="{escape(title)}">'
         f"<title>{escape(title)}</title>{''.join(parts)}</svg>"
     )

@@ -50,15 +50,15 @@ def claim_run(run_id: str, wait_s: float = 15.0) -> Any:
     seconds. Raises Refused when another driver has the run.
     """
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     deadline = time.monotonic() + wait_s
+    # on the driver's node: on another one it would end with that node, and with it the claim and the way to stop the run
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    options = {"namespace": NAMESPACE, "num_cpus": 0, "max_concurrency": 4, "scheduling_strategy": here}
     while True:
         try:
-            handle = (
-                ray.remote(_Run)
-                .options(name=f"voco-run-{run_id}", namespace=NAMESPACE, num_cpus=0, max_concurrency=4)
-                .remote(_claimant())
-            )
+            handle = ray.remote(_Run).options(name=f"voco-run-{run_id}", **options).remote(_claimant())
             ray.get(handle.stopping.remote())
             break
         except (ValueError, ray.exceptions.ActorDiedError) as error:

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import IO, Any
 
 from voco.errors import Refused
@@ -34,7 +34,15 @@ ANY_PREFIX = re.compile(r"^(?:\x1b\[\d+m)?(\(\w+ pid=[^)]*\))(?:\x1b\[0m)? ?")
 TRACEBACK_LINE = re.compile(
     r"(\s|$|Traceback \(most recent call last\)|During handling of the above|The above exception was|[\w.]+(Error|Exception)\b)"
 )
+TRAINING_STEP = re.compile(r"^(\S+): step (\d+)/(\d+), (.*)$")  # as `train/watch.py` logs it
+TRAINING_END = re.compile(r"^(\S+): ends at step \d+")  # before the last step
 WORKER_PREFIX = re.compile(r"^(\x1b\[\d+m)?\((RayTrainWorker|_trial) [^)]*\)(\x1b\[0m)? ")  # Ray's prefix of a worker's line
+
+
+def above_bars(stream: Any) -> AbstractContextManager[None]:
+    """What the block writes to the stream goes above the bars that are drawn on the terminal."""
+    bars = sys.modules.get("tqdm")
+    return bars.tqdm.external_write_mode(file=stream) if bars else nullcontext()
 
 
 class _Terminal(logging.StreamHandler[Any]):
@@ -46,8 +54,7 @@ class _Terminal(logging.StreamHandler[Any]):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
-        bars = sys.modules.get("tqdm")  # a message goes above the bars that are drawn
-        with bars.tqdm.external_write_mode(file=self.stream) if bars else nullcontext():
+        with above_bars(self.stream):
             super().emit(record)
 
     def handleError(self, record: logging.LogRecord) -> None:
@@ -70,10 +77,14 @@ def get_logger(name: str) -> logging.Logger:
 
 
 class QuietStream:
-    """A text stream that drops lines that match `CHATTER` and prints a worker's lines without Ray's prefix."""
+    """A text stream that drops lines that match `CHATTER` and prints a worker's lines without Ray's prefix.
+
+    On a terminal the lines of a training's steps become a bar.
+    """
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
+        self._bars = StepBars() if stream.isatty() else None
         self._partial = threading.local()  # per thread: threads print parts of lines in turn
         self._retrying: set[str] = set()  # workers whose last line was a retried warning, or is of its traceback
 
@@ -82,11 +93,18 @@ class QuietStream:
         *lines, self._partial.text = pending.split("\n")
         for line in lines:
             if not self._is_noise(line):
-                self._stream.write(WORKER_PREFIX.sub("", line) + "\n")
+                self._write_line(WORKER_PREFIX.sub("", line))
         if self._partial.text.startswith("\r"):  # a progress bar redraws its line
             self._stream.write(self._partial.text)
             self._partial.text = ""
         return len(text)
+
+    def _write_line(self, line: str) -> None:
+        if self._bars is None:
+            self._stream.write(line + "\n")
+        elif not self._bars.take(line):
+            with above_bars(sys.stdout):
+                self._stream.write(line + "\n")
 
     def _is_noise(self, line: str) -> bool:
         prefix = ANY_PREFIX.match(line)
@@ -164,3 +182,29 @@ class Progress:
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
+
+
+class StepBars:
+    """A bar on the terminal for each training, from the lines of its steps."""
+
+    def __init__(self) -> None:
+        self._bars: dict[str, Progress] = {}
+
+    def take(self, line: str) -> bool:
+        """Show a line in its bar; False for a line about anything else, which is not shown."""
+        if match := TRAINING_END.match(line):
+            self._close(match[1])
+        match = TRAINING_STEP.match(line)
+        if match is None:
+            return False
+        name, done, total, figures = match[1], int(match[2]), int(match[3]), match[4]
+        if name not in self._bars:
+            self._bars[name] = Progress(name, total, done)
+        self._bars[name].update(done, figures)
+        if done == total:
+            self._close(name)
+        return True
+
+    def _close(self, name: str) -> None:
+        if name in self._bars:
+            self._bars.pop(name).close()

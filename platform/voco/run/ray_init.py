@@ -21,7 +21,7 @@ from voco.run.proxies import LOOPBACK, bypass_proxy, is_loopback
 
 log = get_logger(__name__)
 
-STARTS = 3  # of a local Ray, which gives up after 30 s, a constant of Ray's: a busy machine needs longer
+STARTS = 3  # of Ray, which gives up after 30 s, a constant of Ray's: a busy machine needs longer
 REACH_S = 10.0  # that a cluster may take to accept a connection
 SOCKET_BYTES = 107  # of the path of a Unix socket on Linux (108 with its zero; unix(7))
 SOCKET_SUFFIX = "/session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store"  # what Ray appends, with the longest pid
@@ -112,12 +112,12 @@ def _join_cluster(address: str) -> None:
     """Join the cluster of RAY_ADDRESS. Raises JobFailed when it does not answer."""
     import ray
 
+    failure = f"RAY_ADDRESS={address}: no Ray cluster answers there"
     try:
         _reach(address)
-        with delay_stderr(shown_on_error=False):
-            ray.init(address="auto", logging_level="WARNING")
     except Exception as error:
-        raise JobFailed(f"RAY_ADDRESS={address}: no Ray cluster answers there: {message_line(error)}") from error
+        raise JobFailed(f"{failure}: {message_line(error)}") from error
+    try_starts(failure, lambda: ray.init(address="auto", logging_level="WARNING"))
 
 
 def _reach(address: str) -> None:
@@ -146,24 +146,41 @@ def _reach(address: str) -> None:
 
 
 def _start_local(cpus: float, temp_dir: str | None) -> None:
-    """Start Ray on this machine, more than once where it is slow. Raises JobFailed when it does not start."""
+    """Start Ray on this machine. Raises JobFailed when it does not start."""
     import ray
 
     logical = max(os.cpu_count() or 1, int(cpus) + 2)  # more than workers need: a waiting driver must not block one
     log.info("no RAY_ADDRESS: a local Ray with %d logical CPUs, for this run only", logical)
+    options: dict[str, Any] = {"num_cpus": logical, "include_dashboard": False, "logging_level": "WARNING", "_temp_dir": temp_dir}
+    try_starts("Ray did not start on this machine", lambda: ray.init(address="local", **options))
+
+
+def try_starts(failure: str, init: Callable[[], Any]) -> None:
+    """Call `ray.init` up to STARTS times, with a line for each failure. Raises JobFailed for the last, or one that stays."""
+    import ray
+
     for start in range(1, STARTS + 1):
         running = _children()
         try:
             with delay_stderr(shown_on_error=False):
-                ray.init(address="local", num_cpus=logical, include_dashboard=False, logging_level="WARNING", _temp_dir=temp_dir)
+                init()
             return
         except Exception as error:
-            if start == STARTS or (isinstance(error, OSError) and error.errno is not None):  # no folder, or no right to it
-                raise JobFailed(f"Ray did not start on this machine: {message_line(error)}") from error
-            log.warning("Ray did not start (%s); starting it again", message_line(error, 120))
+            if start == STARTS or _stays(error):
+                raise JobFailed(f"{failure}: {message_line(error)}") from error
+            log.warning("%s (%s); trying again", failure, message_line(error, 120))
             with suppress(Exception):  # of what is half started
                 ray.shutdown()
             _end_children(running)
+
+
+def _stays(error: Exception) -> bool:
+    """True for a failure that another try would not change: a folder or the right to it, no cluster, a token, Ray's version."""
+    import ray
+
+    if (isinstance(error, OSError) and error.errno is not None) or isinstance(error, ray.exceptions.AuthenticationError):
+        return True
+    return any(words in str(error) for words in ("Could not find any running Ray instance", "Version mismatch"))
 
 
 def _children() -> set[Any]:

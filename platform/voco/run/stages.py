@@ -10,6 +10,7 @@ from voco.job.trials import inner_jobs
 from voco.run import manifest, wandb_tracking
 from voco.run.logs import get_logger
 from voco.run.manifest import Manifest
+from voco.run.prometheus import stage_metrics
 from voco.run.wandb_tracking import TrackedRun
 
 log = get_logger(__name__)
@@ -28,7 +29,8 @@ def run_stage(job: Job, run: RunStage, record: RecordStage | None = None, replac
         log.info("%s: done already (%s)", job.name, run_id)
         return finished
     log.info("%s: %s as %s", job.name, job.kind, run_id)
-    done = run(job, run_id)
+    with stage_metrics(job.name, run_id, job.kind):
+        done = run(job, run_id)
     tracked = wandb_tracking.tracked_job(job, run_id)
     if tracked is not None and (job.stage.own_wandb_run or wandb_tracking.GROUP not in os.environ):
         with wandb_tracking.start_tracking(tracked) as tracked_run, tracked_run.guard(RECORD_S):

@@ -19,9 +19,10 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from voco.errors import Refused, Stopped
-from voco.job.config import Resources
+from voco.job.resources import Resources
 from voco.run import claim
 from voco.run.logs import Progress, get_logger
+from voco.run.prometheus import current_stage
 from voco.run.unit_records import FinishedUnits, UnitRecords, write_record
 from voco.store import parquet, storage
 from voco.store.part_files import PartFiles
@@ -194,6 +195,8 @@ def run_units(
     rows = size = 0
     rejected: Counter[str] = Counter()
     progress = Progress(label, total, finished)
+    stage = current_stage()
+    stage.set_units(finished, total)
     try:
         for count, result in enumerate(_results(output, done.pending, worker, arguments, resources, in_process), start=1):
             line = str(result["record"][0])
@@ -201,7 +204,10 @@ def run_units(
             record = json.loads(line)
             rows += int(result["rows"][0])
             size += sum(entry["bytes"] for entries in record["tables"].values() for entry in entries)
-            rejected.update(record.get("rejected", {}))
+            unit_rejects = reject_reasons(record)
+            rejected.update(unit_rejects)
+            stage.set_units(finished + count, total)
+            stage.count_rows(*row_counts(record), unit_rejects)
             seconds = time.monotonic() - started
             rate = f"{rows:,} rows, {rows / seconds:,.0f} rows/s, {size / 1e6:,.1f} MB, {size / seconds / 1e6:,.1f} MB/s"
             reasons = "".join(f", {reason} {number:,}" for reason, number in sorted(rejected.items()))
@@ -214,6 +220,20 @@ def run_units(
     finally:
         progress.close()
     return UnitRecords(output)
+
+
+def reject_reasons(record: dict[str, Any]) -> Counter[str]:
+    """What a unit rejected, by reason: counts of ingest, rows of a frame cache, images of features and answers."""
+    reasons = Counter(record.get("rejected", {}))
+    reasons.update(reject["reason"] for reject in record.get("rejects", []))
+    return reasons + Counter(corrupt_media=len(record.get("bad", [])))
+
+
+def row_counts(record: dict[str, Any]) -> tuple[int, int]:
+    """Rows that a unit has read and written; ingest has read what it wrote or rejected."""
+    counts = record.get("counts", {})
+    written = counts.get("written", record.get("written", 0))
+    return counts.get("read", written + sum(record.get("rejected", {}).values())), written
 
 
 def _results(
@@ -249,7 +269,7 @@ def _wave_results(
     context.execution_no_progress_timeout_s = -1  # a unit may take longer than Ray's half hour
     context.max_consecutive_actor_init_deaths = 3
     dataset = ray.data.from_items([{"unit": unit} for unit in pending], override_num_blocks=len(pending))
-    size = min(resources.workers, len(pending))
+    size = min(resources.most_workers, len(pending))
     options: dict[str, Any] = {"batch_size": 1, "batch_format": "numpy", "num_cpus": resources.cpus_per_worker}
     if resources.gpus_per_worker:
         options |= {"num_gpus": resources.gpus_per_worker, "accelerator_type": resources.accelerator}

@@ -39,7 +39,10 @@ if TYPE_CHECKING:  # takes half a second to import, so a job without tracking ne
 log = get_logger(__name__)
 
 # columns of schemas.METRICS
-CURVES = ("step", "epoch", "loss", "kl", "lr", "grad_norm", "tokens", "seconds", "wait")
+CURVES = (
+    "step", "epoch", "loss", "kl", "lr", "grad_norm", "tokens", "seconds", "wait", "samples_per_s", "tokens_read", "tokens_per_s",
+    "mfu", "memory_bytes", "voco_norm", "attempt", "val_loss", "val_score",
+)  # fmt: skip
 PREDICTIONS = ("image", "question", "references", "prediction", "correct", "category")
 IMAGE_EDGE = 256  # pixels: pictures in a table are only looked at
 GROUP = "WANDB_RUN_GROUP"

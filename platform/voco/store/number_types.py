@@ -7,6 +7,7 @@ from collections.abc import Sequence
 NUMBER_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "float8_e4m3fn": 1}
 SCALED_LIMITS = {"int8": 127.0, "float8_e4m3fn": 448.0}  # the largest number of types that are stored with scales
 SCALE_BYTES = 4  # fp32
+FRAME_GROUP_BYTES = 16 << 20  # of keys and values in one row group of a frame cache
 
 
 def frame_tensor_bytes(shape: Sequence[int], dtype: str) -> tuple[int, int]:

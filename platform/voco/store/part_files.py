@@ -20,13 +20,14 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from voco.store import storage
-from voco.store.plain_values import mapped_values
+from voco.store.plain_values import ReadBytes, is_plain, plain_values
 
 TAIL_BYTES = 128 << 10  # read at first for a footer
 GAP_BYTES = 64 << 10  # between two chunks that are still read together
 FOOTERS = 64  # of the parts used last, compressed: 80 KB in the file for 32 row groups of `samples/`, a quarter of it here
 DECODED = 4  # of them, eight times as large as in the file; decoding takes a millisecond or two
 THREADS = 16  # reads at a time
+MAPPED_BYTES = 256 << 10  # from which values are mapped: a process has at most 65,530 maps (vm.max_map_count)
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -83,12 +84,31 @@ class PartFiles:
             return file.read_row_group(group, columns=None if columns is None else list(columns), use_threads=False)
 
     def read_values(self, uri: str, group: int, columns: Sequence[str], size: int | None = None) -> pa.Table:
-        """As `read_row_group`, for columns of fixed width: without a copy where the file is local and its pages allow it."""
-        footer, _ = self.open(uri, size)
-        fs, path = storage.filesystem(uri)
-        local = isinstance(fs, LocalFileSystem)
-        table = mapped_values(path, self._decode(footer), group, columns) if local else None
-        return self.read_row_group(uri, group, columns, size).combine_chunks() if table is None else table
+        """As `read_row_group`, for columns of a fixed width, of one chunk each. Values of `plain_parquet.py` are not copied: they
+        are in the mapped file, which lives as long as they are used, or in the bytes that were fetched. Do not write to them.
+        """
+        metadata = self._decode(self.open(uri, size).footer)
+        if is_plain(metadata, group, columns):
+            table = plain_values(metadata, group, columns, _bytes_of(uri, chunk_ranges(metadata, group, columns)))
+            if table is not None:
+                return table
+        return self.read_row_group(uri, group, columns, size).combine_chunks()
+
+
+def _bytes_of(uri: str, ranges: Sequence[tuple[int, int]]) -> ReadBytes:
+    """Gives bytes inside these ranges: of a mapped file, or fetched where the file is not local or they are few."""
+    fs, path = storage.filesystem(uri)
+    if isinstance(fs, LocalFileSystem) and sum(length for _, length in ranges) >= MAPPED_BYTES:
+        with pa.memory_map(path) as file:
+            content = file.read_buffer()
+        return content.slice  # type: ignore[no-any-return]
+    data = {start: pa.py_buffer(storage.read_range(fs, path, start, size)) for start, size in join_ranges(ranges)}
+
+    def read(start: int, size: int) -> pa.Buffer:
+        first = max(offset for offset in data if offset <= start)
+        return data[first].slice(start - first, size)
+
+    return read
 
 
 def chunk_ranges(metadata: pq.FileMetaData, group: int, columns: Sequence[str] | None) -> list[tuple[int, int]]:

@@ -126,11 +126,15 @@ class PatientS3(S3FileSystem):  # type: ignore[misc]
             log.warning(message, self._endpoint(), self.patience_s, one_line(error))
 
     async def _put_file(self, lpath: str, rpath: str, *arguments: Any, **named: Any) -> None:
-        part = max(PART_BYTES, -(-os.path.getsize(lpath) // MAX_PARTS))
-        named = {"chunksize": part, "max_concurrency": PARALLEL_PARTS} | named
+        named = {"chunksize": part_bytes(os.path.getsize(lpath)), "max_concurrency": PARALLEL_PARTS} | named
         await _restart_lost(lambda: super(PatientS3, self)._put_file(lpath, rpath, *arguments, **named))
 
-    async def _pipe_file(self, path: str, data: bytes, *arguments: Any, **named: Any) -> Any:
+    async def _pipe_file(self, path: str, data: Any, *arguments: Any, **named: Any) -> Any:
+        """`data` is bytes, or has their length and slices."""
+        if len(data) < 2 * named.get("chunksize", PART_BYTES):
+            data = data[:]  # one request
+        else:
+            named = {"max_concurrency": PARALLEL_PARTS} | named
         return await _restart_lost(lambda: super(PatientS3, self)._pipe_file(path, data, *arguments, **named))
 
     async def _get_file(self, rpath: str, lpath: str, *arguments: Any, **named: Any) -> None:
@@ -143,6 +147,11 @@ class PatientS3(S3FileSystem):  # type: ignore[misc]
                 parts = [self._cat_file(rpath, start=start, end=min(start + PART_BYTES, size)) for start in batch]
                 for data in await asyncio.gather(*parts):
                     file.write(data)
+
+
+def part_bytes(size: int) -> int:
+    """Bytes of each part of a multipart upload of `size` bytes."""
+    return max(PART_BYTES, -(-size // MAX_PARTS))
 
 
 class _Body:

@@ -184,10 +184,18 @@ METRICS = pa.schema(
         ("grad_norm", pa.float64()),
         ("seconds", pa.float64()),
         ("wait", pa.float64()),  # seconds of it that the slowest worker waited for its data
+        ("time", pa.float64()),  # when it ended, Unix seconds: gaps between attempts are what interruptions cost
+        ("samples_per_s", pa.float64()),
+        ("tokens_read", pa.int64()),  # positions of the language model's pass over the step: text, vision and <voco>
+        ("tokens_per_s", pa.float64()),  # tokens_read over seconds
+        ("mfu", pa.float64()),  # model FLOPs over seconds and the workers' peak; null where no peak is known
+        ("memory_bytes", pa.int64()),  # most of any worker so far: allocated on its device, or resident where there is none
+        ("voco_norm", pa.float64()),  # L2 norm of the embedding of <voco>; null where it is not trained
+        ("attempt", pa.int64()),  # starts of the workers before this step: 0, and 1 more after each interruption
+        ("val_loss", pa.float64()),  # of inputs.val after this step; null at all steps but those of a validation
+        ("val_score", pa.float64()),  # mean mark of the answers about inputs.val
     ]
 )
-
-FRAME_GROUP_BYTES = 16 << 20  # of keys and values in one row group of a frame cache
 
 
 def frame_cache_schema(tensor_bytes: int, scale_bytes: int = 0) -> pa.Schema:

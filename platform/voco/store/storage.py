@@ -13,10 +13,11 @@ import os
 import shutil
 import tempfile
 import uuid
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Thread
 from typing import IO, TYPE_CHECKING, Any
 
 import fsspec
@@ -28,6 +29,7 @@ if TYPE_CHECKING:  # a third of a second that `voco plan` does not need
     import pyarrow.fs as pafs
 
 HASHED_BESIDE = 1 << 20  # bytes of a write from which it is hashed on another thread meanwhile: the two take equally long
+HASHED_BEHIND = 32 << 20  # bytes that are written and not hashed yet
 PATIENCE_S = 180.0  # longer than a restart of a server, shorter than a night
 SHARDS = (".tar", ".parquet")  # of sources that are a folder of files
 PLACEHOLDER = "YOUR-"  # s3://YOUR-BUCKET/...: to be filled in by the user
@@ -158,38 +160,72 @@ def _partial(target: Path) -> Path:
 
 
 class Hashing(io.RawIOBase):
-    """A file that is written from start to end, and counts its bytes (`size`) and hashes them (`sha256()`) meanwhile."""
+    """A file that is written from start to end, and counts its bytes (`size`) and hashes them (`sha256()`) meanwhile.
+
+    Large writes are hashed on another thread. Memory that is read-only, such as `bytes`, may still be hashed after `write`: it
+    must not change before `finish`.
+    """
 
     def __init__(self, raw: IO[bytes]) -> None:
         self.raw = raw
         self.digest = hashlib.sha256()
         self.size = 0
+        self._hasher: ThreadPoolExecutor | None = None
+        self._unhashed: deque[tuple[Future[None], int]] = deque()
 
     def writable(self) -> bool:
         return True
 
     def write(self, data: Any) -> int:
-        with memoryview(data).cast("B") as view:
-            beside = Thread(target=self.digest.update, args=(view,)) if len(view) >= HASHED_BESIDE else None
-            if beside is None:
-                self.digest.update(view)
-            else:
-                beside.start()
-            try:
-                done = 0
-                while done < len(view):  # the system writes at most 2 GiB at a time
-                    done += self.raw.write(view[done:]) or 0
-            finally:
-                if beside is not None:
-                    beside.join()
+        view = memoryview(data).cast("B")
+        self._hash(view)
+        done = 0
+        try:
+            while done < len(view):  # the system writes at most 2 GiB at a time
+                done += self.raw.write(view[done:]) or 0
+        finally:
+            self._wait(HASHED_BEHIND if view.readonly else 0)
         self.size += done
         return done
+
+    def _hash(self, view: memoryview) -> None:
+        self._wait(HASHED_BEHIND)
+        if not self._unhashed and len(view) < HASHED_BESIDE:
+            self.digest.update(view)
+            return
+        if self._hasher is None:
+            self._hasher = ThreadPoolExecutor(1)
+        self._unhashed.append((self._hasher.submit(self.digest.update, view), len(view)))
+
+    def _wait(self, limit: int) -> None:
+        """Wait until at most `limit` bytes are not hashed, and forget those that are."""
+        left = sum(size for _, size in self._unhashed)
+        while self._unhashed and (left > limit or self._unhashed[0][0].done()):
+            hashed, size = self._unhashed.popleft()
+            hashed.result()
+            left -= size
+
+    def finish(self) -> None:
+        """Wait until every byte is hashed, and end the thread."""
+        self._wait(0)
+        if self._hasher is not None:
+            self._hasher.shutdown()
+            self._hasher = None
 
     def tell(self) -> int:
         return self.size
 
     def sha256(self) -> str:
+        self._wait(0)
         return self.digest.hexdigest()
+
+
+@contextmanager
+def _finished(file: Hashing) -> Iterator[Hashing]:
+    try:
+        yield file
+    finally:
+        file.finish()
 
 
 @contextmanager
@@ -198,7 +234,8 @@ def open_write(uri: str) -> Iterator[Hashing]:
     fs, path = filesystem(uri)
     if not isinstance(fs, LocalFileSystem):
         with tempfile.TemporaryFile(buffering=0) as raw:  # it has no name, so a kill leaves nothing
-            yield Hashing(raw)
+            with _finished(Hashing(raw)) as file:
+                yield file
             raw.seek(0)
             fs.put_file(f"/dev/fd/{raw.fileno()}", path)
         return
@@ -206,8 +243,8 @@ def open_write(uri: str) -> Iterator[Hashing]:
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial(target)
     try:
-        with partial.open("wb", buffering=0) as raw:
-            yield Hashing(raw)
+        with partial.open("wb", buffering=0) as raw, _finished(Hashing(raw)) as file:
+            yield file
         os.replace(partial, target)
     finally:
         partial.unlink(missing_ok=True)

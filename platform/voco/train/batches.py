@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from voco.job.config import Training
 from voco.model.batch import Batch, CachedBatch, collate, with_teacher
@@ -15,11 +21,13 @@ from voco.sequence.chat_template import Turn
 from voco.sequence.sequence import Layout, TokenSample, build_sample, filler_sample
 from voco.store.samples import COLUMNS, MEDIA_BYTES, SampleTables, images_of, medium_bytes, sizes_of
 from voco.train.live_images import LiveImages
-from voco.train.packing import split_evenly
+from voco.train.packing import split_by_tokens, split_evenly
 from voco.train.sampler import LIVE_GROUPS, Rows
+from voco.train.step_metrics import NO_FACTS, StepFacts
 
 BUILT_SAMPLES = 2048  # of tables with a weight above 1: token samples that are kept for their next use, about 40 KB each
 Part = tuple[dict[str, Any], list[list[Turn]]]  # what a sample is made of: its row, and its conversations' turns
+Split = Callable[[list[int]], list[list[int]]]  # lengths of samples to the samples of each micro-batch, some of them empty
 
 
 @dataclass(frozen=True)
@@ -28,44 +36,65 @@ class StepData:
 
     batches: list[Batch] | list[CachedBatch]  # micro-batches
     cut: int  # text tokens that `max_tokens` left out of them
+    sample_ids: tuple[str, ...] = ()  # of its rows, in their order; "" where the tail of an epoch is filled
+    facts: StepFacts = NO_FACTS  # what the step takes of this worker
+    example: TokenSample | None = None  # its first sample that is trained
+    # predicts nothing: repeated where another worker has more micro-batches; None where all have the same number
+    filler: Batch | CachedBatch | None = None
 
     def pinned(self) -> StepData:
         """The same in page-locked memory, so that copies to a device overlap with its work. Needs CUDA."""
-        return StepData([batch.pinned() for batch in self.batches], self.cut)  # type: ignore[arg-type]
+        filler = None if self.filler is None else self.filler.pinned()
+        return replace(self, batches=[batch.pinned() for batch in self.batches], filler=filler)  # type: ignore[arg-type]
 
 
 class SampleRows:
     """The samples of row groups, as parts. The last `limit` row groups are kept (`sampler.live_groups` says how many).
 
-    Under `encoded` each medium of a row has its bytes.
+    They are kept as Arrow tables, several times smaller than Python objects; a row is converted when a step takes it. Under
+    `encoded` each medium of a row has its bytes.
     """
 
     def __init__(self, tables: SampleTables, share_vision: bool, limit: int = 2 * LIVE_GROUPS, encoded: bool = False) -> None:
         self.tables, self.share_vision, self.limit, self.encoded = tables, share_vision, limit, encoded
-        self._groups: OrderedDict[int, list[Part]] = OrderedDict()
+        self.turns_of: Callable[[dict[str, Any]], list[Turn]] = itemgetter("turns")  # of a conversation
+        self._groups: OrderedDict[int, pa.Table] = OrderedDict()
+        self._firsts: dict[int, npt.NDArray[np.int64]] = {}  # without `share_vision`: the first sample of each row of a group
+        self._rows: dict[tuple[int, int], dict[str, Any]] = {}  # converted since the last `load`
 
     def load(self, groups: Iterable[int]) -> None:
         """Read the row groups that are not in memory, several at a time. All of these stay, even above the limit."""
         current = list(dict.fromkeys(groups))
         columns = [*COLUMNS, MEDIA_BYTES] if self.encoded else COLUMNS
         for group, table in self.tables.tables(columns, [group for group in current if group not in self._groups]):
-            rows, (part, _) = table.to_pylist(), self.tables.address(group)
-            for medium in (medium for row in rows if self.encoded for medium in row["media"] or []):
-                medium["bytes"] = medium_bytes(medium, part)
-            self._groups[group] = [sample for row in rows for sample in self._parts(row)]
+            self._groups[group] = table
+            if not self.share_vision:
+                counts = pc.list_value_length(table["conversations"]).to_numpy()
+                self._firsts[group] = np.cumsum(counts) - counts
         for group in current:
             self._groups.move_to_end(group)
         while len(self._groups) > max(self.limit, len(current)):
-            self._groups.popitem(last=False)
+            self._firsts.pop(self._groups.popitem(last=False)[0], None)
+        self._rows.clear()
 
     def part(self, group: int, index: int) -> Part:
         """One sample of a row group that was loaded."""
-        return self._groups[group][index]
+        if self.share_vision:
+            row = self._row(group, index)
+            return row, [self.turns_of(conversation) for conversation in row["conversations"]]
+        firsts = self._firsts[group]
+        number = int(np.searchsorted(firsts, index, side="right")) - 1
+        row = self._row(group, number)
+        return row, [self.turns_of(row["conversations"][index - int(firsts[number])])]
 
-    def _parts(self, row: dict[str, Any]) -> Iterator[Part]:
-        conversations = [conversation["turns"] for conversation in row["conversations"]]
-        for part in [conversations] if self.share_vision else [[turns] for turns in conversations]:
-            yield row, part
+    def _row(self, group: int, number: int) -> dict[str, Any]:
+        if (group, number) not in self._rows:
+            (row,) = self._groups[group].slice(number, 1).to_pylist()
+            part, _ = self.tables.address(group)
+            for medium in (row["media"] or []) if self.encoded else []:
+                medium["bytes"] = medium_bytes(medium, part)
+            self._rows[group, number] = row
+        return self._rows[group, number]
 
 
 class TrainingSamples:
@@ -116,6 +145,17 @@ class TrainingSamples:
         return build_sample(*arguments, max_tokens=max_tokens, cached=self.cached, sizes=sizes)
 
 
+def first_trained(samples: Iterable[TokenSample]) -> TokenSample | None:
+    """The first sample that has a token to predict."""
+    return next((sample for sample in samples if len(sample.predict_id)), None)
+
+
+def row_ids(rows: Rows, samples: Iterable[TokenSample]) -> tuple[str, ...]:
+    """The ids of (n, 2) rows, whose samples are given without the fill."""
+    ids = (sample.sample_id for sample in samples)
+    return tuple(next(ids) if group >= 0 else "" for group in rows[:, 0].tolist())
+
+
 class ImageBatches:
     """Batches of samples whose images are read as features, or decoded from their rows."""
 
@@ -140,18 +180,28 @@ class ImageBatches:
 
     def micro_batches(self, rows: Rows, count: int) -> StepData:
         """The samples at (n, 2) rows as `count` batches of nearly equal length."""
+        return self._batches(rows, lambda lengths: split_evenly(lengths, count))
+
+    def token_batches(self, rows: Rows, tokens: int) -> StepData:
+        """The samples at (n, 2) rows as few batches of at most `tokens` each, a longer sample alone; with a filler."""
+        data = self._batches(rows, lambda lengths: split_by_tokens(lengths, tokens) or [[]])
+        filler = self._collate([], [])
+        return replace(data, filler=filler if self.teacher_samples is None else with_teacher(filler, filler))
+
+    def _batches(self, rows: Rows, split_lengths: Split) -> StepData:
         samples = self.samples.take(rows)
         if isinstance(self.features, LiveImages):
             self.features.load(self.samples.rows.part(group, row)[0] for group, row in rows.tolist() if group >= 0)
         else:
             self.features.load(dict.fromkeys(name for sample in samples for name in sample.media))
-        split = split_evenly([len(sample) for sample in samples], count)
+        split = split_lengths([len(sample) for sample in samples])
         batches = [self._collate(samples, indices) for indices in split]
         if self.teacher_samples is not None:
             teacher_samples = self.teacher_samples.take(rows)
             teachers = [self._collate(teacher_samples, indices) for indices in split]
             batches = [with_teacher(batch, teacher) for batch, teacher in zip(batches, teachers, strict=True)]
-        return StepData(batches, sum(sample.cut for sample in samples))
+        cut, example = sum(sample.cut for sample in samples), first_trained(samples)
+        return StepData(batches, cut, row_ids(rows, samples), example=example)
 
     def _collate(self, samples: list[TokenSample], indices: list[int]) -> Batch:
         chosen = [samples[index] for index in indices] or [filler_sample(self.layout)]

@@ -26,13 +26,15 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     return rows
 
 
-def split_evenly(lengths: Sequence[int], count: int) -> list[list[int]]:
+def split_evenly(lengths: Sequence[int], count: int, capacity: int | None = None) -> list[list[int]]:
     """All samples in `count` rows of nearly equal length; some are empty when there are fewer samples.
 
     Finds the least capacity at which `pack` needs no more rows, by bisection (MULTIFIT; Coffman, Garey and Johnson, 1978).
-    A row is only as long as its samples, so unlike a fixed capacity the last row wastes nothing.
+    A row is only as long as its samples, so unlike a fixed capacity the last row wastes nothing. No row is longer than
+    `capacity`, at which `pack` must need no more than `count` rows.
     """
-    low, high = max([-(-sum(lengths) // count), *lengths]), max(1, sum(lengths))
+    low = max([-(-sum(lengths) // count), *lengths])
+    high = max(1, sum(lengths)) if capacity is None else capacity
     while low < high:
         middle = (low + high) // 2
         if len(pack(lengths, middle)) <= count:
@@ -41,3 +43,13 @@ def split_evenly(lengths: Sequence[int], count: int) -> list[list[int]]:
             low = middle + 1
     rows = sorted(sorted(row) for row in pack(lengths, high))
     return rows + [[]] * (count - len(rows))
+
+
+def split_by_tokens(lengths: Sequence[int], tokens: int) -> list[list[int]]:
+    """All samples in few rows of nearly equal length, of at most `tokens` each; a longer sample gets a row alone."""
+    alone = [[index] for index, length in enumerate(lengths) if length > tokens]
+    fitting = [index for index, length in enumerate(lengths) if length <= tokens]
+    fitting_lengths = [lengths[index] for index in fitting]
+    count = len(pack(fitting_lengths, tokens))
+    rows = split_evenly(fitting_lengths, count, tokens) if count else []
+    return sorted(alone + [[fitting[at] for at in row] for row in rows])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 from voco.errors import Refused
 from voco.job.chat_templates import CHAT_TEMPLATES
-from voco.job.config import ImageSft, Training, VideoSft
+from voco.job.config import ImageSft, Training, VideoSft, lora_of
 from voco.job.spec import Job
-from voco.job.tables import ATTENTION
+from voco.job.tables import ATTENTION, AUTO, METRICS
 from voco.precompute.feature_store import FeatureStore, check_tower
 from voco.precompute.preflight import check_frames, check_images, media_sample_ids
 from voco.sequence.sequence import Layout
@@ -22,6 +23,7 @@ def run_preflight(job: Job, layout: Layout, model: str) -> Layout | None:
     """Every check of a training job, on tables opened once. Returns the teacher's layout, or None without a teacher."""
     tables = SampleTables(job.resolved_inputs.sample_uris)
     check_training(job, layout, model, tables)
+    check_validation(job, layout, model)
     return check_teacher(job, layout, model, tables)
 
 
@@ -33,6 +35,7 @@ def check_training(job: Job, layout: Layout, model: str, tables: SampleTables) -
     from voco.model.rope import max_positions
 
     block: Training = job.block
+    check_adapter(job)
     config = weights.read_config(model)
     positions = max_positions(config["language_model"])
     # a video's text comes after one prefix and every frame's <voco>; max_tokens counts the <voco> and the text
@@ -42,10 +45,11 @@ def check_training(job: Job, layout: Layout, model: str, tables: SampleTables) -
         raise Refused(f"{job.kind}.max_tokens: expected at most {limit}, {got}")
     if not TableMix(tables.sizes, tables.owners, tuple(item.weight for item in job.inputs.samples)).epoch_samples():
         raise Refused("inputs.samples: an epoch of these tables with these weights has no sample")
-    narrowest, head = ATTENTION[block.attention].narrowest_head, config["language_model"].get("head_dim")
-    if head is not None and head < narrowest:
-        raise Refused(f"{job.kind}.attention: {block.attention} has no kernel for heads of width {head}: expected segments")
-    get_backend(block.attention)  # a package's may be broken
+    if block.attention != AUTO:
+        narrowest, head = ATTENTION[block.attention].narrowest_head, config["language_model"].get("head_dim")
+        if head is not None and head < narrowest:
+            raise Refused(f"{job.kind}.attention: {block.attention} has no kernel for heads of width {head}: expected segments")
+        get_backend(block.attention)  # a package's may be broken
     if isinstance(block, VideoSft):
         _check_frames(job, block, layout, config, tables)
         return
@@ -58,6 +62,41 @@ def check_training(job: Job, layout: Layout, model: str, tables: SampleTables) -
     prefix = max((layout.prefix_tokens(sizes) for sizes in images), default=layout.prefix_tokens([None]))
     if prefix >= block.max_tokens:
         raise Refused(f"{job.kind}.max_tokens: expected more than the prefix's {prefix} tokens, got {block.max_tokens}")
+
+
+def check_adapter(job: Job) -> None:
+    """Refuse an adapter where its package, an extra of ours, is missing."""
+    if lora_of(job.block) is not None and importlib.util.find_spec("peft") is None:
+        raise Refused(f"{job.kind}.lora: needs the package peft: pip install 'voco[lora]'")
+
+
+def check_validation(job: Job, layout: Layout, model: str) -> None:
+    """Refuse held-out rows that the job cannot read, or cannot answer."""
+    settings = job.block.validation
+    if settings is None:
+        return
+    from voco.model import weights
+
+    config, uri = weights.read_config(model), job.inputs.val
+    try:
+        tables = SampleTables([job.resolved_inputs.val or ""])
+        if isinstance(job.block, VideoSft):
+            check_frames(job, config, layout.tokens, tables)
+        else:
+            check_images(job, config, tables)
+    except Refused as error:
+        raise Refused(f"inputs.val: {error}") from None
+    if not sum(tables.sizes):
+        raise Refused(f"inputs.val: {uri} has no rows")
+    if not settings.answers:
+        return
+    METRICS.implementation(settings.metric, "voco.evaluate.metrics", "METRIC", object)  # a package's may be broken
+    if layout.drops_questions:
+        raise Refused(f"{job.kind}.validate.answers: text.template {layout.template} trains on captions and reads no question")
+    for sample_id, asks in tables.first_rows():
+        if not asks:
+            way = "ingest it as split test, or set no `validate.answers`"
+            raise Refused(f"inputs.val: {sample_id} of {uri}: expected a row that ends with a question; {way}")
 
 
 def check_teacher(job: Job, layout: Layout, model: str, tables: SampleTables) -> Layout | None:

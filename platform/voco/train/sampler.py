@@ -2,7 +2,8 @@
 
 A sample is named by (row group, row in it). Row groups are dealt to virtual ranks, whose number depends on the global batch
 alone. Each shuffles its rows, a global batch takes an equal share from each, and a worker serves consecutive virtual ranks: so a
-row group is read by one worker, and the global batches are the same for any number of workers.
+row group is read by one worker, and the global batches are the same for any number of workers, also where it does not divide
+that of the virtual ranks: then some workers serve one more than others.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from voco.job.config import virtual_ranks
+from voco.job.config import Training, virtual_ranks
 
 LIVE_GROUPS = 128  # row groups from which the samples of one global batch come, about, over all workers
 Rows = npt.NDArray[np.int64]
@@ -51,10 +52,30 @@ class EpochOrder:
         return len(self.rows)
 
     def rank_rows(self, step: int, rank: int, world: int) -> Rows:
-        """(global_batch / world, 2): the samples of one rank at one step."""
-        share = self.rows.shape[1] // world
-        rows: Rows = self.rows[step, rank * share : (rank + 1) * share]
+        """(n, 2): the samples of one rank at one step, those of the virtual ranks that it serves (`served`)."""
+        global_batch = self.rows.shape[1]
+        served_here = served(global_batch, rank, world)
+        share = global_batch // virtual_ranks(global_batch)
+        rows: Rows = self.rows[step, served_here.start * share : served_here.stop * share]
         return rows
+
+
+def served(global_batch: int, rank: int, world: int) -> range:
+    """The virtual ranks that a worker serves: of V on W workers floor(V / W) or ceil(V / W), consecutive and disjoint."""
+    pieces = virtual_ranks(global_batch)
+    return range(rank * pieces // world, (rank + 1) * pieces // world)
+
+
+def micro_batches_of(block: Training, world: int) -> int:
+    """Micro-batches that each of `world` workers runs in one step: as many as the worker with the most samples needs.
+
+    A worker with fewer samples fills the rest with batches of weight zero, because all take part in each backward pass. Not for
+    a block with `micro_tokens`, where each step has as many as its tokens need.
+    """
+    assert block.micro_batch is not None
+    pieces = virtual_ranks(block.global_batch)
+    samples = -(-pieces // world) * (block.global_batch // pieces)
+    return -(-samples // block.micro_batch)
 
 
 def epoch_order(mix: TableMix, seed: int, epoch: int, global_batch: int) -> EpochOrder:

@@ -12,9 +12,9 @@ from voco.run import claim, wandb_tracking
 from voco.run.ray_init import run_in_thread
 from voco.run.stages import run_stage
 from voco.store import storage
-from voco.train.launch import run_training
+from voco.train.launch import ControllerDied, run_training
 
-FAILURES = 3  # deaths of a trial's process that Tune retries; an error in training is reported at once
+FAILURES = 3  # deaths of a trial's process or controller that Tune retries; an error in training is reported at once
 
 
 def run_trials(job: Job, run_id: str, trials: list[Trial], replace: bool) -> None:
@@ -70,6 +70,8 @@ def _trial(config: dict[str, Any], constants: dict[str, Any]) -> None:
         with wandb_tracking.wandb_group(constants["sweep"]):
             done = run_stage(Job.model_validate(constants["jobs"][name]), run_training, replace=constants["replace"])
         ray.tune.report({"name": name, "loss": done.statistics["final_loss"]})
+    except ControllerDied:  # Tune starts the trial again, which continues; the cleaner of elastic.py frees the places
+        raise
     except (Refused, JobFailed) as error:
         ray.tune.report({"name": name, "failed": str(error)})
     except Stopped as error:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 from voco.job.config import VideoSft
 from voco.model.batch import CachedBatch, collate_cached
-from voco.model.cache import VocoCache
 from voco.model.voco_llama import VocoLlama
 from voco.precompute.frame_store import FrameStore
+from voco.precompute.stored_frames import StoredFrames
 from voco.sequence.sequence import TokenSample, filler_sample
 from voco.store.samples import SampleTables
-from voco.train.batches import SampleRows, StepData, TrainingSamples
-from voco.train.packing import split_evenly
+from voco.train.batches import SampleRows, Split, StepData, TrainingSamples, first_trained, row_ids
+from voco.train.packing import split_by_tokens, split_evenly
 from voco.train.sampler import LIVE_GROUPS, Rows
 
 READERS = 8  # caches that are read at a time
@@ -37,17 +38,26 @@ class VideoBatches:
 
     def micro_batches(self, rows: Rows, count: int) -> StepData:
         """The samples at (n, 2) rows as `count` batches of nearly equal length, cached tokens counted."""
+        return self._batches(rows, lambda lengths: split_evenly(lengths, count))
+
+    def token_batches(self, rows: Rows, tokens: int) -> StepData:
+        """As few batches of at most `tokens` each, cached tokens counted, a longer sample alone; with a filler."""
+        data = self._batches(rows, lambda lengths: split_by_tokens(lengths, tokens) or [[]])
+        return replace(data, filler=self._collate([], {}, []))
+
+    def _batches(self, rows: Rows, split_lengths: Split) -> StepData:
         samples = self.samples.take(rows)
         lengths = [len(sample) + len(sample.media) * self.layout.tokens for sample in samples]
         shown = {(sample.sample_id, sample.media): sample for sample in samples if sample.media}
         with ThreadPoolExecutor(READERS) as readers:  # several questions about one video read its cache once
             caches = dict(zip(shown, readers.map(self._cache, shown.values()), strict=True))
-        batches = [self._collate(samples, caches, indices) for indices in split_evenly(lengths, count)]
-        return StepData(batches, sum(sample.cut for sample in samples))
+        batches = [self._collate(samples, caches, indices) for indices in split_lengths(lengths)]
+        cut, example = sum(sample.cut for sample in samples), first_trained(samples)
+        return StepData(batches, cut, row_ids(rows, samples), example=example)
 
-    def _collate(self, samples: list[TokenSample], caches: dict[Shown, VocoCache], indices: list[int]) -> CachedBatch:
+    def _collate(self, samples: list[TokenSample], caches: dict[Shown, StoredFrames], indices: list[int]) -> CachedBatch:
         chosen = [samples[index] for index in indices] or [filler_sample(self.layout)]
         return collate_cached(chosen, [caches.get((sample.sample_id, sample.media)) for sample in chosen])
 
-    def _cache(self, sample: TokenSample) -> VocoCache:
+    def _cache(self, sample: TokenSample) -> StoredFrames:
         return self.frames.read(sample.sample_id, [int(index) for index in sample.media], self.layout.tokens)

@@ -7,7 +7,7 @@ Legend: B rows, Q queries and K keys of a row.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,6 +47,40 @@ def causal_segments(ids: TokenIds, views_apart: bool, queries: int | None = None
                     keys = np.concatenate([context, own]) + row * length
                     segments.append(Segment(own_queries - first + row * (length - first), keys))
     return sorted(segments, key=lambda segment: int(segment.queries[0]))
+
+
+@dataclass(frozen=True)
+class SegmentRows:
+    """The part of a batch's segments that some queries need, as one row of U queries and W keys."""
+
+    keys: Ints  # (W,) ascending, of the flattened (B x K)
+    queries: Ints  # (U,) the index of each query among `keys`, ascending
+    back: Ints  # (M,) the index among the queries of each row that was named
+    segments: list[Segment]  # over these queries and keys
+
+
+def segments_of_rows(segments: Sequence[Segment], rows: Ints) -> SegmentRows:
+    """What `rows` (M,), queries of square batches (B x L queries and as many keys), need of `segments`.
+
+    Each segment is cut to the queries from the first to the last one that is named, and to the keys that these see, so it stays
+    causal and aligned at its end. Without rows it is the first query, because a kernel call needs one.
+    """
+    rows_or_first = rows if len(rows) else segments[0].queries[:1]
+    named = np.zeros(1 + max(int(segment.queries[-1]) for segment in segments), dtype=bool)
+    named[rows_or_first] = True
+    kept = []
+    for segment in segments:
+        at = np.flatnonzero(named[segment.queries])
+        if len(at):
+            last = int(at[-1]) + 1
+            seen = len(segment.keys) - (len(segment.queries) - last)
+            kept.append(Segment(segment.queries[at[0] : last], segment.keys[:seen]))
+    keys = np.unique(np.concatenate([segment.keys for segment in kept]))
+    queries = np.unique(np.concatenate([segment.queries for segment in kept]))
+    within = [
+        Segment(np.searchsorted(queries, segment.queries), np.searchsorted(keys, segment.keys)) for segment in kept
+    ]  # each a query's row is also a key's: it sees itself
+    return SegmentRows(keys, np.searchsorted(keys, queries), np.searchsorted(queries, rows), within)
 
 
 def _parts(tokens: Ints, kind: Ints, view: Ints, conversation: Ints, views_apart: bool) -> Iterator[tuple[Ints, Ints]]:

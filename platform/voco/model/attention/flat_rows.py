@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from voco.model.attention.causal_segments import Ints
+from voco.model.attention.causal_segments import Ints, Segment, segments_of_rows
+from voco.model.attention.plan import AttentionPlan, RowsPlan
 
 
 def flatten_rows(states: Tensor) -> Tensor:
@@ -21,7 +24,19 @@ def take_rows(flat: Tensor, index: Tensor | None) -> Tensor:
 
 def row_index(index: Ints, rows: int, device: torch.device) -> Tensor | None:
     """The index on the device; None where it takes all `rows` in order."""
-    return None if np.array_equal(index, np.arange(rows)) else torch.from_numpy(index).to(device)
+    return None if np.array_equal(index, np.arange(rows)) else to_device(torch.from_numpy(index), device)
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A small tensor of the host on the device: from page-locked memory, because any other copy waits for all work before it."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def rows_plan(segments: Sequence[Segment], rows: Tensor, device: torch.device, plan: Callable[..., AttentionPlan]) -> RowsPlan:
+    """The part of a plan for some rows; `plan(segments, queries, keys, device)` makes the backend's."""
+    part = segments_of_rows(segments, rows.numpy())
+    keys, queries, back = (to_device(torch.from_numpy(index), device) for index in (part.keys, part.queries, part.back))
+    return RowsPlan(keys, queries, back, plan(part.segments, len(part.queries), len(part.keys), device))
 
 
 def widen_on_cpu(*states: Tensor) -> tuple[Tensor, ...]:

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
-from voco.job.tables import ATTENTION
+from voco.job.tables import ATTENTION, AUTO
 from voco.model.attention.voco_mask import TokenIds
 
 NAME = "voco"  # of `attend` among transformers' attention functions
@@ -27,6 +27,24 @@ class AttentionPlan(Protocol):
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """(B, Q, H, E) of query (B, H, Q, E), key and value (B, G, K, E); rows of padding hold anything finite."""
+
+
+@dataclass(frozen=True)
+class RowsPlan:
+    """What attention of only some queries takes: U queries and their W keys, all in one row, and a plan over these alone."""
+
+    keys: Tensor  # (W,) int64, ascending, rows of the flattened (B x K) whose keys and values are read
+    queries: Tensor  # (U,) int64, the index among `keys` of each query's row
+    back: Tensor  # (M,) int64, the index among the queries of each row that was named
+    plan: AttentionPlan  # of one row with U queries and W keys
+
+
+@runtime_checkable
+class RowsPlanner(Protocol):
+    """A plan of as many queries as keys that can leave out the queries that nobody reads, and the keys that only those see."""
+
+    def for_rows(self, rows: Tensor) -> RowsPlan:
+        """The part for `rows` (M,) int64, on the host, of the flattened (B x Q). U may be more: queries between two of them."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +72,18 @@ def check_backend(name: str) -> None:
     backend = get_backend(name)
     if not backend.available():
         raise ValueError(f"attention {name!r} needs {backend.needs}; use 'segments'")
+
+
+def resolve_backend(name: str, dtype: torch.dtype, head: int) -> str:
+    """The backend that `name` stands for on this machine, for states of `dtype` in heads `head` wide.
+
+    `auto` is varlen where its kernel runs: FlashAttention takes bf16 and fp16, and heads whose width is a multiple of 8 up to
+    256. Elsewhere, and on CPUs, it is segments.
+    """
+    if name != AUTO:
+        return name
+    takes = dtype in (torch.bfloat16, torch.float16) and head % 8 == 0 and head <= 256
+    return "varlen" if takes and get_backend("varlen").available() else "segments"
 
 
 def plan_attention(

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from voco.model.attention.causal_segments import Ints, Segment, causal_segments
-from voco.model.attention.flat_rows import flatten_rows, row_index, take_rows, widen_on_cpu
-from voco.model.attention.plan import Backend
+from voco.model.attention.flat_rows import flatten_rows, row_index, rows_plan, take_rows, to_device, widen_on_cpu
+from voco.model.attention.plan import Backend, RowsPlan
 from voco.model.attention.voco_mask import TokenIds
 
 SLICED_CALLS = 4  # with more calls than this, states are gathered instead of sliced
@@ -64,6 +64,8 @@ class SegmentsPlan:
     keys: Tensor | None  # (sum of count * keys,) int64, into (B x K)
     back: Tensor | None  # (B x Q,) int64: the row of each query in the calls' outputs
     starts: tuple[tuple[int, int], ...] | None  # first query and key of each call, instead of `queries` and `keys`
+    segments: Sequence[Segment]
+    device: torch.device
 
     @classmethod
     def from_segments(cls, segments: Sequence[Segment], queries: int, keys: int, device: torch.device) -> SegmentsPlan:
@@ -86,15 +88,19 @@ class SegmentsPlan:
             for segment, count in zip(members, filler, strict=True):
                 back[segment.queries] = start + count - drop + np.arange(len(segment.queries))
                 start += q - drop
-            mask = _oblong_mask(members, q, k).to(device) if oblong else None
+            mask = to_device(_oblong_mask(members, q, k), device) if oblong else None
             calls.append(SegmentCall(len(members), q, k, drop, mask))
         back_rows = row_index(back, start, device)
         runs = [(_run_start(query), _run_start(key)) for query, key in zip(query_rows, key_rows, strict=True)]
         starts = tuple((first, second) for first, second in runs if first is not None and second is not None)
         if len(starts) == len(calls) <= SLICED_CALLS:
-            return cls(tuple(calls), None, None, back_rows, starts)
+            return cls(tuple(calls), None, None, back_rows, starts, segments, device)
         all_queries = row_index(np.concatenate(query_rows), queries, device)
-        return cls(tuple(calls), all_queries, row_index(np.concatenate(key_rows), keys, device), back_rows, None)
+        all_keys = row_index(np.concatenate(key_rows), keys, device)
+        return cls(tuple(calls), all_queries, all_keys, back_rows, None, segments, device)
+
+    def for_rows(self, rows: Tensor) -> RowsPlan:
+        return rows_plan(self.segments, rows, self.device, SegmentsPlan.from_segments)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         query_sizes = [call.count * call.queries for call in self.calls]

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from voco.model.attention.causal_segments import Segment, causal_segments
-from voco.model.attention.flat_rows import flatten_rows, row_index, take_rows
-from voco.model.attention.plan import Backend
+from voco.model.attention.flat_rows import flatten_rows, row_index, rows_plan, take_rows, to_device
+from voco.model.attention.plan import Backend, RowsPlan
 from voco.model.attention.voco_mask import TokenIds
 
 
@@ -31,6 +31,8 @@ class VarlenPlan:
     query_ends: Tensor  # (segments + 1,) int32, on the device: 0 and the end of each segment's queries
     key_ends: Tensor
     longest: tuple[int, int]  # queries and keys of a segment
+    segments: Sequence[Segment]
+    device: torch.device
 
     @classmethod
     def from_segments(cls, segments: Sequence[Segment], queries: int, keys: int, device: torch.device) -> VarlenPlan:
@@ -40,7 +42,7 @@ class VarlenPlan:
         back = np.zeros(queries, dtype=np.int64)
         back[query_rows] = np.arange(len(query_rows))
         sizes = [[len(segment.queries) for segment in segments], [len(segment.keys) for segment in segments]]
-        ends = [torch.tensor(np.cumsum([0, *lengths]), dtype=torch.int32, device=device) for lengths in sizes]
+        ends = [to_device(torch.tensor(np.cumsum([0, *lengths]), dtype=torch.int32), device) for lengths in sizes]
         return cls(
             row_index(query_rows, queries, device),
             row_index(key_rows, keys, device),
@@ -48,7 +50,12 @@ class VarlenPlan:
             ends[0],
             ends[1],
             (max(sizes[0]), max(sizes[1])),
+            segments,
+            device,
         )
+
+    def for_rows(self, rows: Tensor) -> RowsPlan:
+        return rows_plan(self.segments, rows, self.device, VarlenPlan.from_segments)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         q = take_rows(flatten_rows(query), self.queries)
@@ -84,7 +91,9 @@ def _plan(ids: TokenIds, views_apart: bool, device: torch.device, queries: int |
 
 
 def _available() -> bool:
-    return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0):
+        return False
+    return importlib.util.find_spec("flash_attn") is not None or torch.backends.cuda.is_flash_attention_available()
 
 
 BACKEND = Backend(_plan, _available, needs="an NVIDIA GPU of compute capability 8.0 or newer")

@@ -164,13 +164,18 @@ def _check_layer(config: dict[str, Any], layers: int) -> None:
 def empty_tower(
     config: dict[str, Any], net_config: dict[str, Any] | None = None, stored: dict[str, Any] | None = None
 ) -> VisionTower:
-    """The same architecture, whose weights are loaded later. `net_config` is transformers' vision config and `stored` the
-    preprocessing, both from a checkpoint.
+    """The same architecture, whose weights are loaded later; a net of transformers' has none yet.
+
+    `net_config` is transformers' vision config and `stored` the preprocessing, both from a checkpoint.
     """
     name = config["name"]
     mean, std = (tuple(stored["mean"]), tuple(stored["std"])) if stored else DEFAULT_COLOURS[name]
     if name in NETS:
-        return VisionTower(config, _net(name, net_config or {}), mean, std)
+        with torch.device("meta"):  # a net of 300 million weights is neither drawn nor in memory twice
+            net = _net(name, net_config or {})
+        positions: Any = net.embeddings
+        positions.position_ids = torch.arange(positions.num_positions).expand((1, -1))  # in no file
+        return VisionTower(config, net, mean, std)
     if config["image_size"] % 16:
         raise ValueError(f"tower.image_size: expected a multiple of 16 for efficientnet_lite0, got {config['image_size']}")
     from efficientnet_lite_pytorch import EfficientNet
