@@ -37,7 +37,7 @@ def scrape(port: int) -> Series:
 def run_jobs(root: str) -> None:
     world.write_samples(f"{root}/samples", world.sample_rows(40))
     pipelines.run(world.features_job([f"{root}/samples"], f"{root}/features"))
-    pipelines.run(world.sft_job(f"{root}/samples", f"{root}/features", f"{root}/trained", epochs=10))
+    pipelines.run(world.sft_job(f"{root}/samples", f"{root}/features", f"{root}/trained", epochs=80))
 
 
 def main(root: str, interval_s: float) -> dict[str, Any]:

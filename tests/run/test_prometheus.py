@@ -127,7 +127,7 @@ def test_prometheus_sees_a_real_run(exported: dict[str, Any]) -> None:
     # a CPU has no peak to compare with, and the job has no inputs.val
     expected -= {f"ray_voco_train_{name}" for name in ("mfu", "val_loss", "val_score")}
     assert expected <= set(training), expected - set(training)
-    assert 1 <= training["ray_voco_train_step"] <= training["ray_voco_train_steps_total"] == 50
+    assert 1 <= training["ray_voco_train_step"] <= training["ray_voco_train_steps_total"] == 400
     assert 0 <= training["ray_voco_train_wait_share"] <= 1
     assert training["ray_voco_train_loss"] > 0
     assert abs(time.time() - training["ray_voco_train_last_step_time"]) < 600

@@ -108,7 +108,7 @@ class VocoLlama(CacheReader):
         self.voco_embedding: nn.Parameter | None = None
         self.distillation: Distillation | None = None
         self.detached_tower: DetachedTower | None = None
-        self.preprocessing = tower.identity if tower is not None else ""
+        self.preprocessing = tower.identity if tower is not None and tower.has_weights else ""
 
     @property
     def method_module(self) -> nn.Module | None:

@@ -143,7 +143,8 @@ class CleanerCallback(PlacementGroupCleanerCallback):  # type: ignore[misc]
 
     def after_controller_start(self, train_run_context: Any) -> None:
         self._controller_actor_id = ray.get_runtime_context().get_actor_id()
-        options = {"lifetime": "detached", "resources": {HEAD_NODE_RESOURCE_NAME: 0.001}}
+        # DEFAULT: not in the placement group of a Tune trial, which has no room for it
+        options = {"lifetime": "detached", "resources": {HEAD_NODE_RESOURCE_NAME: 0.001}, "scheduling_strategy": "DEFAULT"}
         self._cleaner = (
             ray.remote(num_cpus=0)(OwnClusterCleaner)
             .options(**options)

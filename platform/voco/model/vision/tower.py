@@ -67,6 +67,11 @@ class VisionTower(nn.Module):
         return facts if self.decoder == "pil" else {**facts, "decoder": self.decoder}
 
     @property
+    def has_weights(self) -> bool:
+        """False while they are still to be loaded (`empty_tower`)."""
+        return not any(weight.is_meta for weight in self.net.parameters())
+
+    @property
     def identity(self) -> str:
         """Hash of weights, layer and preprocessing: the key of features and caches."""
         facts = {
