@@ -81,7 +81,7 @@ def test_the_same_losses_weights_and_answers_as_from_features(ray_local: str, tm
     bad["media"] = [{**copy.deepcopy(bad["media"][0]), "bytes": b"no image"}]
     world.write_samples(str(tmp_path / "broken"), rows)
     broken = without_features(stored, output=str(tmp_path / "out"))
-    inputs = broken.inputs.model_validate({"samples": [{"uri": str(tmp_path / "broken")}]})
+    inputs = broken.inputs.model_validate({"samples": [{"uri": str(tmp_path / "broken")}], "val": broken.inputs.val})
     with pytest.raises(JobFailed, match=f"^sft: sample {bad['sample_id']}: image .* cannot be decoded.*validate: full"):
         pipelines.run(broken.model_copy(update={"inputs": inputs}))
 
