@@ -31,8 +31,9 @@ DRAIN_S = 25  # that a node has after SIGTERM
 SAVE_EVERY = 40  # steps
 PATIENCE_S = 400.0  # for anything on a busy machine
 INTERRUPTIONS = ("worker killed", "driver killed", "node drained", "node joins", "node lost")
+# a rate at which hundreds of steps do not make more of the rounding of sums in another order
 BLOCK: dict[str, Any] = {
-    "epochs": 4000, "global_batch": 8, "micro_batch": 4, "learning_rate": 1e-4, "precision": "fp32", "zero_stage": 2,
+    "epochs": 4000, "global_batch": 8, "micro_batch": 4, "learning_rate": 1e-5, "precision": "fp32", "zero_stage": 2,
     "save_every": SAVE_EVERY, "text": {"template": "question_answer"},
 }  # fmt: skip
 LLAMA = shapes.llama(layers=4, width=128, heads=4, kv_heads=4, mlp_width=256)  # steps of several hundredths of a second
