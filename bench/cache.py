@@ -33,6 +33,7 @@ import torch
 from PIL import Image
 from side_by_side import OUT, write
 
+from voco.demo.cluster import KEEP_FREED_MEMORY
 from voco.job.config import Model, Text
 from voco.model import build
 from voco.model.batch import collate_cached
@@ -53,7 +54,6 @@ VIDEOS, FRAMES = 16, 8
 LONG_VIDEOS, LONG_FRAMES = 4, 64  # of which FRAMES are read
 PIXELS = torch.empty(0)
 # glibc keeps freed memory, as in the demo's cluster: the tensors of both take pages that the process has already
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": "1000000000", "MALLOC_TRIM_THRESHOLD_": "1000000000"}
 LIMITS = {
     "frame_rate_over_compress": 0.95, "read_over_torch_load": 2.0, "write_over_torch_save": 1.0, "train_over_recompute": 10.0,
 }  # fmt: skip
@@ -260,8 +260,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    if not MALLOC.keys() <= os.environ.keys():
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **MALLOC})
+    if not KEEP_FREED_MEMORY.keys() <= os.environ.keys():
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEEP_FREED_MEMORY})
     torch.set_num_threads(1)
     OUT.mkdir(exist_ok=True)
     load = os.getloadavg()[0]

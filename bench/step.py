@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from voco.demo.cluster import KEEP_FREED_MEMORY
 from voco.model.attention.voco_mask import TokenIds, allowed
 from voco.model.batch import Batch, collate
 from voco.model.voco_llama import VocoLlama
@@ -34,7 +35,6 @@ from voco.sequence.sequence import NONE, PAD, TEXT, Layout, TokenSample, prefix_
 
 TEXTS = {"uneven": (60, 110, 180, 420), "even": (120, 125, 130, 135)}  # tokens; the second half of each is trained
 SLOTS, FEATURES, VOCABULARY, N = 576, 1024, 32_000, 1
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": "1000000000", "MALLOC_TRIM_THRESHOLD_": "1000000000"}  # as in the demo
 
 
 def model(dtype: torch.dtype) -> VocoLlama:
@@ -127,7 +127,7 @@ def demo_steps(rounds: int, steps: int = 15) -> dict[str, float]:
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in folders}
     for _ in range(rounds):
         for name, folder in folders.items():
-            output = earlier.run("step_run.py", steps, folder=folder, **MALLOC)
+            output = earlier.run("step_run.py", steps, folder=folder, **KEEP_FREED_MEMORY)
             runs[name].append(json.loads(output.strip().rsplit("\n", 1)[-1]))
             print(
                 f"  {name}: engine {runs[name][-1]['engine_s']:.4f} s, plain loop {runs[name][-1]['plain_s']:.4f} s", flush=True

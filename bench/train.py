@@ -25,8 +25,9 @@ from PIL import Image
 from side_by_side import OUT, QUIET, ROOT, median, write
 from step_run import MODEL, TRAINING, conversations
 
+from voco.demo.cluster import KEEP_FREED_MEMORY
+
 IMAGES, EPOCHS, WARM = 480, 4, 10  # steps that do not count
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": "1000000000", "MALLOC_TRIM_THRESHOLD_": "1000000000"}
 
 
 def write_world(folder: Path) -> None:
@@ -68,7 +69,12 @@ def jobs(folder: Path) -> dict[str, dict[str, Any]]:
 
 def environment() -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    return {**kept, **QUIET, **MALLOC, "PYTHONPATH": os.pathsep.join(map(str, (ROOT / "platform", ROOT, ROOT / "bench")))}
+    return {
+        **kept,
+        **QUIET,
+        **KEEP_FREED_MEMORY,
+        "PYTHONPATH": os.pathsep.join(map(str, (ROOT / "platform", ROOT, ROOT / "bench"))),
+    }
 
 
 def run_job(folder: Path, job: dict[str, Any]) -> None:

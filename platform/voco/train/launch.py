@@ -21,6 +21,7 @@ from voco.run.manifest import Manifest
 from voco.run.ray_init import run_in_thread
 from voco.run.units import is_one_node
 from voco.store import parquet, schemas, storage
+from voco.train.checkpoint_files import FOLDER
 from voco.train.initial_model import initial_model
 from voco.train.preflight import run_preflight
 
@@ -113,11 +114,12 @@ def _fit(job: Job, run_id: str, output: str, config: dict[str, Any]) -> dict[str
     resources = job.resources
     workers = resources.workers
     gpus = {"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {}
-    filesystem, path = storage.arrow_filesystem(storage.join(output, "checkpoints"))
+    folder = storage.join(output, FOLDER)
+    filesystem, path = storage.arrow_filesystem(folder)
     for start in range(STARTS):
         trainer = Trainer(
             train,
-            folder=storage.join(output, "checkpoints"),
+            folder=folder,
             train_loop_config=config,
             torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
             scaling_config=ray.train.ScalingConfig(
