@@ -230,6 +230,19 @@ def test_an_image_that_cannot_be_decoded_is_named_and_fails_the_job(root: Path, 
         features.check_decoded("halves", records)
 
 
+def test_a_voco_checkpoint_that_reads_uncompressed_is_one_of_method_none(root: Path, tmp_path: Path) -> None:
+    """The same weights, saved as an uncompressed checkpoint, give the same answers, other than compressed."""
+    shutil.copytree(root / "voco", tmp_path / "plain")
+    config = json.loads((tmp_path / "plain" / "model" / "config.json").read_text())
+    config["layout"]["method"] = "none"
+    (tmp_path / "plain" / "model" / "config.json").write_text(json.dumps(config))
+    whole = evaluate(root, tmp_path / "whole", "voco", read_as="none")
+    plain = evaluate(root, tmp_path / "of-none", str(tmp_path / "plain"))
+    assert [row["prediction"] for row in whole] == [row["prediction"] for row in plain]
+    assert [row["prediction"] for row in whole] != [row["prediction"] for row in evaluate(root, tmp_path / "own", "voco")]
+    assert {(row["method"], row["n"]) for row in whole} == {("voco_uncompressed", 4)}
+
+
 def test_fastv_answers_with_n_the_tokens_that_stay(root: Path, tmp_path: Path) -> None:
     own = evaluate(root, tmp_path / "own", "none")
     all_tokens = evaluate(root, tmp_path / "all", "none", read_as="fastv", fastv={"layer": 2, "keep": 1.0})
@@ -295,6 +308,7 @@ def test_scores_have_a_row_for_each_n_with_its_own_bytes_and_operations(root: Pa
         ("none", {"tokens": [1]}, "evaluate.tokens: only <voco> can be read in part: .* voco, got none"),
         ("voco", {"read_as": "fastv", "fastv": {"layer": 1, "keep": 0.5}}, "read_as: fastv reads a .* none, got voco"),
         ("voco", {"read_as": "voco"}, "evaluate.read_as: voco reads a checkpoint of method none, got voco"),
+        ("none", {"read_as": "none"}, "evaluate.read_as: none reads a checkpoint of method voco without compression, got none"),
         ("none", {"read_as": "fastv", "fastv": {"layer": 3, "keep": 0.5}}, "fewer than the model's 3 layers, got 3"),
         ("none", {"read_as": "fastv", "fastv": {"layer": 1, "keep": 0.1}}, "leaves one of 4 vision tokens"),
     ],

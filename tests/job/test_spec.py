@@ -66,6 +66,10 @@ def without(job: dict[str, Any], key: str) -> dict[str, Any]:
         (changed(TRAIN, "image_sft.epochs", "two"), "image_sft.epochs: expected integer, got 'two'"),
         (changed(TRAIN, "image_sft.epochs", "2"), "image_sft.epochs: expected integer, got '2'"),
         (changed(TRAIN, "compression.tokens", 0), "compression.tokens: expected greater than or equal to 1, got 0"),
+        (changed(TRAIN, "compression.tokens", [4, 0]), "compression.tokens[1]: expected greater than or equal to 1, got 0"),
+        (changed(TRAIN, "compression.tokens", "2"), "compression.tokens: expected integer, got '2'; write it without quotes"),
+        (changed(TRAIN, "compression.draw", "geometrc"), "did you mean geometric?"),
+        (changed(TRAIN, "compression.draw", "uniform"), "compression.draw: expected several `tokens` to draw from, got 1"),
         (
             changed(TRAIN, "compression.method", "vocco"),
             "compression.method: expected 'voco', 'none', 'avg_pool' or 'q_former', got 'vocco'",
@@ -269,7 +273,7 @@ def test_features_are_optional_and_only_for_images() -> None:
 def test_fastv_reads_no_frame_cache() -> None:
     inputs = {"samples": [{"uri": "a"}], "frame_cache": "f", "checkpoint": "c"}
     block = {"benchmark": "gqa", "read_as": "fastv", "fastv": {"layer": 2, "keep": 0.5}}
-    with pytest.raises(Refused, match=r"evaluate\.fastv: reads uncompressed images: expected no `inputs\.frame_cache`"):
+    with pytest.raises(Refused, match=r"evaluate\.read_as: fastv reads images: expected no `inputs\.frame_cache`"):
         build_job("j.yaml", {"name": "ask", "kind": "evaluate", "output": "o", "inputs": inputs, "evaluate": block})
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 
-os.environ["DS_ACCELERATOR"] = "cpu"
 import deepspeed
 import torch.distributed as dist
+from ranks import gloo_group
 
 from voco.job.config import ImageSft
 from voco.model import weights
@@ -28,8 +27,6 @@ BATCH, STEPS = 8, 4
 
 def main(folder: str, cases: list[str]) -> None:
     """Each case is JSON: its name, the ZeRO stage and the block's other keys."""
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_backend="gloo", verbose=False)
     rank, world = dist.get_rank(), dist.get_world_size()
     tables = SampleTables([f"{folder}/samples"])
     order = epoch_order(TableMix(tables.sizes, tables.owners, (1.0,)), 0, 0, BATCH)
@@ -56,9 +53,8 @@ def main(folder: str, cases: list[str]) -> None:
             engine.step()
             metrics.append({"step": step, "loss": result.loss, "tokens": result.tokens})
         checkpoints.export_weights(config, model, block.zero_stage, metrics, rank)
-    dist.barrier()
-    dist.destroy_process_group()  # otherwise a thread of gloo may outlive the interpreter, and the process aborts
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2:])
+    with gloo_group():
+        main(sys.argv[1], sys.argv[2:])

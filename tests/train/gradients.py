@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Any
 
-os.environ["DS_ACCELERATOR"] = "cpu"
 import deepspeed
 import numpy as np
 import torch
 import torch.distributed as dist
+from ranks import gloo_group
 
 from voco.job.config import Training
 from voco.model import weights
@@ -30,8 +29,6 @@ BATCH = 8
 
 
 def main(folder: str, cases: list[str]) -> None:
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_backend="gloo", verbose=False)
     rank, world = dist.get_rank(), dist.get_world_size()
     tables = SampleTables([f"{folder}/samples"])
     order = epoch_order(TableMix(tables.sizes, tables.owners, (1.0,)), 0, 0, BATCH)
@@ -93,9 +90,8 @@ def main(folder: str, cases: list[str]) -> None:
         results[name] = {"loss": done.loss, "kl": done.kl or 0.0, "tokens": done.tokens, "cut": done.cut, "grads": grads}
     if rank == 0:
         torch.save(results, f"{folder}/world{world}.pt")
-    dist.barrier()
-    dist.destroy_process_group()  # otherwise a thread of gloo may outlive the interpreter, and the process aborts
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2:])
+    with gloo_group():
+        main(sys.argv[1], sys.argv[2:])

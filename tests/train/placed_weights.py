@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Any
 
-os.environ["DS_ACCELERATOR"] = "cpu"
 import deepspeed
 import torch
 import torch.distributed as dist
+from ranks import gloo_group
 
 from voco.job.spec import STAGES
 from voco.model import weights
@@ -101,8 +100,6 @@ def complete(model: Any, stage: int) -> dict[str, torch.Tensor]:
 
 
 def main(folder: str, cases: list[str]) -> None:
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_backend="gloo", verbose=False)
     rank, world = dist.get_rank(), dist.get_world_size()
     read: list[int] = []
     counted(read)
@@ -125,9 +122,8 @@ def main(folder: str, cases: list[str]) -> None:
     for start, precision in (("fp32", "fp32"), ("fp32", "bf16"), ("tied", "fp32")):
         results[f"teacher:{start}:{precision}"] = teachers(folder, start, precision)
     torch.save(results, f"{folder}/rank{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()  # otherwise a thread of gloo may outlive the interpreter, and the process aborts
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2:])
+    with gloo_group():
+        main(sys.argv[1], sys.argv[2:])

@@ -1,25 +1,24 @@
 """Run by test_state_shards.py once per rank: `TrainLoop` on gloo without Ray, in several cases one after the other.
 
-Arguments: a folder (samples/, features/, initial/) and cases as JSON: name, stage, precision, steps (where this run ends), and
-`changes` of the training block. A case that has a checkpoint continues it. Rank 0 writes `<folder>/<name>/run-<world>.json` and
-all weights, those that the run began with (`first`) and ended with (`last`).
+Arguments: a folder (samples/, features/, initial/) and cases as JSON: name, stage, precision, steps (where this run ends),
+`compression` where samples differ in it, and `changes` of the training block. A case that has a checkpoint continues it. Rank 0
+writes `<folder>/<name>/run-<world>.json` and all weights, those that the run began with (`first`) and ended with (`last`).
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-import os
 import resource
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-os.environ["DS_ACCELERATOR"] = "cpu"
 import deepspeed
 import torch
 import torch.distributed as dist
+from ranks import gloo_group
 from safetensors.torch import save_file
 
 from voco.job.config import ImageSft
@@ -51,9 +50,10 @@ def block_of(case: dict[str, Any]) -> ImageSft:
 def open_loop(folder: str, case: dict[str, Any]) -> tuple[TrainLoop, Any]:
     rank, world = dist.get_rank(), dist.get_world_size()
     block = block_of(case)
-    model = weights.load_checkpoint(
-        f"{folder}/initial", Layout(**weights.read_config(f"{folder}/initial")["layout"]), torch.float32
-    )
+    layout = Layout(**weights.read_config(f"{folder}/initial")["layout"])
+    if "compression" in case:
+        layout = layout.model_copy(update={"tokens": max(case["compression"]["tokens"])})
+    model = weights.load_checkpoint(f"{folder}/initial", layout, torch.float32)
     model.tower = None
     for name, weight in model.named_parameters():
         weight.requires_grad_(not name.startswith(FROZEN))
@@ -71,6 +71,7 @@ def open_loop(folder: str, case: dict[str, Any]) -> tuple[TrainLoop, Any]:
     settings = {
         "name": case["name"], "kind": "image_sft", "run_id": "run", "run": None, "seed": 0, "samples": [{"weight": 1.0}],
         "output": case.get("output") or f"{folder}/{case['name']}", "block": block.model_dump(), "resources": {},
+        "compression": case.get("compression"),
     }  # fmt: skip
     with wandb_tracking.start_tracking(None) as record:
         return TrainLoop(settings, block, engine, data, record, rank, world), model
@@ -138,14 +139,11 @@ def full_weights(model: Any, stage: int) -> dict[str, torch.Tensor]:
 
 
 def main(folder: str, cases: list[dict[str, Any]]) -> None:
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_backend="gloo", verbose=False)
     train_loop.STEPS_WITHOUT_TOKENS = 10_000
     for case in cases:
         run(folder, case)
-    dist.barrier()
-    dist.destroy_process_group()  # otherwise a thread of gloo may outlive the interpreter, and the process aborts
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], json.loads(sys.argv[2]))
+    with gloo_group():
+        main(sys.argv[1], json.loads(sys.argv[2]))

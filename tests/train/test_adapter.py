@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,13 +12,13 @@ import shapes
 import torch
 import video_world
 import world
+from ranks import launch_ranks
 from safetensors.torch import load_file
 from stored_features import write_features
 
 import pipelines
 import voco.model
 from voco.commands import plan
-from voco.demo.cluster import free_ports
 from voco.errors import Refused
 from voco.job.config import Lora
 from voco.job.load import build_job
@@ -126,20 +124,6 @@ def test_plan_says_what_is_trained_and_what_a_checkpoint_takes() -> None:
     assert any(line.startswith(f"DoRA: rank 1, alpha 2, on k_proj: {2 * (32 + 16 + 16) + 32} trained") for line in lines)
 
 
-def launch_ranks(folder: str, ranks: int, cases: list[dict[str, Any]]) -> None:
-    (port,) = free_ports(1)
-    processes = []
-    for rank in range(ranks):
-        path = os.pathsep.join([str(HERE.parent), str(HERE.parents[1] / "platform")])
-        rendezvous = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        env = {**os.environ, **{key: str(value) for key, value in rendezvous.items()}, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, str(HERE / "adapter_ranks.py"), folder, *map(json.dumps, cases)]
-        processes.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
-    for process in processes:
-        out, _ = process.communicate(timeout=240)
-        assert process.returncode == 0, out[-3000:]
-
-
 @pytest.mark.slow
 def test_every_zero_stage_trains_the_same_adapter(tmp_path: Path) -> None:
     """On one rank and on two, sharded or not: the same losses, factors and merged weights; frozen weights keep every bit."""
@@ -152,9 +136,12 @@ def test_every_zero_stage_trains_the_same_adapter(tmp_path: Path) -> None:
     def cases(label: str, **keys: Any) -> list[dict[str, Any]]:
         return [{"name": f"{kind}-{label}", "lora": lora, **keys} for kind, lora in kinds.items()]
 
-    launch_ranks(root, 1, cases("plain", zero_stage=1))
+    def train(ranks: int, cases: list[dict[str, Any]]) -> None:
+        launch_ranks(HERE / "adapter_ranks.py", ranks, root, *map(json.dumps, cases))
+
+    train(1, cases("plain", zero_stage=1))
     recomputed = cases("recomputed", zero_stage=3, checkpoint_activations=True)
-    launch_ranks(root, 2, [*cases("z1", zero_stage=1), *cases("z2", zero_stage=2), *cases("z3", zero_stage=3), *recomputed])
+    train(2, [*cases("z1", zero_stage=1), *cases("z2", zero_stage=2), *cases("z3", zero_stage=3), *recomputed])
     start = load_file(f"{root}/initial/model/model.safetensors")
     for kind, keys in kinds.items():
         expected = {part: load_file(f"{root}/{kind}-plain/{part}") for part in PARTS}

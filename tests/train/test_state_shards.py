@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -14,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 import world
+from ranks import launch_ranks
 from s3_process import Server
 from safetensors import safe_open
 from safetensors.torch import load_file
 from stored_features import write_features
 
-from voco.demo.cluster import free_ports
 from voco.store import parquet, storage
 from voco.store.s3 import PatientS3
 from voco.train import checkpoint_files, state_shards
@@ -40,27 +37,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def launch(folder: Path, ranks: int, cases: list[dict[str, Any]], **variables: str) -> str:
-    """`cases` one after the other on real DeepSpeed processes over gloo. Returns what rank 0 printed."""
-    (port,) = free_ports(1)
-    processes = []
-    for rank in range(ranks):
-        path = os.pathsep.join([str(HERE.parent), str(HERE.parents[1] / "platform")])
-        rendezvous = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        env = {
-            **os.environ,
-            **{k: str(v) for k, v in rendezvous.items()},
-            "PYTHONPATH": path,
-            "OMP_NUM_THREADS": "1",
-            **variables,
-        }
-        command = [sys.executable, str(HERE / "state_ranks.py"), str(folder), json.dumps(cases)]
-        processes.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
-    printed = []
-    for process in processes:
-        out, _ = process.communicate(timeout=900)
-        assert process.returncode == 0, out[-4000:]
-        printed.append(out)
-    return printed[0]
+    """`cases` one after the other on real DeepSpeed processes over gloo. Returns what they printed."""
+    return launch_ranks(HERE / "state_ranks.py", ranks, str(folder), json.dumps(cases), seconds=900, **variables)
 
 
 def outcome(folder: Path, name: str, ranks: int) -> dict[str, Any]:
@@ -94,10 +72,12 @@ def copy_checkpoint(folder: Path, name: str, other: str, step: int) -> None:
         (target / file.name).write_bytes(file.read_bytes())
 
 
-def check_resumed(folder: Path, name: str, unbroken: dict[str, Any], ranks: int, precision: str = "fp32") -> None:
-    """Steps after a checkpoint against those of the run that did not stop there."""
+def check_resumed(
+    folder: Path, name: str, unbroken: dict[str, Any], ranks: int, precision: str = "fp32", first: int = SAVED
+) -> None:
+    """Steps from `first` on, after a checkpoint, against those of the run that did not stop there."""
     resumed = outcome(folder, name, ranks)
-    assert resumed["first"] == SAVED
+    assert resumed["first"] == first
     assert [row["step"] for row in resumed["metrics"]] == list(range(TOTAL))
     tolerance = 1e-5 if precision == "fp32" else 2e-3  # bf16 sums of other micro-batches
     for row, expected in zip(resumed["metrics"], unbroken["metrics"], strict=True):
@@ -133,7 +113,10 @@ def run_matrix(folder: Path, first: int, cases: dict[str, dict[str, Any]], other
 def test_two_ranks_become_one_under_each_stage(folder: Path) -> None:
     """And stage 3 becomes stage 1 and the reverse. 12 samples a step on 2 ranks: 3 micro-batches of each, the last ones empty."""
     cases = {f"two-{stage}": {"stage": stage} for stage in (1, 2, 3)}
+    elastic = {"compression": {"method": "voco", "tokens": [1, 3], "uncompressed_share": 0.25}}
+    cases["two-elastic"] = {"stage": 2, **elastic}  # a sample has the same N on any rank
     continued = [
+        {"name": "one-elastic", "from": "two-elastic", "stage": 2, **elastic},
         {"name": "one-2", "from": "two-2", "stage": 2},
         {"name": "one-3-1", "from": "two-3", "stage": 1},
         {"name": "one-1-3", "from": "two-1", "stage": 3},
@@ -166,6 +149,17 @@ def test_any_ranks_become_any_ranks(folder: Path, first: int, after: int) -> Non
         for other in ((1, 2, 3) if after == 2 else (stage,))
     ]
     run_matrix(folder, first, cases, {after: continued})
+
+
+@pytest.mark.slow
+def test_two_ranks_become_eight_and_eight_one(folder: Path) -> None:
+    """One after the other, as a group on spot machines grows and shrinks."""
+    launch(folder, 2, [{"name": "pair", "stage": 2, "steps": TOTAL, "changes": {"save_every": 4}}])
+    unbroken = outcome(folder, "pair", 2)
+    for step, source, name, ranks in ((4, "pair", "eight", 8), (5, "eight", "single", 1)):
+        copy_checkpoint(folder, source, name, step)
+        launch(folder, ranks, [{"name": name, "stage": 2, "steps": TOTAL, "changes": {"save_every": 5}}])
+        check_resumed(folder, name, unbroken, ranks, first=step)
 
 
 @pytest.mark.slow

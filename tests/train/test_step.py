@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,9 +9,9 @@ import pytest
 import torch
 import torch.distributed as dist
 import world
+from ranks import launch_ranks
 from stored_features import write_features
 
-from voco.demo.cluster import free_ports
 from voco.train.initial_model import initial_model
 from voco.train.step import learning_rate, worst_samples
 
@@ -35,19 +32,9 @@ def folder(tmp_path_factory):
     return root
 
 
-def launch_ranks(folder, ranks, cases):
-    """Real DeepSpeed processes over gloo."""
-    (port,) = free_ports(1)
-    processes = []
-    for rank in range(ranks):
-        path = os.pathsep.join([str(HERE.parent), str(HERE.parents[1] / "platform")])
-        rendezvous = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        env = {**os.environ, **{k: str(v) for k, v in rendezvous.items()}, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, str(HERE / "gradients.py"), folder, *cases]
-        processes.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
-    for process in processes:
-        out, _ = process.communicate(timeout=240)
-        assert process.returncode == 0, out[-3000:]
+def step_gradients(folder, ranks, cases):
+    """By case, from real DeepSpeed processes over gloo."""
+    launch_ranks(HERE / "gradients.py", ranks, folder, *cases)
     return torch.load(f"{folder}/world{ranks}.pt")
 
 
@@ -55,7 +42,7 @@ def launch_ranks(folder, ranks, cases):
 def test_loss_and_gradients_do_not_depend_on_the_cut(folder):
     on_one_rank = ["plain:1:share:1", "1x8:1:share:2", "accumulate:2:share:2", "alone:1:alone:2"]
     on_two_ranks = ["2x4:1:share:2", "2x4z3:1:share:3", "recomputed:2:share:3", "bf16:2:share:3"]
-    results = launch_ranks(folder, 1, on_one_rank) | launch_ranks(folder, 2, on_two_ranks)
+    results = step_gradients(folder, 1, on_one_rank) | step_gradients(folder, 2, on_two_ranks)
     reference = results["plain"]
     assert reference["loss"] > 1.0
     assert (results["1x8"]["cut"], results["2x4"]["cut"]) == (1, 1 + 2), "cut tokens are counted over all ranks"
@@ -75,8 +62,8 @@ def test_loss_and_gradients_do_not_depend_on_the_cut(folder):
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", ["taught", "taught-other", "queries"])
 def test_distillation_and_queries_do_not_depend_on_the_cut_either(folder, variant):
-    results = launch_ranks(folder, 1, [f"plain-{variant}:1:share:1", f"accumulated-{variant}:2:share:1"])
-    results |= launch_ranks(folder, 2, [f"two-{variant}:2:share:2", f"sharded-{variant}:2:share:3"])
+    results = step_gradients(folder, 1, [f"plain-{variant}:1:share:1", f"accumulated-{variant}:2:share:1"])
+    results |= step_gradients(folder, 2, [f"two-{variant}:2:share:2", f"sharded-{variant}:2:share:3"])
     reference = results[f"plain-{variant}"]
     assert (reference["kl"] > 1e-3) == ("taught" in variant)
     scale = max(1.0, *(float(grad.abs().max()) for grad in reference["grads"].values()))

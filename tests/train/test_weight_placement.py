@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -13,8 +10,8 @@ import pytest
 import shapes
 import tiny
 import torch
+from ranks import launch_ranks
 
-from voco.demo.cluster import free_ports
 from voco.job.config import Model, Text
 from voco.model import build, weights
 from voco.store import storage
@@ -53,17 +50,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     tiny.llama(torch.float32, tie_word_embeddings=True).save_pretrained(folder / "lm")
     tiny.tokenizer().save_pretrained(folder / "lm")
     save(folder / "tied", {"pretrained": str(folder / "lm"), "tower": shapes.TOWER})
-    (port,) = free_ports(1)
-    processes = []
-    for rank in range(2):
-        path = os.pathsep.join([str(HERE.parent), str(HERE.parents[1] / "platform")])
-        rendezvous = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        env = {**os.environ, **{k: str(v) for k, v in rendezvous.items()}, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, str(HERE / "placed_weights.py"), str(folder), *CASES]
-        processes.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
-    for process in processes:
-        out, _ = process.communicate(timeout=400)
-        assert process.returncode == 0, out[-3000:]
+    launch_ranks(HERE / "placed_weights.py", 2, str(folder), *CASES)
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
-from voco.job.config import Compression, Llama, Lora, Model, Tower
+from voco.job.compression import Compression
+from voco.job.config import Llama, Lora, Model, Tower
 from voco.job.tables import METHODS
 from voco.model.checkpoint_layout import config_uri, has_model, head_width
 from voco.store import storage
@@ -76,7 +77,7 @@ class ModelShape:
 
     def compressed(self, compression: Compression | None) -> ModelShape:
         """The same model under a job's compression method."""
-        return self if compression is None else replace(self, method=compression.method, tokens=compression.tokens)
+        return self if compression is None else replace(self, method=compression.method, tokens=compression.most_tokens)
 
 
 def cached_frame_bytes(shape: tuple[int, int, int, int], dtype: str) -> int:

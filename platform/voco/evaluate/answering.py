@@ -19,7 +19,7 @@ import torch
 from voco.errors import Refused
 from voco.evaluate.metrics import get_metric, mark_answer
 from voco.evaluate.preflight import answer_token_counts, check_conversation, reading_layout
-from voco.evaluate.scores import FRAME_METHODS, LOWER_BOUND
+from voco.evaluate.scores import FRAME_METHODS, LOWER_BOUND, READ_WHOLE
 from voco.job.benchmarks import default_metric
 from voco.job.config import Evaluate
 from voco.job.spec import Job
@@ -273,7 +273,7 @@ class AnswerWorker:
     def _answer(self, questions: list[dict[str, Any]], prepared: dict[MediaKey, Prepared], n: int) -> list[dict[str, Any]]:
         new_ids = self._new_tokens(questions, prepared)
         texts = self.model.tokenizer.batch_decode(new_ids, skip_special_tokens=True)
-        read_as = {"voco": LOWER_BOUND, "fastv": "fastv"}.get(self.block.read_as)
+        read_as = {"voco": LOWER_BOUND, "fastv": "fastv", "none": READ_WHOLE}.get(self.block.read_as)
         method = read_as or FRAME_METHODS.get(self.block.frames, self.model.layout.method)
         return [
             {

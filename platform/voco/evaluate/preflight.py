@@ -56,14 +56,17 @@ def check_evaluation(job: Job) -> list[int]:
 
 
 def reading_layout(config: dict[str, Any], block: Evaluate) -> Layout:
-    """The layout that reads the checkpoint of this configuration: its own, or under `read_as: voco` the voco mask and positions
-    on a `none` checkpoint, the paper's lower bound. Raises ValueError for what this checkpoint cannot do.
+    """The layout that reads the checkpoint of this configuration: its own; under `read_as: voco` the voco mask and positions on a
+    `none` checkpoint, the paper's lower bound; under `read_as: none` the plain mask on a `voco` checkpoint. Raises ValueError for
+    what this checkpoint cannot do.
     """
     layout, layers = Layout(**config["layout"]), config["language_model"]["num_hidden_layers"]
     if CHAT_TEMPLATES[layout.template].drops_questions:
         captions = f"this checkpoint was trained on captions (text.template: {layout.template})"
         raise ValueError(f"benchmark: {captions} and reads no question")
-    if block.read_as != "own" and not layout.rule.uncompressed:
+    if block.read_as == "none" and not layout.rule.views_apart:
+        raise ValueError(f"read_as: none reads a checkpoint of method voco without compression, got {layout.method}")
+    if block.read_as in ("voco", "fastv") and not layout.rule.uncompressed:
         raise ValueError(f"read_as: {block.read_as} reads a checkpoint of method none, got {layout.method}")
     if block.read_as == "voco" and layout.tokens < 1:
         raise ValueError("read_as: voco reads through <voco> tokens, and this checkpoint was made with none (compression.tokens)")
@@ -77,7 +80,7 @@ def reading_layout(config: dict[str, Any], block: Evaluate) -> Layout:
         raise ValueError(f"fastv.layer: expected fewer than the model's {layers} layers, got {block.fastv.layer}")
     if block.fastv is not None and fastv.kept_tokens(layout.vision_slots, block.fastv.keep) < 1:
         raise ValueError(f"fastv.keep: expected a share that leaves one of {layout.vision_slots} vision tokens")
-    return layout.model_copy(update={"method": "voco"}) if block.read_as == "voco" else layout
+    return layout.model_copy(update={"method": block.read_as}) if block.read_as in ("voco", "none") else layout
 
 
 def answer_token_counts(layout: Layout, block: Evaluate) -> list[int]:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # for the type checker a name is any string; at run time it i
     LinearName: TypeAlias = str
 else:
     TrainedMethod = Literal[tuple(name for name, row in METHODS.items() if row.trains)]
-    ReadAs = Literal["own", "voco", "fastv"]
+    ReadAs = Literal["own", "voco", "fastv", "none"]
     FormatName = Literal[tuple(FORMATS)]
     MetricName = Literal[tuple(METRICS)]
     AttentionName = Literal[(AUTO, *ATTENTION)]
@@ -88,20 +88,6 @@ class Inputs(Strict):
         changes["vocabulary"] = [resolved(uri) for uri in self.vocabulary]
         changes["outputs"] = [resolved(uri) for uri in self.outputs]
         return self.model_copy(update=changes)
-
-
-class Compression(Strict):
-    """How an image's vision tokens reach the text."""
-
-    method: TrainedMethod
-    tokens: int = Field(ge=1)  # N: <voco> tokens per view; avg_pool: pooled vectors per view; q_former: queries
-    q_former_layers: int | None = Field(default=None, ge=1)  # default: the checkpoint's, or 2 of a new Q-Former
-
-    @model_validator(mode="after")
-    def _check_layers(self) -> Self:
-        if self.q_former_layers is not None and self.method != "q_former":
-            raise ValueError(f"expected `q_former_layers` with method q_former only, got {self.method}")
-        return self
 
 
 class Tower(Strict):
@@ -369,7 +355,9 @@ class Evaluate(Strict):
 
     benchmark: str
     metric: MetricName | None = None  # the rule that marks an answer; default: the benchmark's (job/benchmarks.py), else gqa
-    read_as: ReadAs = "own"  # for a checkpoint of method none: voco is its lower bound, fastv drops tokens without training
+    # of a checkpoint of method none: voco is its lower bound, fastv drops tokens without training; of one of method voco: none
+    # reads every vision token
+    read_as: ReadAs = "own"
     fastv: FastV | None = None
     # every N' <= N at which a `voco` checkpoint answers, from one compression; default: its own N
     tokens: list[Annotated[int, Field(ge=1)]] | None = Field(default=None, min_length=1)

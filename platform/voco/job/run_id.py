@@ -15,7 +15,7 @@ from voco.job.tables import AUTO
 UNHASHED = {"max_missing_share", "max_reject_share", "allow_empty", "in_process_rows", "download_threads", "expect"}
 UNHASHED |= {"micro_tokens", "compile", "offload"}
 # keys added later: left out while unset, so that older run ids stay valid
-UNHASHED_DEFAULTS = {"metric", "limit", "adam_beta2", "system", "dtype", "lora", "validate"}
+UNHASHED_DEFAULTS = {"metric", "limit", "adam_beta2", "system", "dtype", "lora", "validate", "draw", "uncompressed_share"}
 
 
 def hashed_content(job: Job) -> dict[str, Any]:

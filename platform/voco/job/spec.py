@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import Field, create_model, model_validator
 
 from voco.job.chat_templates import CHAT_TEMPLATES
+from voco.job.compression import Compression
 from voco.job.config import (
-    Compression,
     Evaluate,
     Features,
     FrameCache,
@@ -218,8 +218,8 @@ class _Job(Strict):
             return
         if self.inputs.features is not None and self.inputs.frame_cache is not None:
             raise ValueError("inputs: expected `features` or `frame_cache`, got both")
-        if self.block.fastv is not None and self.inputs.frame_cache is not None:
-            raise ValueError("evaluate.fastv: reads uncompressed images: expected no `inputs.frame_cache`")
+        if self.block.read_as in ("fastv", "none") and self.inputs.frame_cache is not None:
+            raise ValueError(f"evaluate.read_as: {self.block.read_as} reads images: expected no `inputs.frame_cache`")
 
     def check_training(self) -> None:
         """Combinations of a training block with the job's other keys. Raises ValueError, which starts with the key."""
@@ -282,6 +282,8 @@ class _Job(Strict):
 def _check_video(block: VideoSft, compression: Compression | None) -> None:
     if block.checkpoint_activations:
         raise ValueError("video_sft.checkpoint_activations: with it, transformers ignores the frame caches; leave it off")
+    if compression is not None and compression.uncompressed_share is not None:
+        raise ValueError("compression.uncompressed_share: frame caches hold <voco> tokens alone: expected none in video_sft")
     if compression is not None and not METHODS[compression.method].views_apart:
         raise ValueError(f"compression.method: frame caches hold <voco> tokens: expected voco, got {compression.method}")
 

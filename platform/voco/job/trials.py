@@ -96,8 +96,8 @@ def _evaluate_block(block: Evaluate, trial: Trial) -> Evaluate:
         return block
     if not METHODS[compression.method].views_apart:  # only <voco> tokens can be read at a smaller N'
         return block.model_copy(update={"tokens": None})
-    if max(block.tokens) > compression.tokens:
-        got = f"trial {trial.name} has {compression.tokens}"
+    if max(block.tokens) > compression.most_tokens:
+        got = f"trial {trial.name} has {compression.most_tokens}"
         raise ValueError(f"sweep.evaluate.evaluate.tokens: expected at most each trial's N, got {block.tokens}: {got}")
     return block
 

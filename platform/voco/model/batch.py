@@ -17,7 +17,7 @@ from torch import Tensor
 from voco.model.attention.voco_mask import TokenIds
 from voco.model.cache import ReadableCache
 from voco.sequence.anyres import NEWLINE
-from voco.sequence.sequence import VISION, TokenSample
+from voco.sequence.sequence import TEXT, VISION, VOCO, TokenSample
 
 DEVICE_COLUMNS = ("ids", "position", "vision_at", "predict_at", "predict_id")  # of a batch
 
@@ -115,7 +115,12 @@ def collate(samples: Sequence[TokenSample], features_of: Callable[[str], Tensor]
     def joined(name: str) -> Tensor:
         return torch.from_numpy(np.concatenate([getattr(sample, name) for sample in samples]))
 
-    kind, views, tiles = joined("kinds"), list[Tensor](), list[int]()
+    kind, view, views, tiles = joined("kinds"), joined("view"), list[Tensor](), list[int]()
+    vision_at = torch.nonzero(kind == VISION)[:, 0]
+    whole = torch.from_numpy(np.repeat([sample.whole for sample in samples], [len(sample) for sample in samples]))
+    if whole.any():  # to the mask, one view of <voco> tokens alone: causal, and text reads all of it
+        in_prefix = whole & (kind != TEXT)
+        kind, view = torch.where(in_prefix, VOCO, kind), torch.where(in_prefix, 0, view)
     for sample in samples:
         images = [image[None] if image.dim() == 2 else image for image in map(features_of, sample.media)]
         tiles.append(sum(len(image) for image in images))
@@ -129,13 +134,13 @@ def collate(samples: Sequence[TokenSample], features_of: Callable[[str], Tensor]
         position=joined("position")[None],
         features=torch.cat(views) if views and not as_pixels else torch.zeros(0, *empty),
         pixels=torch.cat(views) if as_pixels else None,
-        vision_at=torch.nonzero(kind == VISION)[:, 0],
+        vision_at=vision_at,
         predict_at=predict_at,
         predict_rows=predict_at,
         predict_id=joined("predict_id"),
         kind=kind[None],
         sample=torch.from_numpy(np.repeat(np.arange(len(samples)), [len(sample) for sample in samples]))[None],
-        view=joined("view")[None],
+        view=view[None],
         conversation=joined("conversation")[None],
         sample_ids=tuple(sample.sample_id for sample in samples),
         packing=_packing(samples, tiles, empty[0] if as_pixels or not views else views[0].shape[1]),

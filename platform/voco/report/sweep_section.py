@@ -6,7 +6,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from voco.evaluate.scores import LOWER_BOUND
+from voco.evaluate.scores import LOWER_BOUND, READ_WHOLE
 from voco.job import trials
 from voco.model.checkpoint_layout import config_uri
 from voco.report.comparison import method_label
@@ -25,7 +25,8 @@ def sweep_section(output: Output) -> dict[str, Any]:
     for row in rows:
         layout = _layout(output, row["trial"])
         # a checkpoint of method none compresses nothing, whatever its N
-        ratio = None if layout is None else 1.0 if row["method"] in ("none", LOWER_BOUND) else layout["vision_slots"] / row["n"]
+        is_whole = row["method"] in ("none", LOWER_BOUND, READ_WHOLE)
+        ratio = None if layout is None else 1.0 if is_whole else layout["vision_slots"] / row["n"]
         trials.append(
             {"row": row, "ratio": ratio, "values": values.get(row["trial"], {}), "layout": layout, "bound": _bound(row)}
         )

@@ -130,6 +130,7 @@ class TokenSample:
     cut: int  # text tokens that did not fit
     tiles: int | None = None  # (V, C) features of all media; None: one each
     packing: Ints | None = None  # for each vision slot the row of its features, or NEWLINE; None: all rows, in order
+    whole: bool = False  # in a batch under the VoCo mask: uncompressed, causal over all of its views
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -225,7 +226,7 @@ def build_sample(
         columns["view"] += [NONE] * len(ids)
         columns["conversation"] += [number] * len(ids)
         columns["position"] += range(start, start + len(ids))
-    arrays = {key: np.asarray(column, dtype=np.int64) for key, column in columns.items()}
+    arrays: dict[str, Any] = {key: np.asarray(column, dtype=np.int64) for key, column in columns.items()}
     packed = layout.rule.uncompressed and not cached
     return TokenSample(
         sample_id=sample_id,

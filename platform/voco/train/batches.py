@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import Any
@@ -24,8 +24,10 @@ from voco.train.live_images import LiveImages
 from voco.train.packing import split_by_tokens, split_evenly
 from voco.train.sampler import LIVE_GROUPS, Rows
 from voco.train.step_metrics import NO_FACTS, StepFacts
+from voco.train.token_draw import WHOLE
 
 BUILT_SAMPLES = 2048  # of tables with a weight above 1: token samples that are kept for their next use, about 40 KB each
+Tokens = Sequence[int] | None  # N of the views of each of several samples, or WHOLE; None: the layout's
 Part = tuple[dict[str, Any], list[list[Turn]]]  # what a sample is made of: its row, and its conversations' turns
 Split = Callable[[list[int]], list[list[int]]]  # lengths of samples to the samples of each micro-batch, some of them empty
 
@@ -98,7 +100,7 @@ class SampleRows:
 
 
 class TrainingSamples:
-    """Token samples by (row group, row in it). A sample is tokenised when it is taken.
+    """Token samples by (row group, row in it), and N of their views. A sample is tokenised when it is taken.
 
     `views` names the views of a row: images by their hash, or under `cached` the indices of its frames; None for a row whose
     frames could not be decoded. `rows` are those of a reader of the same tables (default: read here).
@@ -118,31 +120,40 @@ class TrainingSamples:
         self.tables, self.tokenizer, self.layout, self.block = tables, tokenizer, layout, block
         self.views, self.cached, self.extra_tokens = views, cached, extra_tokens
         self.rows = SampleRows(tables, block.share_vision) if rows is None else rows
-        self._built: OrderedDict[tuple[int, int], TokenSample] = OrderedDict()
+        self._built: OrderedDict[tuple[int, int, int], TokenSample] = OrderedDict()
+        self._layouts = {
+            n: layout.model_copy(update={"tokens": n} if n != WHOLE else {"method": "none"})
+            for n in range(WHOLE, layout.tokens + 1)
+        }
 
-    def take(self, rows: Rows) -> list[TokenSample]:
-        """The samples at (n, 2) rows; the fill of an epoch's tail is left out."""
-        addresses = [(group, row) for group, row in rows.tolist() if group >= 0]
-        self.rows.load(group for group, _ in addresses)
+    def take(self, rows: Rows, tokens: Tokens = None) -> list[TokenSample]:
+        """The samples at (n, 2) rows; the fill of an epoch's tail is left out. `tokens`: N of each row, or WHOLE."""
+        sizes = [self.layout.tokens] * len(rows) if tokens is None else tokens
+        addresses = [(group, row, n) for (group, row), n in zip(rows.tolist(), sizes, strict=True) if group >= 0]
+        self.rows.load(group for group, _, _ in addresses)
         return [self._sample(*address) for address in addresses]
 
-    def _sample(self, group: int, index: int) -> TokenSample:
-        key = (group, index)
+    def _sample(self, group: int, index: int, n: int) -> TokenSample:
+        key = (group, index, n)
         if key not in self._built:
-            self._built[key] = self._build(*self.rows.part(group, index))
+            self._built[key] = self._build(*self.rows.part(group, index), n)
             if len(self._built) > BUILT_SAMPLES:
                 self._built.popitem(last=False)
         self._built.move_to_end(key)
         return self._built[key]
 
-    def _build(self, row: dict[str, Any], conversations: list[list[Turn]]) -> TokenSample:
+    def _build(self, row: dict[str, Any], conversations: list[list[Turn]], n: int) -> TokenSample:
         views = self.views(row)
         if views is None:  # it keeps its position in the order and adds nothing to the loss
             return filler_sample(self.layout)
-        max_tokens = self.block.max_tokens + self.extra_tokens * len(views)
+        layout = self.layout if n == self.layout.tokens else self._layouts[n]
+        # text is cut at the same place for every N
+        extra = self.extra_tokens + layout.view_length - self.layout.view_length
+        max_tokens = self.block.max_tokens + extra * len(views)
         sizes = None if self.cached else sizes_of(row)
-        arguments = (row["sample_id"], conversations, views, self.tokenizer, self.layout)
-        return build_sample(*arguments, max_tokens=max_tokens, cached=self.cached, sizes=sizes)
+        arguments = (row["sample_id"], conversations, views, self.tokenizer, layout)
+        sample = build_sample(*arguments, max_tokens=max_tokens, cached=self.cached, sizes=sizes)
+        return replace(sample, whole=n == WHOLE and self.layout.rule.views_apart)
 
 
 def first_trained(samples: Iterable[TokenSample]) -> TokenSample | None:
@@ -178,18 +189,18 @@ class ImageBatches:
             )
         self.features, self.layout, self.width = features, model.layout, model.feature_width
 
-    def micro_batches(self, rows: Rows, count: int) -> StepData:
-        """The samples at (n, 2) rows as `count` batches of nearly equal length."""
-        return self._batches(rows, lambda lengths: split_evenly(lengths, count))
+    def micro_batches(self, rows: Rows, count: int, sizes: Tokens = None) -> StepData:
+        """The samples at (n, 2) rows as `count` batches of nearly equal length. `sizes`: N of each row, or WHOLE."""
+        return self._batches(rows, sizes, lambda lengths: split_evenly(lengths, count))
 
-    def token_batches(self, rows: Rows, tokens: int) -> StepData:
+    def token_batches(self, rows: Rows, tokens: int, sizes: Tokens = None) -> StepData:
         """The samples at (n, 2) rows as few batches of at most `tokens` each, a longer sample alone; with a filler."""
-        data = self._batches(rows, lambda lengths: split_by_tokens(lengths, tokens) or [[]])
+        data = self._batches(rows, sizes, lambda lengths: split_by_tokens(lengths, tokens) or [[]])
         filler = self._collate([], [])
         return replace(data, filler=filler if self.teacher_samples is None else with_teacher(filler, filler))
 
-    def _batches(self, rows: Rows, split_lengths: Split) -> StepData:
-        samples = self.samples.take(rows)
+    def _batches(self, rows: Rows, sizes: Tokens, split_lengths: Split) -> StepData:
+        samples = self.samples.take(rows, sizes)
         if isinstance(self.features, LiveImages):
             self.features.load(self.samples.rows.part(group, row)[0] for group, row in rows.tolist() if group >= 0)
         else:

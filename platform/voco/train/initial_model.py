@@ -10,7 +10,8 @@ from typing import Any
 
 from voco.errors import Refused
 from voco.job.chat_templates import CHAT_TEMPLATES
-from voco.job.config import Compression, Text
+from voco.job.compression import Compression
+from voco.job.config import Text
 from voco.job.spec import Job
 from voco.model.checkpoint_layout import has_model
 from voco.sequence.chat_template import end_of_answer_id
@@ -29,7 +30,7 @@ def initial_model(job: Job, output: str) -> tuple[str, Layout]:
     """
     compression = job.compression
     method = "none" if compression is None else compression.method
-    tokens = 0 if compression is None else compression.tokens  # align has no <voco>
+    tokens = 0 if compression is None else compression.most_tokens  # align has no <voco>
     if job.inputs.checkpoint is not None:
         return job.resolved_inputs.checkpoint or "", _continued_layout(job, job.inputs.checkpoint, method, tokens)
     from voco.model import build, weights
@@ -70,10 +71,10 @@ def _q_former_layers(compression: Compression | None, layout: Layout | None = No
     if layout is None or layout.method != "q_former":
         return compression.q_former_layers or Q_FORMER_LAYERS
     layers = compression.q_former_layers or layout.q_former_layers
-    if (compression.tokens, layers) != (layout.tokens, layout.q_former_layers):
+    if (compression.most_tokens, layers) != (layout.tokens, layout.q_former_layers):
         raise Refused(
             f"compression: the checkpoint's Q-Former has {layout.tokens} queries and {layout.q_former_layers} layers, got "
-            f"{compression.tokens} and {layers}; start from a checkpoint of another method for a new one"
+            f"{compression.most_tokens} and {layers}; start from a checkpoint of another method for a new one"
         )
     return layers
 

@@ -72,6 +72,7 @@ def fit(job: Job, run_id: str, output: str) -> dict[str, Any]:
         "threads": max(1, int(job.resources.cpus_per_worker) - 1),  # that decode images where no features are given
         "model": model,
         "layout": layout.model_dump(),
+        "compression": None if job.compression is None else job.compression.model_dump(),
         "output": output,
         "teacher": None if teacher is None else {"uri": inputs.teacher, "layout": teacher.model_dump()},
     }

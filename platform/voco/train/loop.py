@@ -24,6 +24,7 @@ from voco.train.prefetch import Prefetch
 from voco.train.prometheus import export_step
 from voco.train.sampler import Rows, TableMix, epoch_order, micro_batches_of
 from voco.train.step import DataLost, NonFinite, NothingLearned, StepResult, UnusableData, learning_rate, problem_of, train_step
+from voco.train.token_draw import token_draw
 from voco.train.validation import Validation, best_step, is_exhausted
 from voco.train.video_batches import VideoBatches
 from voco.train.watch import StepWatch
@@ -56,6 +57,7 @@ class TrainLoop:
         self.mix = TableMix(tables.sizes, tables.owners, tuple(item["weight"] for item in config["samples"]))
         self.steps_per_epoch = self.mix.steps(block.global_batch)
         self.total = block.epochs * self.steps_per_epoch
+        self.draw = token_draw(config, self.total)
         self.step = self.saved_step = 0
         self.metrics: list[dict[str, Any]] = []
         folder = storage.join(config["output"], FOLDER)
@@ -117,13 +119,14 @@ class TrainLoop:
             epoch, index = divmod(step, self.steps_per_epoch)
             if step == first or index == 0:
                 order = epoch_order(self.mix, self.config["seed"], epoch, self.block.global_batch)
-            yield self._step_data(order.rank_rows(index, self.rank, self.world))
+            yield self._step_data(order.rank_rows(index, self.rank, self.world), step)
 
-    def _step_data(self, rows: Rows) -> StepData:
+    def _step_data(self, rows: Rows, step: int) -> StepData:
+        sizes = None if self.draw is None else self.draw(rows, step)
         if self.block.micro_tokens is not None:
-            data = self.data.token_batches(rows, self.block.micro_tokens)
+            data = self.data.token_batches(rows, self.block.micro_tokens, sizes)
         else:
-            data = self.data.micro_batches(rows, micro_batches_of(self.block, self.world))
+            data = self.data.micro_batches(rows, micro_batches_of(self.block, self.world), sizes)
         data = replace(data, facts=self.watch.facts(data.batches, rows))
         return data.pinned() if self.engine.device.type == "cuda" else data
 

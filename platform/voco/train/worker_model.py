@@ -53,7 +53,8 @@ def load_model(
         model.detach_tower()
     model.tower = None  # DeepSpeed takes all that is left, and features or frames' caches are precomputed
     prefixes = tuple(f"{layout.method}." if prefix == "method." else prefix for prefix in STAGES[config["kind"]].trains)
-    if "projector." in prefixes and layout.rule.uncompressed:
+    compression = config.get("compression") or {}
+    if "projector." in prefixes and (layout.rule.uncompressed or compression.get("uncompressed_share")):
         prefixes += ("image_newline",)  # LLaVA-1.6's, which only an uncompressed image has
     for name, weight in model.named_parameters():
         weight.requires_grad_(name.startswith(prefixes))
