@@ -17,8 +17,8 @@ help: ## this list
 demo: ## environment, own local Ray cluster, the complete flow on easy-VQA images, report; run again, it continues
 	@started=$$(date +%s); $(MAKE) --no-print-directory env-demo && VOCO_ENVIRONMENT_S=$$(( $$(date +%s) - started )) $(RUN) -m voco.demo
 
-evidence: env-demo ## the long recipe behind docs/results.md, hours; SEEDS="0 1 2" for several seeds; run again, it continues
-	@$(RUN) -m voco.demo.evidence --seeds $(or $(SEEDS),0)
+evidence: env-demo ## the long recipe behind docs/results.md, hours; SEEDS="0 1 2", DATA=folder of GroceryStoreDataset; run again, it continues
+	@$(RUN) -m voco.demo.evidence --seeds $(or $(SEEDS),0) $(if $(DATA),--data $(DATA))
 
 demo-stop: env-demo ## stop the demo's Ray cluster, and nothing else
 	@$(RUN) -m voco.demo.cluster stop

@@ -1,7 +1,8 @@
 """`make bench-cache`: frame caches written, read and trained from.
 
 - The rate of a unit (decode, compress, write) over its forward passes alone, ours and the build of `bench/earlier.py`, each
-  with one torch thread and, ours, one decoding thread; the more cores are idle, the nearer to 1.
+  with one torch thread and, ours, one decoding thread; the more cores are idle, the nearer to 1. A unit is the default's 50
+  clips. Batches of 16 frames: on a CPU they are as fast as larger ones, and less waits at a unit's start and end.
 - Writing against torch.save of a file for each video, on local disk; neither waits until the disk has it, and ours is hashed.
 - Reading against torch.load of those files: from opening to a batch of all videos, in new tensors, whose numbers are joined and
   usable; of complete videos, and of 8 of 64 frames of each. `mmap`: torch.load with mmap=True, which reads what is used.
@@ -48,7 +49,7 @@ from voco.store.number_types import frame_tensor_bytes
 from voco.video.decode import Video
 from voco.video.sample_frames import evenly_spaced, thin_evenly
 
-CLIPS, COPIES = 2, 5  # encoded clips of 15 s, and how many samples have each
+CLIPS, COPIES = 2, 25  # encoded clips of 15 s, and how many samples have each
 SEVEN_B = (32, 32, 2, 128)  # layers, key-value heads, N, head width of LLaVA-1.5-7B
 VIDEOS, FRAMES = 16, 8
 LONG_VIDEOS, LONG_FRAMES = 4, 64  # of which FRAMES are read
@@ -258,7 +259,7 @@ def compare_training(scratch: Path, data: bytes, rounds: int) -> dict[str, float
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
     if not KEEP_FREED_MEMORY.keys() <= os.environ.keys():
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEEP_FREED_MEMORY})
@@ -274,9 +275,9 @@ def main() -> None:
             (clips / f"{number:032x}.mp4").write_bytes(data)
         rates = compare_rates(clips, scratch, options.rounds)
         sizes = check_sizes(scratch, make_caches())
-        files = compare_files(scratch, 3 * options.rounds, VIDEOS, FRAMES)
-        few = compare_files(scratch, options.rounds, LONG_VIDEOS, LONG_FRAMES)
-        steps = compare_training(scratch, encoded[0], options.rounds)
+        files = compare_files(scratch, 4 * options.rounds, VIDEOS, FRAMES)
+        few = compare_files(scratch, 2 * options.rounds, LONG_VIDEOS, LONG_FRAMES)
+        steps = compare_training(scratch, encoded[0], 2 * options.rounds)
     figures = {
         "frame_rate_over_compress": median_share(rates["ours"], "share"),
         "frame_rate_over_compress_earlier": median_share(rates["earlier"], "share"),

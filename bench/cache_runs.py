@@ -23,8 +23,8 @@ MODEL = {
     "llama": {"layers": 4, "width": 256, "heads": 8, "kv_heads": 8, "mlp_width": 688, "vocabulary": 300},
     "tower": {"name": "efficientnet_lite0", "image_size": 128},
 }
-BLOCK = {"fps": 1.0, "batch": 64}
-ROUNDS = 2
+BLOCK = {"fps": 1.0, "batch": 16}
+ROUNDS = 1
 
 
 def is_earlier() -> bool:

@@ -155,7 +155,7 @@ def _frame_cache(rows: int, source: str, output: str) -> Any:
 
 def _evaluate(rows: int, source: str, output: str) -> Any:
     from voco.evaluate.answering import list_evaluation_rows
-    from voco.job.config import Evaluate
+    from voco.job.evaluation import Evaluate
 
     return _list_rows(list_evaluation_rows(output, [source], Evaluate(benchmark="bench", unit_samples=500)), 500, rows)
 

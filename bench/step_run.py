@@ -102,6 +102,16 @@ def plain_loop(model: Any, batch: Any, block: Any) -> Callable[[], Any]:
     return step
 
 
+def engine_step(engine: Any, batch: Any, train_step: Callable[..., Any]) -> Callable[[], Any]:
+    """A step of the build's own training loop."""
+    if is_earlier():
+        return lambda: train_step(engine, [batch], 0, False, 0)
+    from voco.train.batches import StepData
+
+    data = StepData([batch], 0, tuple(batch.sample_ids))
+    return lambda: train_step(engine, data, len(batch.sample_ids), 0, 0, 0.0)
+
+
 def main() -> None:
     steps = int(sys.argv[1])
     torch.set_num_threads(1)
@@ -116,10 +126,7 @@ def main() -> None:
     deepspeed.init_distributed(dist_backend="gloo", verbose=False)
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     engine, *_ = deepspeed.initialize(model=model, model_parameters=trained, config=deepspeed_config(block, 1))
-    engine_s = process_seconds(
-        lambda: train_step(engine, [batch], 0, False, 0, 0.0) if not is_earlier() else train_step(engine, [batch], 0, False, 0),
-        steps,
-    )
+    engine_s = process_seconds(engine_step(engine, batch, train_step), steps)
     tokens = int(batch.ids.shape[1])
     print(json.dumps({"engine_s": engine_s, "plain_s": plain_s, "loss": loss, "tokens": tokens, "gradients": norms}))
 

@@ -191,12 +191,24 @@ def _add_render(parser: Parser) -> None:
     parser.add_argument("--image", help="container image with this package installed")
 
 
+def _tokens(text: str) -> int | str:
+    """The value of --tokens: `auto`, or a number, for which argparse reports the ValueError."""
+    return text if text == "auto" else int(text)
+
+
 def _add_ask(parser: Parser) -> None:
     parser.add_argument("media", metavar="MEDIA", nargs="*", help="images and videos, on disk or s3://")
     parser.add_argument("question", metavar="QUESTION")
     parser.add_argument("--cache", metavar="URI", default="~/.cache/voco", help="where caches are kept (default: %(default)s)")
     parser.add_argument("--no-cache", action="store_true", help="read and keep no cache: compress again")
-    parser.add_argument("--tokens", type=int, help="how many <voco> tokens of each view to read (default: the checkpoint's N)")
+    parser.add_argument(
+        "--tokens", type=_tokens, metavar="N", help="how many <voco> tokens of each view to read (default: the checkpoint's N), "
+        "or auto: 1, 2, 4 ... until the model is sure"
+    )  # fmt: skip
+    parser.add_argument(
+        "--threshold", type=float, default=0.5, help="with --tokens auto: the least margin of the first token, 0 to 1, as an "
+        "evaluation with `tokens: auto` prints it for a budget (default: %(default)s)"
+    )  # fmt: skip
     parser.add_argument(
         "--frames", type=int, default=8, help="frames to read of each video, evenly spaced (default: %(default)s)"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from voco.evaluate import aggregate, answering, official, predictions, preflight, scores
-from voco.job.config import Evaluate
+from voco.job.evaluation import Evaluate
 from voco.job.spec import Job
 from voco.precompute.features import check_decoded
 from voco.report.wandb_outputs import record_evaluation as record
@@ -22,12 +22,12 @@ def run(job: Job, run_id: str) -> Manifest:
     """Answer every question by the cached path, then score it against the bounds when they are given."""
     started = time.time()
     block: Evaluate = job.block
-    token_counts = preflight.check_evaluation(job)
+    token_counts, adaptive = preflight.check_evaluation(job), preflight.read_calibration(job)
     output, samples = job.output_uri, job.resolved_inputs.sample_uris
     count = answering.list_evaluation_rows(output, samples, block)
     bounds = preflight.read_bounds(job)
     scores.check_bound_metrics(official.job_metric(job), {"upper": job.inputs.upper, "lower": job.inputs.lower})
-    arguments = answering.worker_arguments(job)
+    arguments = answering.worker_arguments(job, adaptive)
     records = units.run_units(output, count, answering.AnswerWorker, arguments, job.resources, in_process=False, label=job.name)
     check_decoded(job.name, records)
     rows, fields = aggregate.write_scores(job, records, token_counts, bounds)

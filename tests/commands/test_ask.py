@@ -18,7 +18,7 @@ from image.kinds import JPEG_12, JPEG_XL, chunk, encode, ramp, with_chunks
 from PIL import Image
 
 from pipelines import cli
-from voco.commands.ask import AskOptions, CacheMaker, ask
+from voco.commands.ask import AskOptions, CacheMaker, ask, doubled_sizes
 from voco.errors import Refused
 from voco.ingest.media.decoder import Decoder
 from voco.ingest.media.image import check_image
@@ -106,6 +106,20 @@ def test_fewer_tokens_are_answered_from_the_same_pass(files: Path, tmp_path: Pat
         assert "1 of 1 caches found" in lines
         (fresh,) = model.compress_features([features], tokens=[n])
         assert answer == "".join(model.stream(fresh, QUESTION, 8))
+
+
+def test_auto_reads_more_tokens_until_the_model_is_sure(files: Path, tmp_path: Path) -> None:
+    """A threshold of 0 stops at one token and one above 1 nowhere; between them it stops where the margin says."""
+    common = {"cache": str(tmp_path), "max_new_tokens": 6}
+    fixed = {n: answer_and_lines(files, ["0.png", "clip.mp4"], tokens=n, **common)[0] for n in (1, 2, 3)}
+    for threshold, read in ((0.0, "read at N = 1"), (1.1, "read at N = 1, 2, 3")):
+        answer, lines = answer_and_lines(files, ["0.png", "clip.mp4"], adaptive=threshold, **common)
+        assert lines.rstrip().endswith(read)
+        assert answer == fixed[int(read[-1])]
+    assert [doubled_sizes(n) for n in (1, 2, 3, 8, 12)] == [(1,), (1, 2), (1, 2, 3), (1, 2, 4, 8), (1, 2, 4, 8, 12)]
+    for media, options in (([], {}), (["0.png"], {"keep_system": True})):
+        with pytest.raises(Refused, match="--tokens auto: expected images or videos"):
+            answer_and_lines(files, media, adaptive=0.5, **options)
 
 
 def test_where_views_see_each_other_all_media_are_one_cache(files: Path, tmp_path: Path) -> None:

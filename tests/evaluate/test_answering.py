@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import shapes
@@ -22,9 +23,12 @@ import pipelines
 from voco.commands.show import show_output
 from voco.errors import JobFailed, Refused
 from voco.evaluate import answering, preflight
+from voco.evaluate.adaptive import AdaptiveReading, choose_threshold, held_out_margins, mean_cost
 from voco.evaluate.aggregate import example_line
 from voco.evaluate.predictions import short_answer
-from voco.job.config import Evaluate, Model, Text
+from voco.evaluate.scores import read_answers
+from voco.job.config import Model, Text
+from voco.job.evaluation import Evaluate
 from voco.job.resources import Resources
 from voco.job.spec import Job
 from voco.methods import fastv
@@ -80,12 +84,23 @@ def local(output: str, count: int, worker: Any, arguments: dict[str, Any]) -> li
 
 
 def evaluate(
-    root: Path, output: Path, checkpoint: str, frames: str | None = None, live: bool = False, **block: Any
+    root: Path,
+    output: Path,
+    checkpoint: str,
+    frames: str | None = None,
+    live: bool = False,
+    adaptive: AdaptiveReading | None = None,
+    **block: Any,
 ) -> list[dict[str, Any]]:
     """Answers of two units, in this process; `live` ones by the checkpoint's own tower."""
     keys = {"benchmark": "halves", "max_new_tokens": 4, "batch": 5, "unit_samples": 4, **block}
     count = answering.list_evaluation_rows(str(output), [str(root / "samples")], Evaluate.model_validate(keys))
-    sources = {"features": None if frames or live else str(root / "features"), "frame_cache": frames, "threads": 2}
+    sources: dict[str, Any] = {
+        "features": None if frames or live else str(root / "features"),
+        "frame_cache": frames,
+        "threads": 2,
+    }
+    sources["adaptive"] = adaptive
     local(
         str(output),
         count,
@@ -243,6 +258,29 @@ def test_a_voco_checkpoint_that_reads_uncompressed_is_one_of_method_none(root: P
     assert {(row["method"], row["n"]) for row in whole} == {("voco_uncompressed", 4)}
 
 
+def test_adaptive_answers_are_those_of_the_reading_that_was_sure(root: Path, tmp_path: Path) -> None:
+    """Each question's answer, margin and cost against the answers at every N."""
+    fixed = {
+        (row["sample_id"], row["conversation_index"], row["n"]): row
+        for row in evaluate(root, tmp_path / "all", "voco", tokens=COUNTS)
+    }
+    margins = sorted(row["margin"] for row in fixed.values())
+    reading = AdaptiveReading(tuple(sorted(COUNTS)), margins[len(margins) // 2])
+    answers = evaluate(root, tmp_path / "auto", "voco", adaptive=reading, tokens="auto", budget=2.0)
+    assert len(answers) == 2 * IMAGES
+    for answer in answers:
+        cost = 0
+        for n in reading.sizes:
+            single = fixed[answer["sample_id"], answer["conversation_index"], n]
+            cost += n
+            if reading.is_sure(single["margin"], n):
+                break
+        assert (answer["prediction"], answer["tokens_read"]) == (single["prediction"], cost)
+        assert answer["margin"] == pytest.approx(single["margin"], abs=1e-5)
+        assert (answer["method"], answer["n"]) == ("voco_adaptive", 4)
+    assert len({answer["tokens_read"] for answer in answers}) > 1, "or the threshold decides nothing"
+
+
 def test_fastv_answers_with_n_the_tokens_that_stay(root: Path, tmp_path: Path) -> None:
     own = evaluate(root, tmp_path / "own", "none")
     all_tokens = evaluate(root, tmp_path / "all", "none", read_as="fastv", fastv={"layer": 2, "keep": 1.0})
@@ -258,8 +296,10 @@ def test_fastv_answers_with_n_the_tokens_that_stay(root: Path, tmp_path: Path) -
         assert row["prediction"] == model.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
 
-def job(root: Path, output: Path, checkpoint: str, **block: Any) -> Job:
-    inputs = {"samples": [{"uri": str(root / "samples")}], "features": str(root / "features")}
+def job(root: Path, output: Path, checkpoint: str, calibration: Path | None = None, **block: Any) -> Job:
+    inputs: dict[str, Any] = {"samples": [{"uri": str(root / "samples")}], "features": str(root / "features")}
+    if calibration is not None:
+        inputs["calibration"] = str(calibration)
     return Job.model_validate(
         {
             "name": "ask", "kind": "evaluate", "output": str(output), "resources": {"workers": 1},
@@ -272,6 +312,44 @@ def job(root: Path, output: Path, checkpoint: str, **block: Any) -> Job:
 def scored(output: Path) -> dict[int, dict[str, Any]]:
     rows = parquet.read_table(units.part_uri(str(output), "scores", 0)).to_pylist()
     return {row["n"]: row for row in rows if row["category"] == ALL}
+
+
+@pytest.mark.ray
+def test_a_budget_is_kept_by_a_threshold_from_held_out_rows(root: Path, tmp_path: Path, ray_local: str) -> None:
+    """The complete job. Refused: rows that are scored too, and answers of another checkpoint."""
+    held_out = world.sample_rows(8, evaluation=True, text_every=0, first=100)
+    world.write_samples(str(tmp_path / "val"), held_out)
+    calibrating = job(root, tmp_path / "calibration", "voco", tokens=COUNTS)
+    raw = {
+        **calibrating.model_dump(exclude_none=True),
+        "inputs": {"samples": [{"uri": str(tmp_path / "val")}], "checkpoint": str(root / "voco")},
+    }
+    pipelines.run(Job.model_validate(raw))
+    calibration = read_answers(str(tmp_path / "calibration"))
+    sizes, margins = held_out_margins(calibration)
+    assert sizes == (1, 2, 4)
+
+    def adaptive(checkpoint: str = "voco", budget: float = 2.5, answers: str = "calibration") -> Job:
+        output = tmp_path / f"auto-{budget}-{answers}-{Path(checkpoint).name}"
+        return job(root, output, checkpoint, tmp_path / answers, tokens="auto", budget=budget)
+
+    job_at_2_5 = adaptive()
+    pipelines.run(job_at_2_5)
+    (row,) = scored(Path(job_at_2_5.output)).values()
+    answers = read_answers(job_at_2_5.output)
+    assert (row["method"], row["n"]) == ("voco_adaptive", 4)
+    assert row["mean_tokens"] == pytest.approx(np.mean(answers["tokens_read"].to_pylist()))
+    assert {*answers["tokens_read"].to_pylist()} <= {1, 3, 7}
+    assert mean_cost(margins, sizes, choose_threshold(margins, sizes, 2.5)) <= 2.5
+    cheapest = adaptive(budget=1.0)
+    pipelines.run(cheapest)
+    assert {*read_answers(cheapest.output)["tokens_read"].to_pylist()} == {1}
+    shutil.copytree(root / "voco", tmp_path / "copy")
+    with pytest.raises(Refused, match=r"inputs\.calibration: expected answers of .*copy, got those of "):
+        pipelines.run(adaptive(checkpoint=str(tmp_path / "copy")))
+    pipelines.run(job(root, tmp_path / "same", "voco", tokens=COUNTS))
+    with pytest.raises(Refused, match="samples are scored by this job too; expected held-out ones"):
+        pipelines.run(adaptive(answers="same"))
 
 
 @pytest.mark.ray

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-from pathlib import Path
 from typing import Any
 
 import pytest
+from real_data import SHARED
 
 from voco.ingest.formats import chat_json, get_format, llava_json
 from voco.ingest.layouts import ROW_LAYOUTS, recognise
 from voco.ingest.source_row import BadRow, Reject, SourceRow
 from voco.job.config import Ingest
 
-SHARED = Path(os.environ.get("VOCO_SHARED", Path(__file__).parents[3] / "shared")) / "data" / "chat"
+CHAT = SHARED / "chat"
 BLOCK = Ingest(format="chat_json", dataset="chat")
 
 
@@ -123,7 +122,7 @@ def test_every_layout_names_a_format_that_exists(layout) -> None:
     assert get_format(layout.format)
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="no ../shared/data")
+@pytest.mark.skipif(not CHAT.exists(), reason="no ../shared/data")
 @pytest.mark.parametrize(
     ("file", "format_name", "expected"),
     [
@@ -135,7 +134,7 @@ def test_every_layout_names_a_format_that_exists(layout) -> None:
 )
 def test_real_files(file: str, format_name: str, expected: int, tmp_path) -> None:
     """Every row is read, from the list and from the same rows as JSON lines; the layout is recognised by its first row."""
-    path = SHARED / file
+    path = CHAT / file
     listed = json.loads(path.read_text())
     lines = tmp_path / "rows.jsonl"
     lines.write_text("\n".join(json.dumps(row) for row in listed))

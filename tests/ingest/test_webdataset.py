@@ -9,6 +9,7 @@ import pytest
 from ingest.clips import clip
 from ingest.shards import job, pack, sample, write
 from ingest.source import image, part_hashes, table
+from real_data import SHARED
 from webdataset.tariterators import base_plus_ext
 
 import pipelines
@@ -20,7 +21,6 @@ from voco.ingest.source_row import BadRow, Reject, SourceRow, sample_id
 from voco.job.config import Ingest
 from voco.run import manifest
 
-SHARED = Path(os.environ.get("VOCO_SHARED", Path(__file__).parents[3] / "shared")) / "data"
 REAL = SHARED / "clips" / "return_all_test.tar"  # as video2dataset's tests have it
 BLOCK = Ingest(format="webdataset", dataset="cc3m", max_text_bytes=2000)
 

@@ -270,6 +270,27 @@ def test_features_are_optional_and_only_for_images() -> None:
         build_job("j.yaml", without(video, "model"))
 
 
+@pytest.mark.parametrize(
+    ("block", "calibration", "line"),
+    [
+        ({"tokens": "auto", "budget": 2.0}, None, "inputs.calibration: expected an evaluation of held-out rows"),
+        ({"tokens": [1]}, "c", "inputs.calibration: expected an evaluation of held-out rows"),
+        ({"tokens": "auto"}, "c", "evaluate.budget: expected a number of tokens with `tokens: auto`"),
+        ({"budget": 2.0}, None, "evaluate.budget: expected a number of tokens with `tokens: auto`"),
+        ({"tokens": "auto", "budget": 0.5}, "c", "evaluate.budget: expected greater than or equal to 1, got 0.5"),
+        ({"tokens": "atuo", "budget": 2.0}, "c", "evaluate.tokens: expected 'auto', got 'atuo'; did you mean auto?"),
+        ({"tokens": [1, 0]}, None, "evaluate.tokens[1]: expected greater than or equal to 1, got 0"),
+        ({"tokens": "auto", "budget": 2.0, "read_as": "none"}, "c", "evaluate.tokens: expected `read_as: own`, got none"),
+    ],
+)
+def test_adaptive_reading_needs_a_budget_and_held_out_answers(block: dict[str, Any], calibration: str | None, line: str) -> None:
+    inputs = {"samples": [{"uri": "a"}], "checkpoint": "c"} | ({"calibration": calibration} if calibration else {})
+    evaluate = {"benchmark": "gqa", **block}
+    with pytest.raises(Refused) as refused:
+        build_job("j.yaml", {"name": "ask", "kind": "evaluate", "output": "o", "inputs": inputs, "evaluate": evaluate})
+    assert line in str(refused.value)
+
+
 def test_fastv_reads_no_frame_cache() -> None:
     inputs = {"samples": [{"uri": "a"}], "frame_cache": "f", "checkpoint": "c"}
     block = {"benchmark": "gqa", "read_as": "fastv", "fastv": {"layer": 2, "keep": 0.5}}

@@ -137,6 +137,22 @@ def test_impossible_combinations(changes: dict[str, Any], line: str) -> None:
     assert line in str(error.value)
 
 
+def test_an_elastic_trial_answers_at_every_n_and_uncompressed() -> None:
+    elastic = {"method": "voco", "tokens": [4, 1, 2], "uncompressed_share": 0.2}
+    axes = {"compression": [{"method": "none", "tokens": 4}, {"method": "voco", "tokens": 4}, elastic]}
+    trials = {trial.name: trial.evaluations for trial in sweep_trials(sweep(axes))}
+    assert list(trials) == ["none-4", "voco-4", "voco-4-1-2-0-2"]
+    assert [(answers.block.tokens, answers.block.read_as) for answers in trials["voco-4"]] == [(None, "own")]
+    answers, whole = trials["voco-4-1-2-0-2"]
+    assert (answers.block.tokens, answers.block.read_as) == ([1, 2, 4], "own")
+    assert (whole.block.tokens, whole.block.read_as) == (None, "none")
+    assert whole.output == "out/runs/voco-4-1-2-0-2/whole"
+    assert {item.inputs.upper for item in (answers, whole)} == {"out/runs/none-4/answers"}
+    adaptive = {**ASK, "evaluate": {"benchmark": "gqa", "tokens": "auto", "budget": 2.0}}
+    with pytest.raises(Refused, match="tokens: auto needs a threshold for each trial"):
+        sweep({"compression.tokens": [2]}, evaluate={**adaptive, "inputs": {**ASK["inputs"], "calibration": "c"}})
+
+
 def test_evaluated_tokens_are_for_voco_trials_and_at_most_their_n() -> None:
     both = {
         "compression": [{"method": "none", "tokens": 1}, {"method": "voco", "tokens": 4}, {"method": "avg_pool", "tokens": 4}]

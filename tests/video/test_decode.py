@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,10 +11,10 @@ import av
 import numpy as np
 import pytest
 from numbered_clips import CELLS, FRAMES, Cell, clip, picture, read_number, shown_at
+from real_data import SHARED
 
 from voco.video.decode import Video
 
-SHARED = Path(os.environ.get("VOCO_SHARED", Path(__file__).parents[3] / "shared")) / "data"
 CLIPS = sorted(
     path for path in SHARED.glob("**/*") if path.suffix in (".mp4", ".mov", ".mkv", ".avi", ".webm") and path.is_file()
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import PurePosixPath
 
 import torch
@@ -18,11 +18,12 @@ from torch import Tensor
 
 from voco import model
 from voco.errors import Refused
+from voco.evaluate.adaptive import AdaptiveReading
 from voco.model.cache import VocoCache, join_caches
 from voco.model.cache_store import CacheStore, content_key
 from voco.model.checkpoint_layout import own_compressor
 from voco.model.generation import prompt_ids, shared_prompt_ids
-from voco.model.sampling import GREEDY, Sampling
+from voco.model.sampling import GREEDY, Answer, NotedMargin, Sampling
 from voco.model.voco_llama import VocoLlama
 from voco.model.weights import load_compressor
 from voco.sequence.anyres import Size
@@ -32,18 +33,20 @@ from voco.video.extensions import VIDEO_EXTENSIONS
 from voco.video.sample_frames import evenly_spaced
 
 CACHE = "~/.cache/voco"
+AUTO = "auto"  # as --tokens: as many as the question needs
 FRAMES_AT_ONCE = 64  # decoded, and under voco compressed, in one pass; a video may have any number
 Views = tuple[list[Tensor], list[Size | None]]  # features of images or frames, and the size of each that is cut into tiles
 
 
 @dataclass(frozen=True)
 class AskOptions:
-    """How to answer. Without a `cache` nothing is kept; `tokens` reads only the first tokens of each view; `keep_system` also
-    caches the template's own text, after the views of a single medium.
+    """How to answer. Without a `cache` nothing is kept; `tokens` reads only the first tokens of each view; `adaptive` reads 1, 2,
+    4 ... of them until the model is sure; `keep_system` also caches the template's own text, after the views of a single medium.
     """
 
     cache: str | None = CACHE
     tokens: int | None = None
+    adaptive: float | None = None  # the least margin of the first token, as `evaluate` prints it for a budget
     frames: int = 8
     max_new_tokens: int = 128
     sampling: Sampling = GREEDY
@@ -65,6 +68,8 @@ def ask(checkpoint: str, media: Sequence[str], question: str, options: AskOption
     if reader.layout.drops_questions:
         template = reader.layout.template
         raise Refused(f"{checkpoint}: was trained on captions (text.template: {template}) and cannot read a question")
+    if options.adaptive is not None and (options.keep_system or not media or not reader.layout.rule.views_apart):
+        raise Refused("--tokens auto: expected images or videos, a checkpoint of method voco, and no --keep-system")
     prompt = prompt_ids([{"role": "user", "text": question}], reader.tokenizer, reader.layout, bool(media))
     maker = CacheMaker(checkpoint, reader, options, prompt)
     started = time.monotonic()
@@ -73,7 +78,8 @@ def ask(checkpoint: str, media: Sequence[str], question: str, options: AskOption
     compressed = time.monotonic()
     joined = join_caches(caches) if caches else None
     first = None
-    for (answer,) in reader.stream_answers([joined], [prompt], options.max_new_tokens, options.sampling, options.stop):
+    read: list[int] = []
+    for (answer,) in _answers(reader, joined, prompt, options, read):
         piece = answer.piece()
         first = first or time.monotonic()
         yield piece
@@ -86,10 +92,36 @@ def ask(checkpoint: str, media: Sequence[str], question: str, options: AskOption
             + (f" in {options.cache}" if options.cache else ", keeping is off")
             + (f"; not kept: {maker.failure}" if maker.failure else "")
         )
+    readings = f"; read at N = {', '.join(map(str, read))}" if read else ""
     yield (
         f"\npass 2, question to answer: {(first or ended) - compressed:.2f} s to the first token, {ended - compressed:.2f} s for "
-        f"{len(answer.ids)} tokens; ended by {answer.ended}\n"
+        f"{len(answer.ids)} tokens; ended by {answer.ended}{readings}\n"
     )
+
+
+def _answers(
+    reader: VocoLlama, cache: VocoCache | None, prompt: list[int], options: AskOptions, read: list[int]
+) -> Iterator[list[Answer]]:
+    """The answer after each new token. Adaptive: at the first N at which the model is sure; `read` gets every N that it tries."""
+    arguments = ([prompt], options.max_new_tokens)
+    if options.adaptive is None or cache is None:
+        yield from reader.stream_answers([cache], *arguments, options.sampling, options.stop)
+        return
+    adaptive = AdaptiveReading(doubled_sizes(cache.tokens[0]), options.adaptive)
+    for n in adaptive.sizes:
+        read.append(n)
+        noted = NotedMargin(**asdict(options.sampling))
+        steps = reader.stream_answers([cache.take(n)], *arguments, noted, options.stop)
+        begun = next(steps)
+        if adaptive.is_sure(noted.margins[0], n):
+            yield begun
+            yield from steps
+            return
+
+
+def doubled_sizes(n: int) -> tuple[int, ...]:
+    """1, 2, 4 ... and `n`."""
+    return (*(1 << power for power in range((n - 1).bit_length())), n)
 
 
 @dataclass(frozen=True)
@@ -215,7 +247,8 @@ def run_ask(options: Namespace) -> int:
     try:
         ask_options = AskOptions(
             cache=None if options.no_cache else options.cache,
-            tokens=options.tokens,
+            tokens=None if options.tokens == AUTO else options.tokens,
+            adaptive=options.threshold if options.tokens == AUTO else None,
             frames=options.frames,
             max_new_tokens=options.max_new_tokens,
             sampling=Sampling(options.temperature, top_p=options.top_p, seed=options.seed),

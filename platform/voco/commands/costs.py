@@ -13,7 +13,8 @@ from voco.commands.rates import Rates
 from voco.commands.saving import saving_lines
 from voco.commands.shapes import ModelShape, TowerShape, checkpoint_model, new_model, tower_shape, unreachable
 from voco.commands.validation_cost import validation_lines, with_validation
-from voco.job.config import Evaluate, Features, FrameCache, Ingest, Training, VideoSft, lora_of
+from voco.job.config import Features, FrameCache, Ingest, Training, VideoSft, lora_of
+from voco.job.evaluation import Evaluate
 from voco.job.resources import Resources
 from voco.job.spec import OWN_CHECKPOINT, Job, Sweep
 from voco.job.tables import FORMATS

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, replace
 from voco.commands.rates import Rates
 from voco.commands.shapes import ModelShape, TowerShape, adapter_parameters
 from voco.commands.training_memory import CHECKPOINT_BYTES, loading_memory, pass_samples, worker_memory
-from voco.job.config import Evaluate, FrameCache, ImageSft, Training, VideoSft, lora_of
+from voco.job.config import FrameCache, ImageSft, Training, VideoSft, lora_of
+from voco.job.evaluation import Evaluate
 from voco.job.resources import Resources
 from voco.job.tables import METHODS
 from voco.model.flops import cache_bytes, compress_flops, layer_flops, read_flops
@@ -246,7 +247,7 @@ def evaluation(
     stored_features: bool = False,
 ) -> Estimate:
     """Each medium compressed once or read from caches, every question answered at each N."""
-    counts = len(block.tokens or [0])
+    counts = 2 if block.is_adaptive else max(1, len(block.fixed_tokens))  # adaptive: about a second reading of each
     views = volume.media
     seen = model.seen_tokens
     if cache is not None:

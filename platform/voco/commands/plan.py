@@ -17,7 +17,8 @@ from voco.commands.shapes import (
 )
 from voco.commands.training_memory import CHECKPOINT_BYTES, zero_parts
 from voco.errors import Refused
-from voco.job.config import Evaluate, FrameCache, ImageSft, Ingest, Llama, Training, lora_of
+from voco.job.config import FrameCache, ImageSft, Ingest, Llama, Training, lora_of
+from voco.job.evaluation import Evaluate
 from voco.job.load import resolve_stage
 from voco.job.spec import Flow, Job, Sweep
 from voco.job.trials import sweep_trials
@@ -230,8 +231,10 @@ def _evaluation_plan(block: Evaluate) -> list[str]:
     if block.fastv is not None:
         layers, share = block.fastv.layer, block.fastv.keep
         return [f"FastV: {layers} layers see all vision tokens, the others {share:.1%}; every question runs its images"]
+    if block.is_adaptive:
+        return [f"every question at the smallest N first, and again while unsure: {block.budget:g} tokens of a view on average"]
     if block.tokens is not None:
-        return [f"every question at N = {', '.join(map(str, block.tokens))}, from one compression of its views"]
+        return [f"every question at N = {', '.join(map(str, block.fixed_tokens))}, from one compression of its views"]
     return []
 
 

@@ -18,6 +18,7 @@ class Recipe:
     train_clips: int
     test_clips: int
     webvid_clips: int
+    val_scenes: int  # held out of training, for the threshold of adaptive N
     describe: bool  # train scenes also have a description of their four shapes: more to learn from in each image
 
     @property
@@ -25,5 +26,5 @@ class Recipe:
         return self.folder / "data"
 
 
-DEMO = Recipe("jobs/demo/flow.yaml", Path(".demo"), 3000, 500, 400, 500, 150, 60, describe=True)
-EVIDENCE = Recipe("jobs/evidence/flow.yaml", Path(".evidence"), 6000, 1500, 1500, 1200, 300, 300, describe=False)
+DEMO = Recipe("jobs/demo/flow.yaml", Path(".demo"), 3000, 500, 400, 500, 150, 60, 0, describe=True)
+EVIDENCE = Recipe("jobs/evidence/flow.yaml", Path(".evidence"), 6000, 1500, 1500, 1200, 300, 300, 300, describe=False)

@@ -2,6 +2,7 @@
 
     OUT/shapes_{train,test}.json    the easy-vqa package unchanged, one row per question
     OUT/scenes_{train,test}.json    2x2 grids of its images with eight questions each; train also has text-only rows
+    OUT/scenes_val.json             with --val-scenes: further grids of train images, held out of training
     OUT/images/                     the root of the rows' "image" paths: {shapes,scenes}/{train,test}/*.png
     OUT/written.json                the parameters, written last: a second call with the same parameters does nothing
 
@@ -33,14 +34,16 @@ VERSION = 1  # of the data; raise it when the same parameters would write other 
 LlavaRow = dict[str, Any]
 
 
-def write_scenes(out: Path, train_scenes: int = 6000, test_scenes: int = 1500, seed: int = 0, describe: bool = False) -> None:
+def write_scenes(
+    out: Path, train_scenes: int = 6000, test_scenes: int = 1500, seed: int = 0, describe: bool = False, val_scenes: int = 0
+) -> None:
     """Write all files, or nothing when a call with the same parameters has finished. The bytes depend only on the arguments.
 
     With `describe` each train scene also has a row that asks for all four shapes.
     A call with other parameters replaces the data. Raises ValueError when there are too few text-only rows for the scenes.
     """
     parameters = {"version": VERSION, "train_scenes": train_scenes, "test_scenes": test_scenes, "seed": seed}
-    parameters |= {"describe": True} if describe else {}
+    parameters |= ({"describe": True} if describe else {}) | ({"val_scenes": val_scenes} if val_scenes else {})
     marker = out / "written.json"
     if marker.exists() and json.loads(marker.read_text()) == parameters:
         return
@@ -48,24 +51,28 @@ def write_scenes(out: Path, train_scenes: int = 6000, test_scenes: int = 1500, s
     shutil.rmtree(out / "images", ignore_errors=True)
     for split, scenes in (("train", train_scenes), ("test", test_scenes)):
         questions = easy_vqa_shapes.shape_questions(split)
-        _write_rows(out / f"shapes_{split}.json", _shape_rows(out / "images", split, questions))
+        write_rows(out / f"shapes_{split}.json", _shape_rows(out / "images", split, questions))
         rng = random.Random(f"{seed} {split}")
         described = describe and split == "train"
         rows = _scene_rows(out / "images", split, easy_vqa_shapes.labels(questions), scenes, rng, described)
         if split == "train":
             rows = _with_text_only(rows, rng)
-        _write_rows(out / f"scenes_{split}.json", rows)
+        write_rows(out / f"scenes_{split}.json", rows)
+    if val_scenes:
+        labels, rng = easy_vqa_shapes.labels(easy_vqa_shapes.shape_questions("train")), random.Random(f"{seed} val")
+        write_rows(out / "scenes_val.json", _scene_rows(out / "images", "val", labels, val_scenes, rng, False, "train"))
     marker.write_text(json.dumps(parameters) + "\n")
 
 
-def _row(row_id: str, image: str | None, question: str, answer: str, category: str) -> LlavaRow:
+def llava_row(row_id: str, image: str | None, question: str, answer: str, category: str) -> LlavaRow:
     """A question in LLaVA's format; `category` is an extra key that evaluation groups by."""
     human = question if image is None else f"<image>\n{question}"
     turns = [{"from": "human", "value": human}, {"from": "gpt", "value": answer}]
     return {"id": row_id, **({} if image is None else {"image": image}), "category": category, "conversations": turns}
 
 
-def _write_rows(path: Path, rows: list[LlavaRow]) -> None:
+def write_rows(path: Path, rows: list[LlavaRow]) -> None:
+    """A JSON list with a line for each row."""
     path.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
 
 
@@ -76,7 +83,7 @@ def _shape_rows(images: Path, split: str, questions: list[easy_vqa_shapes.ShapeQ
     for index, question in enumerate(questions):
         category = "presence" if question.answer in ("yes", "no") else "color" if question.answer in COLORS else "shape"
         image = f"shapes/{split}/{question.image}.png"
-        rows.append(_row(f"shapes-{split}-{index:06d}", image, question.text, question.answer, category))
+        rows.append(llava_row(f"shapes-{split}-{index:06d}", image, question.text, question.answer, category))
     return rows
 
 
@@ -104,12 +111,15 @@ def compose(four: list[Image.Image]) -> Image.Image:
 
 
 def _scene_rows(
-    images: Path, split: str, labels: dict[int, Label], scenes: int, rng: random.Random, describe: bool
+    images: Path, split: str, labels: dict[int, Label], scenes: int, rng: random.Random, describe: bool, of_split: str = ""
 ) -> list[LlavaRow]:
-    """Compose and save `scenes` different grids; eight rows per scene, in scene order, and its description as a ninth."""
+    """Compose and save `scenes` different grids; eight rows per scene, in scene order, and its description as a ninth.
+
+    Tiles are those of the package's `of_split` (default: `split`), whose labels are given.
+    """
     target = images / "scenes" / split
     target.mkdir(parents=True)
-    split_tiles = tiles(split, labels)
+    split_tiles = tiles(of_split or split, labels)
     sampler = scene_questions.QuestionSampler(rng)
     grids: set[tuple[int, ...]] = set()
     rows: list[LlavaRow] = []
@@ -127,7 +137,7 @@ def _scene_rows(
         if describe:
             questions.append(("description", DESCRIBE, scene_questions.description(scene)))
         for index, (category, question, answer) in enumerate(questions):
-            rows.append(_row(f"scenes-{split}-{name}-{index}", f"scenes/{split}/{name}.png", question, answer, category))
+            rows.append(llava_row(f"scenes-{split}-{name}-{index}", f"scenes/{split}/{name}.png", question, answer, category))
     return rows
 
 
@@ -139,7 +149,7 @@ def _with_text_only(rows: list[LlavaRow], rng: random.Random) -> list[LlavaRow]:
         raise ValueError(f"expected at most {len(texts)} text-only rows, got {count}: write fewer scenes")
     groups = [list(of_scene) for _, of_scene in itertools.groupby(rows, key=lambda row: row["image"])]
     for index, (question, answer) in enumerate(rng.sample(texts, count)):
-        groups.append([_row(f"text-train-{index:06d}", None, question, answer, "text")])
+        groups.append([llava_row(f"text-train-{index:06d}", None, question, answer, "text")])
     rng.shuffle(groups)
     return [row for group in groups for row in group]
 
@@ -173,9 +183,11 @@ def main() -> None:
     parser.add_argument("--train-scenes", type=int, default=6000)
     parser.add_argument("--test-scenes", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--val-scenes", type=int, default=0)
     parser.add_argument("--describe", action="store_true")
     options = parser.parse_args()
-    write_scenes(options.out, options.train_scenes, options.test_scenes, options.seed, options.describe)
+    sizes = (options.train_scenes, options.test_scenes)
+    write_scenes(options.out, *sizes, options.seed, options.describe, options.val_scenes)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 def write_data(out: Path, recipe: Recipe) -> None:
     """Write the parts that do not exist yet. The data depend only on the packages' images and fixed seeds."""
-    sizes = [f"--train-scenes={recipe.train_scenes}", f"--test-scenes={recipe.test_scenes}"]
+    sizes = [f"--train-scenes={recipe.train_scenes}", f"--test-scenes={recipe.test_scenes}", f"--val-scenes={recipe.val_scenes}"]
     command = [sys.executable, "-m", "voco.demo.scenes", str(out), *sizes, *(["--describe"] if recipe.describe else [])]
     with subprocess.Popen(command, preexec_fn=_end_with_parent) as scenes:  # the other half of the work, on another core
         captions.write_captions(out, recipe.captions)

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from voco.evaluate.official import job_metric, official_statistics, question_facts
 from voco.evaluate.scores import read_answers, score_rows
-from voco.job.config import Evaluate
+from voco.job.evaluation import Evaluate
 from voco.job.spec import Job
 from voco.job.trials import Trial
 from voco.run import manifest, units
@@ -38,7 +38,7 @@ def write_scores(job: Job, records: Iterable[Record], counts: list[int], bounds:
     for n in counts:
         totals[str(n)] = _sum_figures(records, n)
         at_n = answers.filter(pc.equal(answers["n"], n))
-        measures = _measures(totals[str(n)], images, at_n.num_rows)
+        measures = _measures(totals[str(n)], images, at_n.num_rows) | {"mean_tokens": mean_tokens(at_n)}
         rows += score_rows(metric, at_n, *bounds, block.resamples, job.seed, facts, **measures)
     table = pa.Table.from_pylist(rows, schema=schemas.SCORES)
     entry = parquet.write_table(units.part_uri(output, "scores", 0), [table], schemas.SCORES)
@@ -75,6 +75,8 @@ def score_lines(job: Job, rows: list[Record], images: int) -> list[str]:
         use = f"{images} images compressed once each"
     totals = [row for row in rows if row["category"] == ALL]
     names = [f"N={row['n']}: " if len(totals) > 1 else "" for row in totals]
+    if job.block.is_adaptive:
+        names = [f"{row['mean_tokens']:.2f} tokens of a view on average: " for row in totals]
     return [
         f"{job.name}: {name}{_score_text(row['score'])} of {row['questions']} questions, {use}"
         for name, row in zip(names, totals, strict=True)
@@ -104,6 +106,13 @@ def _sum_figures(records: Iterable[Record], n: int) -> dict[str, float]:
     """What the units measured at one N (`answering.FIGURES`), added up."""
     figures = [record["figures"][str(n)] for record in records]
     return {key: sum(unit[key] for unit in figures) for key in figures[0]}
+
+
+def mean_tokens(answers: pa.Table) -> float | None:
+    """<voco> tokens of a view that a question about views read on average; None for methods without them."""
+    read = answers["tokens_read"].drop_null()
+    mean: float | None = pc.mean(read.filter(pc.greater(read, 0))).as_py()
+    return mean
 
 
 def _measures(sums: dict[str, float], images: int, questions: int) -> dict[str, Any]:

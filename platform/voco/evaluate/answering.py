@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from typing import Any
 
@@ -17,17 +17,19 @@ import pyarrow as pa
 import torch
 
 from voco.errors import Refused
+from voco.evaluate.adaptive import AdaptiveReading
 from voco.evaluate.metrics import get_metric, mark_answer
 from voco.evaluate.preflight import answer_token_counts, check_conversation, reading_layout
-from voco.evaluate.scores import FRAME_METHODS, LOWER_BOUND, READ_WHOLE
+from voco.evaluate.scores import FRAME_METHODS, LOWER_BOUND, READ_ADAPTIVE, READ_WHOLE
 from voco.job.benchmarks import default_metric
-from voco.job.config import Evaluate
+from voco.job.evaluation import Evaluate
 from voco.job.spec import Job
 from voco.methods import fastv
 from voco.model import weights
 from voco.model.cache import VocoCache
 from voco.model.flops import cache_bytes, compress_flops, fastv_bytes, fastv_flops, read_flops
 from voco.model.generation import prompt_ids
+from voco.model.sampling import NotedMargin
 from voco.precompute.feature_store import FeatureStore
 from voco.precompute.frame_store import FrameStore
 from voco.precompute.live_features import LiveFeatures
@@ -59,11 +61,11 @@ def list_evaluation_rows(output: str, samples: list[str], block: Evaluate) -> in
     return count
 
 
-def worker_arguments(job: Job) -> dict[str, Any]:
-    """The arguments of a job's `AnswerWorker`s."""
+def worker_arguments(job: Job, adaptive: AdaptiveReading | None = None) -> dict[str, Any]:
+    """The arguments of a job's `AnswerWorker`s; `adaptive` under `tokens: auto`."""
     inputs = {key: getattr(job.resolved_inputs, key) for key in ("checkpoint", "features", "frame_cache")}
     threads = max(1, int(job.resources.cpus_per_worker))
-    return {"output": job.output_uri, **inputs, "block": job.block.model_dump(), "threads": threads}
+    return {"output": job.output_uri, **inputs, "block": job.block.model_dump(), "threads": threads, "adaptive": adaptive}
 
 
 class AnswerWorker:
@@ -77,8 +79,9 @@ class AnswerWorker:
         frame_cache: str | None,
         block: dict[str, Any],
         threads: int = 1,
+        adaptive: AdaptiveReading | None = None,
     ) -> None:
-        self.output, self.checkpoint = output, checkpoint
+        self.output, self.checkpoint, self.adaptive = output, checkpoint, adaptive
         self.block = Evaluate.model_validate(block)
         self.metric = get_metric(self.block.metric or default_metric(self.block.benchmark))
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -116,13 +119,13 @@ class AnswerWorker:
                 images += len(prepared)
                 for n in self.counts:
                     started = time.monotonic()
-                    at_n = {media: self._first_tokens(views, n) for media, views in prepared.items()}
-                    size = self._batch_size(at_n)
-                    for start in range(0, len(questions), size):
-                        answers += self._answer(questions[start : start + size], at_n, n)
+                    if self.adaptive is None:
+                        answers += self._read(questions, prepared, n, figures[str(n)])
+                    else:
+                        answers += self._read_adaptively(questions, prepared, self.adaptive, figures[str(n)])
                     figures[str(n)]["compress_seconds"] += compress_seconds
                     figures[str(n)]["answer_seconds"] += time.monotonic() - started
-                    self._measure(figures[str(n)], questions, at_n)
+                    self._measure(figures[str(n)], {media: self._first_tokens(views, n) for media, views in prepared.items()})
                     for question in questions:  # at the next N every cache is there already
                         question["cache_hit"] = bool(question["media"]) and self.block.fastv is None
         table = pa.Table.from_pylist(answers, schema=schemas.ANSWERS)
@@ -149,14 +152,45 @@ class AnswerWorker:
             return size
         return max(1, min(size, BATCH_VIEWS // max((len(media) for media in prepared), default=1)))  # its questions carry views
 
-    def _measure(self, figures: dict[str, float], questions: list[dict[str, Any]], prepared: dict[MediaKey, Prepared]) -> None:
-        """Add the bytes of these views and the operations of these questions to the figures of one N."""
-        figures["cache_bytes"] += sum(self._bytes(views) / len(self._sizes(media)) for media, views in prepared.items())
-        figures["full_cache_bytes"] += sum(map(self._full_bytes, prepared))
+    def _read(
+        self, questions: list[dict[str, Any]], prepared: dict[MediaKey, Prepared], n: int, figures: dict[str, float]
+    ) -> list[dict[str, Any]]:
+        """The answers to all questions at one N, in batches. Adds their operations to `figures`."""
+        at_n = {media: self._first_tokens(views, n) for media, views in prepared.items()}
+        size, answers = self._batch_size(at_n), []
+        for start in range(0, len(questions), size):
+            answers += self._answer(questions[start : start + size], at_n, n)
         for question in questions:
-            cached, uncached = self._flops(question, prepared)
+            cached, uncached = self._flops(question, at_n)
             figures["prefill_flops"] += cached
             figures["uncached_flops"] += uncached
+        return answers
+
+    def _read_adaptively(
+        self,
+        questions: list[dict[str, Any]],
+        prepared: dict[MediaKey, Prepared],
+        adaptive: AdaptiveReading,
+        figures: dict[str, float],
+    ) -> list[dict[str, Any]]:
+        """The answers to all questions in order, each of the reading at which the model was sure enough."""
+        answers: dict[int, dict[str, Any]] = {}
+        left, read = list(range(len(questions))), 0
+        for n in adaptive.sizes:
+            read += n
+            at_n = self._read([questions[index] for index in left], prepared, n, figures) if left else []
+            for index, answer in zip(left, at_n, strict=True):
+                tokens = {"method": READ_ADAPTIVE, "n": self.counts[0], "tokens_read": read if questions[index]["media"] else 0}
+                answers[index] = {**answer, **tokens}
+            left = [
+                index for index in left if questions[index]["media"] and not adaptive.is_sure(answers[index]["margin"], n)
+            ]  # more tokens tell nothing about a question without views
+        return [answers[index] for index in range(len(questions))]
+
+    def _measure(self, figures: dict[str, float], prepared: dict[MediaKey, Prepared]) -> None:
+        """Add the bytes of these views to the figures of one N."""
+        figures["cache_bytes"] += sum(self._bytes(views) / len(self._sizes(media)) for media, views in prepared.items())
+        figures["full_cache_bytes"] += sum(map(self._full_bytes, prepared))
 
     def _flops(self, question: dict[str, Any], prepared: dict[MediaKey, Prepared]) -> tuple[float, float]:
         """The language model's operations up to the first token: with the views' cache, and without."""
@@ -262,16 +296,23 @@ class AnswerWorker:
                 }
                 cached.add(media)
 
-    def _new_tokens(self, questions: list[dict[str, Any]], prepared: dict[MediaKey, Prepared]) -> list[list[int]]:
+    def _new_tokens(
+        self, questions: list[dict[str, Any]], prepared: dict[MediaKey, Prepared]
+    ) -> tuple[list[list[int]], Sequence[float | None]]:
+        """New ids of each answer, and the margin of its first; FastV notes none."""
         prompts, limit = [question["prompt"] for question in questions], self.block.max_new_tokens
         views = [prepared[question["media"]] if question["media"] else None for question in questions]
         if self.block.fastv is not None:
             features = [images if isinstance(images, list) else [] for images in views]
-            return fastv.fastv_answers(self.model, features, prompts, self.block.fastv.layer, self.counts[0], limit)
-        return self.model.answer_ids([cache if isinstance(cache, VocoCache) else None for cache in views], prompts, limit)
+            ids = fastv.fastv_answers(self.model, features, prompts, self.block.fastv.layer, self.counts[0], limit)
+            return ids, [None] * len(ids)
+        caches, noted = [cache if isinstance(cache, VocoCache) else None for cache in views], NotedMargin()
+        (*_, answers) = self.model.stream_answers(caches, prompts, limit, noted)
+        return [answer.ids for answer in answers], noted.margins
 
     def _answer(self, questions: list[dict[str, Any]], prepared: dict[MediaKey, Prepared], n: int) -> list[dict[str, Any]]:
-        new_ids = self._new_tokens(questions, prepared)
+        new_ids, margins = self._new_tokens(questions, prepared)
+        is_voco = self.model.layout.rule.views_apart
         texts = self.model.tokenizer.batch_decode(new_ids, skip_special_tokens=True)
         read_as = {"voco": LOWER_BOUND, "fastv": "fastv", "none": READ_WHOLE}.get(self.block.read_as)
         method = read_as or FRAME_METHODS.get(self.block.frames, self.model.layout.method)
@@ -291,8 +332,10 @@ class AnswerWorker:
                 "correct": self._mark(text, question["conversation"]),
                 "new_tokens": len(ids),
                 "cache_hit": question["cache_hit"],
+                "margin": margin,
+                "tokens_read": (n if question["media"] else 0) if is_voco else None,
             }
-            for question, ids, text in zip(questions, new_ids, texts, strict=True)
+            for question, ids, text, margin in zip(questions, new_ids, texts, margins, strict=True)
         ]
 
     def _mark(self, prediction: str, conversation: dict[str, Any]) -> float | None:

@@ -8,11 +8,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from voco.errors import Refused
+from voco.evaluate.adaptive import AdaptiveReading, choose_threshold, held_out_margins, mean_cost
 from voco.evaluate.metrics import get_metric
 from voco.evaluate.scores import join_correct, read_answers
 from voco.job.benchmarks import default_metric
 from voco.job.chat_templates import CHAT_TEMPLATES
-from voco.job.config import Evaluate
+from voco.job.evaluation import Evaluate
 from voco.job.spec import Job
 from voco.methods import fastv
 from voco.model import weights
@@ -72,8 +73,8 @@ def reading_layout(config: dict[str, Any], block: Evaluate) -> Layout:
         raise ValueError("read_as: voco reads through <voco> tokens, and this checkpoint was made with none (compression.tokens)")
     if block.tokens is not None and not layout.rule.views_apart:
         raise ValueError(f"tokens: only <voco> can be read in part: expected a checkpoint of method voco, got {layout.method}")
-    if max(block.tokens or [0]) > layout.tokens:
-        raise ValueError(f"tokens: expected at most the checkpoint's {layout.tokens}, got {max(block.tokens or [0])}")
+    if (most := max(block.fixed_tokens, default=0)) > layout.tokens:
+        raise ValueError(f"tokens: expected at most the checkpoint's {layout.tokens}, got {most}")
     if block.fastv is not None and layout.anyres is not None:
         raise ValueError("fastv: not for a checkpoint that cuts images into tiles (LLaVA-1.6)")
     if block.fastv is not None and block.fastv.layer >= layers:
@@ -84,10 +85,13 @@ def reading_layout(config: dict[str, Any], block: Evaluate) -> Layout:
 
 
 def answer_token_counts(layout: Layout, block: Evaluate) -> list[int]:
-    """The `n` of the answers: under FastV the vision tokens of a view that stay, else each N of the block, or the layout's."""
+    """The `n` of the answers: under FastV the vision tokens of a view that stay, else each N of the block, or the layout's.
+
+    Of adaptive answers it is the layout's, that of the compression.
+    """
     if block.fastv is not None:
         return [fastv.kept_tokens(layout.vision_slots, block.fastv.keep)]
-    return block.tokens or [layout.tokens]
+    return block.fixed_tokens or [layout.tokens]
 
 
 def check_length(config: dict[str, Any], block: Evaluate, store: FrameStore) -> None:
@@ -129,3 +133,30 @@ def read_bounds(job: Job) -> tuple[pa.Table | None, pa.Table | None]:
             raise Refused(f"inputs.{name}: expected answers at one N, got {len(counts)}: {', '.join(map(str, counts))}")
     join_correct(bounds)
     return bounds["upper"], bounds["lower"]
+
+
+def read_calibration(job: Job) -> AdaptiveReading | None:
+    """How far questions are read under `tokens: auto`; else None.
+
+    Refuses held-out answers of another checkpoint, those to questions that are scored too, and a budget below the smallest N.
+    """
+    block: Evaluate = job.block
+    if not block.is_adaptive or job.inputs.calibration is None:
+        return None
+    answers = read_answers(job.inputs.calibration)
+    checkpoints = answers["checkpoint"].unique().to_pylist()
+    if checkpoints != [job.resolved_inputs.checkpoint]:
+        other = ", ".join(map(str, checkpoints))
+        raise Refused(f"inputs.calibration: expected answers of {job.resolved_inputs.checkpoint}, got those of {other}")
+    scored = {row["sample_id"] for row in SampleTables(job.resolved_inputs.sample_uris).rows(["sample_id"])}
+    if shared := scored & set(answers["sample_id"].to_pylist()):
+        raise Refused(f"inputs.calibration: {len(shared)} of its samples are scored by this job too; expected held-out ones")
+    sizes, margins = held_out_margins(answers)
+    try:
+        threshold = choose_threshold(margins, sizes, block.budget or 0.0)
+    except ValueError as error:
+        raise Refused(f"evaluate.budget: {error}") from error
+    cost = mean_cost(margins, sizes, threshold)
+    listed = ", ".join(map(str, sizes))
+    log.info("%s: N = %s, threshold %.3f: held out, %.2f tokens on average", job.name, listed, threshold, cost)
+    return AdaptiveReading(sizes, threshold)

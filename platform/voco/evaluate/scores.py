@@ -17,11 +17,21 @@ from voco.store import parquet, schemas, storage
 from voco.store.schemas import ALL
 
 # Values of the column `method` of answers that are not a method's own: the lower bound, a compressing model that reads all vision
-# tokens, and videos read with fewer frames or out of order, by `evaluate.frames`.
+# tokens, or as many <voco> as a question needs, and videos read with fewer frames or out of order, by `evaluate.frames`.
 LOWER_BOUND = "lower_bound"
 READ_WHOLE = "voco_uncompressed"
+READ_ADAPTIVE = "voco_adaptive"
 FRAME_METHODS = {"shuffled": "shuffled_frames", "one": "one_frame"}
-MEASURES = ("checkpoint", "cache_bytes", "full_cache_bytes", "prefill_flops", "uncached_flops", "latency_s", "seconds")
+MEASURES = (
+    "checkpoint",
+    "mean_tokens",
+    "cache_bytes",
+    "full_cache_bytes",
+    "prefill_flops",
+    "uncached_flops",
+    "latency_s",
+    "seconds",
+)
 
 
 def read_answers(uri: str) -> pa.Table:

@@ -20,7 +20,6 @@ LINEAR_GROUPS["linear"] = (*LINEAR_GROUPS["attention"], "gate_proj", "up_proj", 
 
 if TYPE_CHECKING:  # for the type checker a name is any string; at run time it is a name of its table
     TrainedMethod: TypeAlias = str
-    ReadAs: TypeAlias = str
     FormatName: TypeAlias = str
     MetricName: TypeAlias = str
     AttentionName: TypeAlias = str
@@ -28,7 +27,6 @@ if TYPE_CHECKING:  # for the type checker a name is any string; at run time it i
     LinearName: TypeAlias = str
 else:
     TrainedMethod = Literal[tuple(name for name, row in METHODS.items() if row.trains)]
-    ReadAs = Literal["own", "voco", "fastv", "none"]
     FormatName = Literal[tuple(FORMATS)]
     MetricName = Literal[tuple(METRICS)]
     AttentionName = Literal[(AUTO, *ATTENTION)]
@@ -50,7 +48,9 @@ class WeightedSamples(Strict):
 
 
 # inputs that are one URI
-SINGLE = ("annotations", "answers", "media", "val", "features", "frame_cache", "checkpoint", "teacher", "upper", "lower")
+SINGLE = (
+    "annotations", "answers", "media", "val", "features", "frame_cache", "checkpoint", "teacher", "upper", "lower", "calibration",
+)  # fmt: skip
 
 
 class Inputs(Strict):
@@ -68,6 +68,7 @@ class Inputs(Strict):
     vocabulary: list[str] = []  # outputs of ingest whose text a new tokenizer is trained on; default: the job's samples
     upper: str | None = None  # evaluate: answers of the upper bound, for retention
     lower: str | None = None  # evaluate: answers of the lower bound
+    calibration: str | None = None  # evaluate with `tokens: auto`: answers to held-out questions at every N, for its threshold
     outputs: list[str] = []  # report: outputs of any kind
 
     def uris(self) -> dict[str, str]:
@@ -341,40 +342,3 @@ class Report(Strict):
     """One HTML file from any outputs."""
 
     title: str = "VoCo report"
-
-
-class FastV(Strict):
-    """FastV (arXiv 2403.06764): after layer K a question keeps the vision tokens that its last token attends to most."""
-
-    layer: int = Field(ge=1)  # K: the first K layers see every token
-    keep: float = Field(gt=0, le=1)  # share of the vision tokens that are kept, the paper's 1 - R
-
-
-class Evaluate(Strict):
-    """Answers to evaluation rows by the cached path, and their scores."""
-
-    benchmark: str
-    metric: MetricName | None = None  # the rule that marks an answer; default: the benchmark's (job/benchmarks.py), else gqa
-    # of a checkpoint of method none: voco is its lower bound, fastv drops tokens without training; of one of method voco: none
-    # reads every vision token
-    read_as: ReadAs = "own"
-    fastv: FastV | None = None
-    # every N' <= N at which a `voco` checkpoint answers, from one compression; default: its own N
-    tokens: list[Annotated[int, Field(ge=1)]] | None = Field(default=None, min_length=1)
-    frames: Literal["all", "shuffled", "one"] = "all"  # of a video: in order, in a random order, or the middle one only
-    max_frames: int = Field(default=MAX_FRAMES, ge=1)  # of one video; more are dropped evenly
-    limit: int | None = Field(default=None, ge=1)  # samples: only the first so many; for a first look, not for a score
-    max_new_tokens: int = Field(default=8, ge=1)
-    batch: int = Field(default=256, ge=1)  # questions of one forward pass
-    unit_samples: int = Field(default=500, ge=1)
-    resamples: int = Field(default=1000, ge=100)  # of the bootstrap
-
-    @model_validator(mode="after")
-    def _check_reading(self) -> Self:
-        if (self.read_as == "fastv") != (self.fastv is not None):
-            raise ValueError("fastv: expected {layer: K, keep: share} with `read_as: fastv`, and only with it")
-        if self.tokens is not None and self.read_as != "own":
-            raise ValueError(f"tokens: expected `read_as: own`, got {self.read_as}")
-        if self.tokens is not None and len(set(self.tokens)) != len(self.tokens):
-            raise ValueError(f"tokens: expected each N once, got {self.tokens}")
-        return self

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from voco.job.benchmarks import DEFAULT_METRIC, default_metric
-from voco.job.config import Evaluate
+from voco.job.evaluation import Evaluate
 from voco.job.spec import Flow, Job, Sweep
 from voco.job.tables import AUTO
 
@@ -15,7 +15,8 @@ from voco.job.tables import AUTO
 UNHASHED = {"max_missing_share", "max_reject_share", "allow_empty", "in_process_rows", "download_threads", "expect"}
 UNHASHED |= {"micro_tokens", "compile", "offload"}
 # keys added later: left out while unset, so that older run ids stay valid
-UNHASHED_DEFAULTS = {"metric", "limit", "adam_beta2", "system", "dtype", "lora", "validate", "draw", "uncompressed_share"}
+UNHASHED_DEFAULTS = {"metric", "limit", "adam_beta2", "system", "dtype", "lora", "validate"}
+UNHASHED_DEFAULTS |= {"draw", "uncompressed_share", "budget"}
 
 
 def hashed_content(job: Job) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from pydantic import Field, create_model, model_validator
 from voco.job.chat_templates import CHAT_TEMPLATES
 from voco.job.compression import Compression
 from voco.job.config import (
-    Evaluate,
     Features,
     FrameCache,
     ImageSft,
@@ -26,6 +25,7 @@ from voco.job.config import (
     VideoSft,
     virtual_ranks,
 )  # fmt: skip
+from voco.job.evaluation import Evaluate
 from voco.job.resources import Resources
 from voco.job.tables import ATTENTION, AUTO, METHODS, Table
 from voco.store import storage
@@ -107,7 +107,7 @@ STAGES = Table(
             Evaluate,
             "Evaluation",
             needs=_inputs("samples checkpoint"),
-            may=_inputs("features frame_cache upper lower"),
+            may=_inputs("features frame_cache upper lower calibration"),
             own_wandb_run=True,
         ),
         "sweep": Stage(Sweep, "Sweep", own_wandb_run=True),
@@ -218,6 +218,8 @@ class _Job(Strict):
             return
         if self.inputs.features is not None and self.inputs.frame_cache is not None:
             raise ValueError("inputs: expected `features` or `frame_cache`, got both")
+        if self.block.is_adaptive != (self.inputs.calibration is not None):
+            raise ValueError("inputs.calibration: expected an evaluation of held-out rows with `tokens: auto`, and only with it")
         if self.block.read_as in ("fastv", "none") and self.inputs.frame_cache is not None:
             raise ValueError(f"evaluate.read_as: {self.block.read_as} reads images: expected no `inputs.frame_cache`")
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from voco.job.config import Evaluate
+from voco.job.evaluation import Evaluate
 from voco.job.spec import Job, Sweep
 from voco.job.tables import METHODS
 from voco.store import storage
@@ -81,22 +81,31 @@ def _evaluations(job: Job, trial: Trial, bound: Trial | None) -> list[Job]:
     if trial.is_bound and block.frames == "all":
         lower = evaluation("lower", block.model_copy(update={"read_as": "voco"}))
         return [evaluation("answers", block), lower]
-    if bound is None:
-        return [evaluation("answers", block)]
-    uri = _trial_uri(job, bound.name)
-    return [evaluation("answers", block, upper=f"{uri}/answers", lower=f"{uri}/lower")]
+    bounds: dict[str, str] = {}
+    if bound is not None:
+        uri = _trial_uri(job, bound.name)
+        bounds = {"upper": f"{uri}/answers", "lower": f"{uri}/lower"}
+    evaluations = [evaluation("answers", block, **bounds)]
+    compression = trial.train.compression
+    if compression is not None and compression.share_whole and evaluate.inputs.frame_cache is None:
+        evaluations.append(evaluation("whole", block.model_copy(update={"tokens": None, "read_as": "none"}), **bounds))
+    return evaluations
 
 
 def _evaluate_block(block: Evaluate, trial: Trial) -> Evaluate:
-    """The sweep's evaluate block, without what this trial's method cannot do."""
+    """The sweep's evaluate block, without what this trial's method cannot do; elastic trials answer at every N by default."""
     if block.read_as != "own":
         raise ValueError("sweep.evaluate.evaluate.read_as: a sweep reads its own bounds: expected own")
     compression = trial.train.compression
+    if block.tokens is None and compression is not None and len(compression.sizes) > 1:
+        return block.model_copy(update={"tokens": list(compression.sizes)})
+    if block.is_adaptive:
+        raise ValueError("sweep.evaluate.evaluate.tokens: auto needs a threshold for each trial; expected numbers, or nothing")
     if block.tokens is None or compression is None:
         return block
     if not METHODS[compression.method].views_apart:  # only <voco> tokens can be read at a smaller N'
         return block.model_copy(update={"tokens": None})
-    if max(block.tokens) > compression.most_tokens:
+    if max(block.fixed_tokens) > compression.most_tokens:
         got = f"trial {trial.name} has {compression.most_tokens}"
         raise ValueError(f"sweep.evaluate.evaluate.tokens: expected at most each trial's N, got {block.tokens}: {got}")
     return block

@@ -51,6 +51,19 @@ class Sampling:
 GREEDY = Sampling()
 
 
+@dataclass(frozen=True)
+class NotedMargin(Sampling):
+    """The same choice; notes how sure the model is of each answer's first token."""
+
+    margins: list[float] = field(default_factory=list)  # of each answer: the likeliest token's probability less the next one's
+
+    def choose(self, logits: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+        if not self.margins:
+            first, second = logits.softmax(dim=-1).topk(2).values.unbind(dim=-1)
+            self.margins.extend((first - second).tolist())
+        return super().choose(logits, generators)
+
+
 @dataclass
 class Answer:
     """One answer while it is generated: its ids, with those that completed a stop string, and how it ended."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from voco.evaluate.scores import READ_ADAPTIVE, READ_WHOLE
 from voco.job.tables import METHODS
 from voco.report.differences import FRAME_VARIANTS, Difference, difference_text, differences
 from voco.report.outputs import Output, OutputGraph
@@ -15,6 +16,7 @@ from voco.store import schemas
 from voco.store.schemas import ALL
 
 ROLES = ("upper", "compared", "lower")
+READINGS = {READ_WHOLE: "VoCo, uncompressed", READ_ADAPTIVE: "VoCo, adaptive"}  # labels of ways to read a VoCo checkpoint
 
 # The comparison as a table: rows of `schemas.SCORES` with the stage that they come from and their role in the comparison.
 SUMMARY = pa.schema(
@@ -101,8 +103,8 @@ def _view(output: Output, row: dict[str, Any]) -> str:
 
 
 def method_label(method: str) -> str:
-    """The name of a method or frame variant in tables and plots; an unknown one is shown as it is stored."""
-    return METHODS[method].label if method in METHODS else FRAME_VARIANTS.get(method, method)
+    """The name of a method or a way to read in tables and plots; an unknown one is shown as it is stored."""
+    return METHODS[method].label if method in METHODS else (READINGS | FRAME_VARIANTS).get(method, method)
 
 
 def row_label(row: dict[str, Any], role: str) -> str:
@@ -112,7 +114,10 @@ def row_label(row: dict[str, Any], role: str) -> str:
     name = method_label(str(row["method"]))
     if row["method"] in FRAME_VARIANTS:
         return name
-    return f"{name}, {_checkpoint_name(row['checkpoint'])}" if row["method"] == "none" else f"{name}, N={row['n']}"
+    if row["method"] == READ_ADAPTIVE:
+        return f"{name}, {row['mean_tokens']:.2f} tokens"
+    is_whole = row["method"] in ("none", READ_WHOLE)
+    return f"{name}, {_checkpoint_name(row['checkpoint'])}" if is_whole else f"{name}, N={row['n']}"
 
 
 def _checkpoint_name(uri: str) -> str:

@@ -107,6 +107,8 @@ ANSWERS = pa.schema(
         ("correct", pa.float64()),
         ("new_tokens", pa.int32()),
         ("cache_hit", pa.bool_()),  # the cache existed before this question
+        ("margin", pa.float64()),  # of the first token: probability of the likeliest less that of the next; null under FastV
+        ("tokens_read", pa.int32()),  # <voco> tokens of a view, all readings; 0 without views, null of other methods
     ]
 )
 
@@ -138,6 +140,7 @@ SCORES = pa.schema(
         ("share_of_upper_high", pa.float64()),
         ("questions", pa.int64()),
         ("samples", pa.int64()),
+        ("mean_tokens", pa.float64()),  # <voco> tokens of a view that a question read on average, all readings
         ("cache_bytes", pa.int64()),  # per image
         ("full_cache_bytes", pa.int64()),  # keys and values of the complete, uncompressed prefix
         ("prefill_flops", pa.float64()),  # the language model's, of one question with a cache; FastV has no cache
