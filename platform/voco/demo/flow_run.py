@@ -14,7 +14,7 @@ from typing import IO, Any
 import psutil
 
 from voco.commands import submit
-from voco.commands.cluster import ClusterTarget, find_cluster
+from voco.commands.cluster import RAY_SESSIONS, ClusterTarget
 from voco.demo import cluster, guard
 from voco.demo.recipe import Recipe
 from voco.errors import Stopped
@@ -39,7 +39,8 @@ def run_flow(job: Job, file: str, recipe: Recipe, spent: dict[str, float]) -> in
         with ThreadPoolExecutor(1) as thread:  # Ray starts while the data are written
             starting = thread.submit(timed, spent, "Ray start", lambda: cluster.start(recipe.folder))
             timed(spent, "data", lambda: write_demo_data(recipe))
-        target = find_cluster(starting.result().dashboard)
+        started = starting.result()
+        target = ClusterTarget(started.dashboard, started.token_path, (started.temp_dir, RAY_SESSIONS))
         log = recipe.folder / "demo.log"
         print(f"The complete log: {log}", flush=True)
         code: int = timed(spent, "flow", lambda: follow_flow(file, job, target, log))
