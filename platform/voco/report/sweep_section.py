@@ -8,6 +8,7 @@ from markupsafe import Markup
 
 from voco.evaluate.scores import LOWER_BOUND, READ_WHOLE
 from voco.job import trials
+from voco.job.tables import METHODS
 from voco.model.checkpoint_layout import config_uri
 from voco.report.comparison import method_label
 from voco.report.outputs import Output
@@ -69,10 +70,13 @@ def _bound(row: dict[str, Any]) -> str:
 
 def _point(trial: dict[str, Any], measured: str) -> RatioPoint:
     row = trial["row"]
+    is_whole = row["method"] == READ_WHOLE
     other_values = [str(value) for key, value in trial["values"].items() if key.split(".")[0] != "compression"]
-    series = ", ".join([method_label(row["method"]), *other_values])
+    elastic = ["elastic"] if isinstance(trial["values"].get("compression.tokens"), list) else []
+    series = ", ".join([METHODS["voco"].label if is_whole else method_label(row["method"]), *elastic, *other_values])
     low, high = (None if row[f"{measured}_{end}"] is None else 100 * row[f"{measured}_{end}"] for end in ("low", "high"))
-    return RatioPoint(f"N={row['n']}: {100 * row[measured]:.1f} %", series, trial["ratio"], 100 * row[measured], low, high)
+    tokens = "uncompressed" if is_whole else f"N={row['n']}"
+    return RatioPoint(f"{tokens}: {100 * row[measured]:.1f} %", series, trial["ratio"], 100 * row[measured], low, high)
 
 
 def _bounds(rows: list[dict[str, Any]], as_retention: bool) -> list[tuple[str, float]]:
