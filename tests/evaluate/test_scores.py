@@ -50,6 +50,8 @@ def _answers(method, correct, n=1, checkpoint="c"):
         "correct": np.asarray(correct, dtype=float),
         "new_tokens": [1] * count,
         "cache_hit": [False] * count,
+        "margin": [0.5] * count,
+        "tokens_read": [1] * count,
     }
     return pa.table(row, schema=schemas.ANSWERS)
 

@@ -30,7 +30,7 @@ from voco.sequence.sequence import Layout
 from voco.store.samples import SampleTables
 from voco.train import loop as train_loop
 from voco.train.async_saver import CheckpointFailed
-from voco.train.batches import ImageBatches, StepData
+from voco.train.batches import ImageBatches, StepData, Tokens
 from voco.train.loop import TrainLoop
 from voco.train.sampler import Rows, live_groups
 from voco.train.step import DataLost, UnusableData
@@ -110,12 +110,12 @@ def interrupt_data(loop: TrainLoop, fault: str) -> None:
     """The third step's data of this rank raises an error on the thread that prepares it."""
     batches, calls = loop.data.micro_batches, itertools.count()
 
-    def micro_batches(rows: Rows, count: int) -> StepData:
+    def micro_batches(rows: Rows, count: int, sizes: Tokens) -> StepData:
         if next(calls) == 2:
             raise {"KeyError": KeyError, "ConnectionError": ConnectionError, "FileNotFoundError": FileNotFoundError}[fault](
                 "part"
             )
-        return batches(rows, count)
+        return batches(rows, count, sizes)
 
     loop.data.micro_batches = micro_batches  # type: ignore[method-assign]
 
