@@ -143,7 +143,7 @@ def test_judged_figures_are_shown_with_judge_and_date(world: World) -> None:
     assert two.score == world[1]["msvd-voco"][0]["score"]
     assert (eight.tokens, eight.paper, eight.judged, eight.score) == (8, ((73.4, 3.9), (73.5, 3.9)), None, None)
     page = render_page(graph(world), "test")
-    section = page[page.index('id="judged"') : page.index('id="answers"')]
+    section = page[page.index('id="judged"') : page.index('id="training"')]
     assert f"{100 * done.figures['accuracy']:.1f} / {done.figures['score']:.1f}" in section
     assert done.dates in section
     assert "by a rule, not<br>the paper's figure" in section

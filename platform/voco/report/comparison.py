@@ -15,6 +15,7 @@ from voco.report.table import MEDIA, SUMS, has_other_official, official_span, of
 from voco.store import schemas
 from voco.store.schemas import ALL
 
+HEADLINE_ROWS = 2  # further VoCo rows that the headline mentions
 ROLES = ("upper", "compared", "lower")
 READINGS = {READ_WHOLE: "VoCo, uncompressed", READ_ADAPTIVE: "VoCo, adaptive"}  # labels of ways to read a VoCo checkpoint
 
@@ -157,7 +158,7 @@ def _make_labels_unique(rows: list[dict[str, Any]]) -> None:
 
 
 def headline(comparison: Comparison) -> str:
-    """The key result in a few sentences."""
+    """The key result in a few sentences: of the best VoCo row, beside the best row of each other method."""
     voco_rows = [row for row in comparison.rows if row["role"] == "compared" and row["method"] == "voco"]
     if not voco_rows:
         return f"{comparison.benchmark}: no VoCo checkpoint was evaluated."
@@ -176,14 +177,18 @@ def headline(comparison: Comparison) -> str:
         text += " with the frames in order."
     else:
         text += ". Retention is unknown, because a bound is missing."
+    firsts: dict[str, str] = {}  # the best row of each method; a method may have many
+    for row in comparison.rows:
+        firsts.setdefault(str(row["method"]), row["label"])
+    named = {*firsts.values(), *(row["label"] for row in others[:1])}
     for difference in comparison.differences:
-        if difference.label == best["label"] and difference.category == ALL:
+        if difference.label == best["label"] and difference.category == ALL and difference.other in named:
             subject = "Its score is" if comparison.official else "It is"
             text += f" {subject}{difference_text(difference).removeprefix('It is')}"
-    for row in others:
+    for row in others[:HEADLINE_ROWS]:
         if row["retention"] is not None:
             text += f" {row['label']} keeps {100 * row['retention']:.1f} %{_interval(row, 'retention')}."
-    measured = [row for row in voco_rows if row["cache_bytes"] and row["full_cache_bytes"]]
+    measured = [row for row in voco_rows if row["cache_bytes"] and row["full_cache_bytes"]][: 1 + HEADLINE_ROWS]
     smaller = " and ".join(f"{row['full_cache_bytes'] / row['cache_bytes']:,.0f} times ({row['label']})" for row in measured)
     return f"{text} The cache of {ARTICLE[comparison.view]} is {smaller} smaller than the full cache." if smaller else text
 
