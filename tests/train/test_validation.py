@@ -209,3 +209,20 @@ def test_videos_are_validated_from_their_frame_caches(group: None, tmp_path: Pat
         marks.append(get_metric("token_f1").mark(model.tokenizer.decode(ids, skip_special_tokens=True), talk["answers"]))
     assert result.loss == pytest.approx(total / tokens, rel=1e-5)
     assert (result.score, result.answers) == (pytest.approx(sum(marks) / 3), 3)
+
+    # elastic N: every sample's frames at its own N, of the same caches
+    rows = first_addresses(data.samples.tables.sizes, 10)
+    sizes = [1 + index % 2 for index in range(len(rows))]
+    (mixed,) = data.micro_batches(rows, 1, sizes).batches
+    expected = []
+    for row, n in zip(video_rows(), sizes, strict=True):
+        selected = frames.select_frames(row["sample_id"], 100) if row["media"] else []
+        names, turns = [str(index) for index in selected], answered_turns(row["conversations"][0])
+        arguments = (row["sample_id"], [turns], names, model.tokenizer, model.layout)
+        sample = build_sample(*arguments, voco_tokens=[n] * len(selected), cached=True)
+        cache = frames.read(row["sample_id"], selected, n) if selected else None
+        with torch.no_grad():
+            expected.append(float(model(collate_cached([sample], [cache]))))
+    with torch.no_grad():
+        assert float(model(mixed)) == pytest.approx(sum(expected), rel=1e-5)
+        assert abs(float(model(data.micro_batches(rows, 1).batches[0])) - sum(expected)) > 1e-3
