@@ -6,8 +6,9 @@ import pyarrow.compute as pc
 import pytest
 
 from voco.errors import Refused
+from voco.evaluate.aggregate import mean_tokens
 from voco.evaluate.metrics import get_metric
-from voco.evaluate.scores import check_bound_metrics, score_rows
+from voco.evaluate.scores import check_bound_metrics, read_answers, score_rows
 from voco.store import parquet, schemas
 
 GQA = get_metric("gqa")
@@ -201,3 +202,13 @@ def test_bounds_marked_by_another_metric_are_refused(tmp_path, three):
     for name in ("earlier", "none"):
         with pytest.raises(Refused, match=r"inputs\.upper: .*do not name the metric that marked them; evaluate it again"):
             check_bound_metrics(GQA, {"upper": str(tmp_path / name), "lower": None})
+
+
+def test_answers_of_an_earlier_version_are_read_beside_new_ones(tmp_path):
+    """A run that was begun before margins were noted continues, and its parts have other columns."""
+    new = _answers("voco", [1.0, 0.0])
+    for number, table in enumerate((new.drop_columns(list(schemas.ADDED_TO_ANSWERS)), new)):
+        parquet.write_table(str(tmp_path / "answers" / f"part-{number:05d}.parquet"), [table], table.schema)
+    assert read_answers(str(tmp_path))["tokens_read"].to_pylist() == [None, None, 1, 1]
+    (tmp_path / "answers" / "part-00001.parquet").unlink()
+    assert mean_tokens(read_answers(str(tmp_path))) is None

@@ -9,7 +9,7 @@ import pytest
 from report import official_world, report_world
 
 from voco.errors import Refused
-from voco.report.comparison import compare, headline
+from voco.report.comparison import Comparison, compare, headline
 from voco.report.html import render_page
 from voco.report.judged import read_judged_figures, video_rows
 from voco.report.outputs import OutputGraph, gather_outputs
@@ -159,10 +159,17 @@ def test_verdicts_on_other_answers_are_no_figure(world: World) -> None:
     assert video_rows(comparisons, [done])[0].judged is None
 
 
-def test_scores_of_an_earlier_version_are_refused(tmp_path: Path) -> None:
+def test_scores_of_an_earlier_version_are_read_without_what_was_added_and_else_refused(tmp_path: Path) -> None:
     scores = official_world.flow(tmp_path)
     file = str(tmp_path / "pope-voco" / "scores" / "part-00000.parquet")
-    table = official_world.parquet.read_table(file).drop_columns(["official"])
-    official_world.parquet.write_table(file, [table], table.schema)
+
+    def compare_without(column: str) -> list[Comparison]:
+        table = official_world.parquet.read_table(file).drop_columns([column])
+        official_world.parquet.write_table(file, [table], table.schema)
+        return compare(gather_outputs([str(tmp_path / name) for name in scores]))
+
+    rows = [row for comparison in compare_without("mean_tokens") for row in comparison.rows]
+    assert len(rows) > 1
+    assert all(row["mean_tokens"] is None for row in rows if row["output"].endswith("pope-voco"))
     with pytest.raises(Refused, match="pope-voco: scores/ is of an earlier version: run pope-voco again with --replace"):
-        compare(gather_outputs([str(tmp_path / name) for name in scores]))
+        compare_without("official")

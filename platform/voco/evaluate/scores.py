@@ -37,7 +37,10 @@ MEASURES = (
 def read_answers(uri: str) -> pa.Table:
     """The answers of an evaluation, finished or not, in the order of its units."""
     folder = storage.join(storage.resolve(uri), "answers")
-    return pa.concat_tables([parquet.read_table(storage.join(folder, name)) for name in storage.list_names(folder)])
+    parts = [parquet.read_table(storage.join(folder, name)) for name in storage.list_names(folder)]
+    return parquet.with_added_columns(
+        pa.concat_tables(parts, promote_options="default"), schemas.ANSWERS, schemas.ADDED_TO_ANSWERS
+    )
 
 
 def join_correct(tables: dict[str, pa.Table]) -> tuple[NDArray[np.str_], NDArray[np.str_], dict[str, NDArray[np.float64]]]:

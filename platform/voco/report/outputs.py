@@ -12,7 +12,7 @@ from voco.errors import Refused
 from voco.run import manifest
 from voco.run.manifest import Manifest
 from voco.store import parquet, storage
-from voco.store.schemas import SCORES
+from voco.store.schemas import ADDED_TO_SCORES, SCORES
 
 
 @dataclass(frozen=True)
@@ -77,13 +77,16 @@ class Output:
     def read(self, table: str, columns: list[str] | None = None) -> pa.Table | None:
         """A complete table; None when the output has no such table or one of its files is gone.
 
-        Raises Refused for scores of an earlier version, which lack columns.
+        Raises Refused for scores of an earlier version that lack other columns than ADDED_TO_SCORES, which are null then.
         """
         files = self.files(table)
         if not files or not all(storage.exists(file) for file in files):
             return None
         complete = pa.concat_tables([parquet.read_table(file, columns) for file in files])
-        if table in ("scores", "trials") and columns is None and not set(SCORES.names) <= set(complete.column_names):
+        if table not in ("scores", "trials") or columns is not None:
+            return complete
+        complete = parquet.with_added_columns(complete, SCORES, ADDED_TO_SCORES)
+        if not set(SCORES.names) <= set(complete.column_names):
             raise Refused(f"{self.uri}: {table}/ is of an earlier version: run {self.name} again with --replace")
         return complete
 

@@ -113,3 +113,11 @@ def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
     """One complete Parquet file, or some of its columns. Raises FileNotFoundError."""
     with open_parquet(uri) as file:
         return file.read(columns=columns)
+
+
+def with_added_columns(table: pa.Table, schema: pa.Schema, added: Iterable[str]) -> pa.Table:
+    """The table with nulls in the columns of `schema` that an earlier version did not write."""
+    for name in added:
+        if name not in table.column_names:
+            table = table.append_column(schema.field(name), pa.nulls(table.num_rows, schema.field(name).type))
+    return table

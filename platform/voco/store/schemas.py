@@ -112,6 +112,8 @@ ANSWERS = pa.schema(
     ]
 )
 
+ADDED_TO_ANSWERS, ADDED_TO_SCORES = ("margin", "tokens_read"), ("mean_tokens",)  # earlier versions did not write them
+
 SCORES = pa.schema(
     [
         ("checkpoint", pa.string()),
