@@ -21,6 +21,7 @@ import pipelines
 from voco.commands import costs, estimate, plan, shapes
 from voco.commands.estimate import Estimate, Volume
 from voco.commands.rates import Rates, read_rates
+from voco.commands.training_memory import teacher_memory
 from voco.commands.validation_cost import validation_hours, validation_lines, with_validation
 from voco.errors import Refused
 from voco.job.config import FrameCache, Llama, Model, Tower, Training, VideoSft
@@ -155,6 +156,22 @@ def step_memory(workers: int = 1, gpus: int = 1, **changes: Any) -> Estimate:
     volume = Volume(conversations=1280, media=1280, media_bytes=1e6, text_tokens=1280 * 171)
     resources = Resources(workers=workers, gpus_per_worker=gpus, accelerator="A100")
     return estimate.training([(volume, 1.0)], shape_7b(), block, resources, Rates(), aligns=False, stored_features=True)
+
+
+def test_a_teacher_is_complete_on_every_worker_or_a_shard_and_its_head() -> None:
+    """As `train/teacher.py` places it; bench/load_memory.py measures the sharded form."""
+    model, resources = shape_7b(), Resources(workers=8, gpus_per_worker=1)
+    values = {"epochs": 1, "global_batch": 128, "micro_batch": 8, "learning_rate": 2e-5}
+    complete, sharded = (
+        teacher_memory(model, Training.model_validate({**values, "zero_stage": stage}), resources) for stage in (2, 3)
+    )
+    assert complete == 2 * model.parameters
+    head = 32_000 * 4096
+    assert sharded == pytest.approx(2 * (model.parameters / 8 + head * 7 / 8))
+    block, volume = Training.model_validate(values), Volume(conversations=128, media=128, media_bytes=1e6, text_tokens=128 * 171)
+    arguments: Any = ([(volume, 1.0)], model, block, resources, Rates(), False, True)
+    alone, taught = (estimate.training(*arguments, has_teacher=given) for given in (False, True))
+    assert taught.gpu == {**alone.gpu, "teacher": complete}
 
 
 def test_a_token_budget_bounds_the_activations() -> None:

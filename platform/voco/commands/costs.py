@@ -157,7 +157,8 @@ def _stage_line(job: Job, outputs: _Outputs, rates: Rates) -> _Line:
             return estimate.evaluation(total, model, block, job.resources, rates, cache, stored_features)
         training: Training = block
         aligns = "language_model." not in job.stage.trains
-        cost = estimate.training(volumes, model, training, job.resources, rates, aligns, stored_features)
+        taught = job.inputs.teacher is not None
+        cost = estimate.training(volumes, model, training, job.resources, rates, aligns, stored_features, taught)
         first = 0.0 if job.model is None else estimate.model_bytes(model)  # a new model is written before it is trained
         return replace(cost, written=cost.written + first)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from voco.commands.rates import Rates
 from voco.commands.shapes import ModelShape, TowerShape, adapter_parameters
-from voco.commands.training_memory import CHECKPOINT_BYTES, loading_memory, pass_samples, worker_memory
+from voco.commands.training_memory import CHECKPOINT_BYTES, loading_memory, pass_samples, teacher_memory, worker_memory
 from voco.job.config import FrameCache, ImageSft, Training, VideoSft, lora_of
 from voco.job.evaluation import Evaluate
 from voco.job.resources import Resources
@@ -133,8 +133,12 @@ def training(
     rates: Rates,
     aligns: bool,
     stored_features: bool,
+    has_teacher: bool = False,
 ) -> Estimate:
-    """align and image_sft over tables with their weights; images as stored features or through the live tower."""
+    """align and image_sft over tables with their weights; images as stored features or through the live tower.
+
+    `has_teacher`: distillation from another checkpoint, of the model's own size.
+    """
     volume = _weighted(volumes)
     samples = volume.batch_items(block)
     steps = math.ceil(samples / block.global_batch) * block.epochs if samples else 0
@@ -161,6 +165,8 @@ def training(
     gpu, host = worker_memory(model, block, resources, trained, pass_tokens)
     if not stored_features:
         gpu["tower"] = (2.0 if block.precision == "bf16" else 4.0) * model.tower.parameters
+    if has_teacher:
+        gpu["teacher"] = teacher_memory(model, block, resources)
     return Estimate(
         read=read,
         written=written,

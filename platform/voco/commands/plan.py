@@ -276,7 +276,8 @@ def training_plan(job: Job, sizes: dict[str, InputSize], models: Models | None =
         lines.append("precision: workers without a GPU multiply bf16 many times slower than fp32 on most CPUs; consider fp32")
     if isinstance(block, ImageSft) and block.distill is not None:
         own = job.inputs.teacher is None
-        teacher = "the same network under the plain mask" if own else "inputs.teacher, unsharded on every worker"
+        placed = "in shards" if block.zero_stage == 3 else "complete on every worker"
+        teacher = "the same network under the plain mask" if own else f"inputs.teacher, {placed}"
         lines.append(f"distillation: a second forward pass a step, of {teacher}")
     if lora_of(block) is not None:
         lines.append(_lora_plan(job, _model_shape(job, models or {})))

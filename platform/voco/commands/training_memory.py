@@ -85,3 +85,14 @@ def loading_memory(model: ModelShape, block: Training, resources: Resources, tra
     largest = float(number * model.config.vocab_size * model.config.hidden_size) / ranks
     copied = number * trained / ranks if block.zero_stage == 3 or not resources.gpus_per_worker else 0.0
     return largest + copied
+
+
+def teacher_memory(model: ModelShape, block: Training, resources: Resources) -> float:
+    """Bytes of another checkpoint's weights as the teacher, of the model's own size: complete on every worker, or under ZeRO-3 a
+    shard of it and its complete output head.
+    """
+    number = 2.0 if block.precision == "bf16" else 4.0
+    if block.zero_stage < 3:
+        return number * model.parameters
+    head = float(model.config.vocab_size * model.config.hidden_size)
+    return number * (model.parameters / resources.most_workers + head * (1 - 1 / resources.most_workers))
