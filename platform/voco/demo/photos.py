@@ -11,7 +11,7 @@ photos that they list. Its own splits are kept: a test row shows test photos onl
     OUT/photos/written.json            the parameters, written last: a second call with the same parameters does nothing
 
 Photos are cropped to their middle square and reduced to SIDE pixels, half of it in a grid. Names are those of the data set in
-lower case. A grid has four different coarse classes, but for questions of count two may be equal.
+lower case. Half of the grids show four different coarse classes, the others one of them twice.
 """
 
 from __future__ import annotations

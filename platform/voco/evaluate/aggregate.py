@@ -76,7 +76,7 @@ def score_lines(job: Job, rows: list[Record], images: int) -> list[str]:
     totals = [row for row in rows if row["category"] == ALL]
     names = [f"N={row['n']}: " if len(totals) > 1 else "" for row in totals]
     if job.block.is_adaptive:
-        names = [f"{row['mean_tokens']:.2f} tokens of a view on average: " for row in totals]
+        names = [f"{row['mean_tokens'] or 0:.2f} tokens of a view on average: " for row in totals]
     return [
         f"{job.name}: {name}{_score_text(row['score'])} of {row['questions']} questions, {use}"
         for name, row in zip(names, totals, strict=True)

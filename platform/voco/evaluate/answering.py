@@ -119,13 +119,14 @@ class AnswerWorker:
                 images += len(prepared)
                 for n in self.counts:
                     started = time.monotonic()
+                    at_n = self._at(prepared, n)
                     if self.adaptive is None:
-                        answers += self._read(questions, prepared, n, figures[str(n)])
+                        answers += self._read(questions, at_n, n, figures[str(n)])
                     else:
                         answers += self._read_adaptively(questions, prepared, self.adaptive, figures[str(n)])
                     figures[str(n)]["compress_seconds"] += compress_seconds
                     figures[str(n)]["answer_seconds"] += time.monotonic() - started
-                    self._measure(figures[str(n)], {media: self._first_tokens(views, n) for media, views in prepared.items()})
+                    self._measure(figures[str(n)], at_n)
                     for question in questions:  # at the next N every cache is there already
                         question["cache_hit"] = bool(question["media"]) and self.block.fastv is None
         table = pa.Table.from_pylist(answers, schema=schemas.ANSWERS)
@@ -153,10 +154,9 @@ class AnswerWorker:
         return max(1, min(size, BATCH_VIEWS // max((len(media) for media in prepared), default=1)))  # its questions carry views
 
     def _read(
-        self, questions: list[dict[str, Any]], prepared: dict[MediaKey, Prepared], n: int, figures: dict[str, float]
+        self, questions: list[dict[str, Any]], at_n: dict[MediaKey, Prepared], n: int, figures: dict[str, float]
     ) -> list[dict[str, Any]]:
         """The answers to all questions at one N, in batches. Adds their operations to `figures`."""
-        at_n = {media: self._first_tokens(views, n) for media, views in prepared.items()}
         size, answers = self._batch_size(at_n), []
         for start in range(0, len(questions), size):
             answers += self._answer(questions[start : start + size], at_n, n)
@@ -178,8 +178,10 @@ class AnswerWorker:
         left, read = list(range(len(questions))), 0
         for n in adaptive.sizes:
             read += n
-            at_n = self._read([questions[index] for index in left], prepared, n, figures) if left else []
-            for index, answer in zip(left, at_n, strict=True):
+            if not left:
+                break
+            reading = self._read([questions[index] for index in left], self._at(prepared, n), n, figures)
+            for index, answer in zip(left, reading, strict=True):
                 tokens = {"method": READ_ADAPTIVE, "n": self.counts[0], "tokens_read": read if questions[index]["media"] else 0}
                 answers[index] = {**answer, **tokens}
             left = [
@@ -211,6 +213,10 @@ class AnswerWorker:
     def _bytes(self, views: Prepared) -> int:
         """Keys and values of a question's views while it is answered."""
         return views.bytes if isinstance(views, VocoCache) else self.view_bytes * len(views)
+
+    def _at(self, prepared: dict[MediaKey, Prepared], n: int) -> dict[MediaKey, Prepared]:
+        """What questions read at N = `n`."""
+        return {media: self._first_tokens(views, n) for media, views in prepared.items()}
 
     def _first_tokens(self, views: Prepared, n: int) -> Prepared:
         """The first `n` <voco> of each view; other methods use every token."""

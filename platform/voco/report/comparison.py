@@ -116,7 +116,7 @@ def row_label(row: dict[str, Any], role: str) -> str:
     if row["method"] in FRAME_VARIANTS:
         return name
     if row["method"] == READ_ADAPTIVE:
-        return f"{name}, {row['mean_tokens']:.2f} tokens"
+        return f"{name}, {row['mean_tokens'] or 0:.2f} tokens"
     is_whole = row["method"] in ("none", READ_WHOLE)
     return f"{name}, {_checkpoint_name(row['checkpoint'])}" if is_whole else f"{name}, N={row['n']}"
 

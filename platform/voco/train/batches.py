@@ -121,10 +121,6 @@ class TrainingSamples:
         self.views, self.cached, self.extra_tokens = views, cached, extra_tokens
         self.rows = SampleRows(tables, block.share_vision) if rows is None else rows
         self._built: OrderedDict[tuple[int, int, int], TokenSample] = OrderedDict()
-        self._layouts = {
-            n: layout.model_copy(update={"tokens": n} if n != WHOLE else {"method": "none"})
-            for n in range(WHOLE, layout.tokens + 1)
-        }
 
     def take(self, rows: Rows, tokens: Tokens = None) -> list[TokenSample]:
         """The samples at (n, 2) rows; the fill of an epoch's tail is left out. `tokens`: N of each row, or WHOLE."""
@@ -146,7 +142,9 @@ class TrainingSamples:
         views = self.views(row)
         if views is None:  # it keeps its position in the order and adds nothing to the loss
             return filler_sample(self.layout)
-        layout = self.layout if n == self.layout.tokens else self._layouts[n]
+        layout = self.layout
+        if n != layout.tokens:
+            layout = layout.model_copy(update={"tokens": n} if n != WHOLE else {"method": "none"})
         # text is cut at the same place for every N
         extra = self.extra_tokens + layout.view_length - self.layout.view_length
         max_tokens = self.block.max_tokens + extra * len(views)
